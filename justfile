@@ -1,0 +1,29 @@
+# Recipes for people who work on tenantry. `just` lists them.
+
+_default:
+    @just --list
+
+# Try it: everything embedded, Ctrl-C ends it
+dev *args:
+    cargo run -- dev {{args}}
+
+# What CI checks
+ci:
+    bash .ci/run
+
+# All tests, or those whose name contains FILTER
+test *filter:
+    cargo test -- {{filter}}
+
+# Format and lint
+lint:
+    cargo fmt
+    cargo clippy --all-targets -- -D warnings
+
+# Benchmarks: converge, single, memory; all without a name
+bench *names:
+    cargo bench --bench bench -- {{names}}
+
+# The binary for production: no simulators, no failpoints
+release:
+    cargo build --release --locked --no-default-features

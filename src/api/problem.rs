@@ -1,0 +1,154 @@
+//! Errors as RFC 9457 problem details (`application/problem+json`).
+
+use std::any::Any;
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::store::StoreError;
+
+/// One error. Titles are fixed per kind; the detail says what happened this time and what to do.
+#[derive(Debug, Serialize)]
+pub struct Problem {
+    /// `about:blank`: the status and title say all that a program could want to know.
+    r#type: &'static str,
+    title: &'static str,
+    #[serde(serialize_with = "as_number")]
+    status: StatusCode,
+    detail: String,
+    /// One entry per field that is wrong.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<FieldError>,
+    #[serde(skip)]
+    retry_after: Option<Duration>,
+}
+
+/// What is wrong with one field of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FieldError {
+    /// Path of the field, such as `quota.storageBytes`.
+    pub field: String,
+    pub message: String,
+}
+
+fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}
+
+/// After which a client may try again when the database was away.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+impl Problem {
+    fn new(status: StatusCode, title: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            r#type: "about:blank",
+            title,
+            status,
+            detail: detail.into(),
+            errors: Vec::new(),
+            retry_after: None,
+        }
+    }
+
+    pub fn invalid(errors: Vec<FieldError>) -> Self {
+        let names: Vec<_> = errors.iter().map(|error| error.field.as_str()).collect();
+        let detail = format!("nothing was changed; see `errors` for: {}", names.join(", "));
+        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid fields", detail);
+        problem.errors = errors;
+        problem
+    }
+
+    pub fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "Bad request", detail)
+    }
+
+    pub fn unsupported_media_type() -> Self {
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "Unsupported media type",
+            "send the tenant as JSON, with Content-Type: application/json",
+        )
+    }
+
+    pub fn too_large(limit: usize) -> Self {
+        let detail = format!("the body must be at most {limit} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "Body too large", detail)
+    }
+
+    pub fn slug_taken(slug: &str) -> Self {
+        let detail = format!("there is a tenant with the slug {slug:?} already");
+        Self::new(StatusCode::CONFLICT, "Slug taken", detail)
+    }
+
+    pub fn no_tenant(slug: &str) -> Self {
+        let detail = format!("there is no tenant with the slug {slug:?}");
+        Self::new(StatusCode::NOT_FOUND, "No such tenant", detail)
+    }
+
+    pub fn too_slow(limit: Duration) -> Self {
+        Self::unavailable(format!("the request could not be answered within {limit:?}"))
+    }
+
+    pub fn unavailable(detail: impl Into<String>) -> Self {
+        let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "Temporarily unavailable", detail);
+        problem.retry_after = Some(RETRY_AFTER);
+        problem
+    }
+
+    fn internal() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "Internal error",
+            "the request could not be carried out; the log of tenantry says why",
+        )
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        if error.is_unavailable() {
+            // Addresses and topology are for the log.
+            tracing::warn!(%error, "cannot answer a request");
+            Self::unavailable(
+                "the database did not answer. A change may or may not have been made: look before \
+                 you repeat it",
+            )
+        } else {
+            tracing::error!(%error, "cannot answer a request");
+            Self::internal()
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let (status, retry_after) = (self.status, self.retry_after);
+        let mut response = (status, Json(self)).into_response();
+        let headers = response.headers_mut();
+        let problem_json = HeaderValue::from_static("application/problem+json");
+        headers.insert(header::CONTENT_TYPE, problem_json);
+        if let Some(wait) = retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
+        }
+        response
+    }
+}
+
+pub async fn unknown_path(uri: Uri) -> Problem {
+    let detail = format!("there is nothing at {}", uri.path());
+    Problem::new(StatusCode::NOT_FOUND, "Not found", detail)
+}
+
+pub async fn unknown_method(method: Method, uri: Uri) -> Problem {
+    let detail = format!("{method} is not possible at {}", uri.path());
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", detail)
+}
+
+/// Axum's catcher of panics wants a whole response.
+pub fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
+    tracing::error!("a request handler panicked");
+    Problem::internal().into_response()
+}

@@ -1,0 +1,192 @@
+//! A tenant as the API shows it.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::store::{InvalidDocument, Record};
+use crate::tenant::{Reason, StepKind, StepState, StepStatus, Tenant};
+
+/// One tenant, whether its document makes sense or not.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum TenantView {
+    Tenant(Box<ValidTenant>),
+    Invalid(InvalidTenant),
+}
+
+/// Names and meanings are the document's (see the README); times are RFC 3339 in UTC.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ValidTenant {
+    id: String,
+    slug: String,
+    name: String,
+    domain: Option<String>,
+    quota: Quota,
+    services: BTreeMap<&'static str, bool>,
+    status: &'static str,
+    provisioning_status: BTreeMap<&'static str, &'static str>,
+    provisioning_errors: BTreeMap<&'static str, String>,
+    steps: BTreeMap<&'static str, StepView>,
+    conditions: Vec<ConditionView>,
+    generation: i64,
+    observed_generation: Option<i64>,
+    reconcile_requested_at: Option<Timestamp>,
+    last_handled_reconcile_at: Option<Timestamp>,
+    /// Absent while the tenant is due.
+    next_reconcile_at: Option<Timestamp>,
+    created_at: Timestamp,
+    updated_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Quota {
+    /// Bytes; 0 is unlimited, null leaves it to oCIS.
+    storage_bytes: Option<i64>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct StepView {
+    state: &'static str,
+    reason: Option<&'static str>,
+    message: Option<String>,
+    external_id: Option<String>,
+    attempts: u32,
+    last_attempt_at: Option<Timestamp>,
+    last_transition_at: Option<Timestamp>,
+    next_attempt_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ConditionView {
+    r#type: &'static str,
+    status: &'static str,
+    reason: &'static str,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    observed_generation: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_transition_time: Option<Timestamp>,
+}
+
+/// What can be said of a document that makes no sense.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InvalidTenant {
+    id: String,
+    slug: Option<String>,
+    status: &'static str,
+    conditions: Vec<ConditionView>,
+}
+
+impl From<&Record> for TenantView {
+    fn from(record: &Record) -> Self {
+        match record {
+            Record::Tenant(tenant) => Self::Tenant(Box::new(ValidTenant::from(&**tenant))),
+            Record::Invalid(invalid) => Self::Invalid(InvalidTenant::from(invalid)),
+        }
+    }
+}
+
+impl From<&InvalidDocument> for InvalidTenant {
+    fn from(invalid: &InvalidDocument) -> Self {
+        let condition = ConditionView {
+            r#type: "Ready",
+            status: "False",
+            reason: Reason::InvalidDocument.name(),
+            message: invalid.to_string(),
+            observed_generation: None,
+            last_transition_time: None,
+        };
+        Self {
+            id: invalid.id.clone(),
+            slug: invalid.slug.clone(),
+            status: "invalid",
+            conditions: vec![condition],
+        }
+    }
+}
+
+impl From<&Tenant> for ValidTenant {
+    fn from(tenant: &Tenant) -> Self {
+        let status = &tenant.status;
+        let state = |step| tenant.current_state(step);
+        let error = |step: StepKind| {
+            let detail = &status.steps[step];
+            (state(step) == StepState::Error)
+                .then(|| (step.name(), detail.message.clone().unwrap_or_else(|| "failed".into())))
+        };
+        Self {
+            id: tenant.id.to_string(),
+            slug: tenant.slug.to_string(),
+            name: tenant.desired.name.to_string(),
+            domain: tenant.desired.domain.as_ref().map(ToString::to_string),
+            quota: Quota { storage_bytes: tenant.desired.storage_bytes },
+            services: each_step(|step| tenant.desired.services.has(step)),
+            status: status.phase.name(),
+            provisioning_status: each_step(|step| state(step).name()),
+            provisioning_errors: StepKind::ALL.into_iter().filter_map(error).collect(),
+            steps: each_step(|step| StepView::new(&status.steps[step], state(step))),
+            conditions: vec![ready(tenant)],
+            generation: tenant.generation,
+            observed_generation: status.observed_generation,
+            reconcile_requested_at: tenant.reconcile_requested_at,
+            last_handled_reconcile_at: status.last_handled_reconcile_at,
+            next_reconcile_at: status.next_reconcile_at,
+            created_at: tenant.created_at,
+            updated_at: tenant.updated_at,
+        }
+    }
+}
+
+impl StepView {
+    /// `state` is the step's for the *current* desired state.
+    fn new(step: &StepStatus, state: StepState) -> Self {
+        let outdated = state != step.state;
+        let reason = if outdated { Some(Reason::DesiredStateChanged) } else { step.reason };
+        Self {
+            state: state.name(),
+            reason: reason.map(Reason::name),
+            message: step.message.clone(),
+            external_id: step.external_id.clone(),
+            attempts: step.attempts,
+            last_attempt_at: step.last_attempt_at,
+            last_transition_at: step.last_transition_at,
+            next_attempt_at: if outdated { None } else { step.next_attempt_at },
+        }
+    }
+}
+
+fn ready(tenant: &Tenant) -> ConditionView {
+    let recorded = tenant.status.ready.as_ref();
+    let outdated = StepKind::ALL
+        .into_iter()
+        .any(|step| tenant.current_state(step) != tenant.status.steps[step].state);
+    match recorded {
+        Some(recorded) if !(recorded.ready && outdated) => ConditionView {
+            r#type: "Ready",
+            status: if recorded.ready { "True" } else { "False" },
+            reason: recorded.reason.name(),
+            message: recorded.message.clone(),
+            observed_generation: Some(recorded.observed_generation),
+            last_transition_time: Some(recorded.last_transition_time),
+        },
+        _ => ConditionView {
+            r#type: "Ready",
+            status: "False",
+            reason: Reason::Reconciling.name(),
+            message: "not every step has been observed to match yet".into(),
+            observed_generation: tenant.status.observed_generation,
+            last_transition_time: None,
+        },
+    }
+}
+
+fn each_step<T>(mut value: impl FnMut(StepKind) -> T) -> BTreeMap<&'static str, T> {
+    StepKind::ALL.into_iter().map(|step| (step.name(), value(step))).collect()
+}

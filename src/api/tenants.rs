@@ -1,0 +1,118 @@
+//! `/tenants`: create, list, show, flag for reconcile.
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::problem::{FieldError, Problem};
+use super::representation::TenantView;
+use crate::store::{NewTenant, PageQuery, Store};
+use crate::tenant::{Phase, Slug};
+
+/// Tenants on a page, unless asked otherwise, and at most.
+const DEFAULT_LIMIT: u16 = 50;
+const MAX_LIMIT: u16 = 500;
+
+pub async fn create(State(store): State<Store>, new: NewTenant) -> Result<Response, Problem> {
+    let created = store.insert(&new).await?;
+    let record = created.ok_or_else(|| Problem::slug_taken(new.slug.as_str()))?;
+    let location = format!("/tenants/{}", new.slug);
+    let body = Json(TenantView::from(&record));
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], body).into_response())
+}
+
+pub async fn show(State(store): State<Store>, Named(slug): Named) -> Result<Json<TenantView>, Problem> {
+    let found = store.get(&slug).await?;
+    let record = found.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
+    Ok(Json(TenantView::from(&record)))
+}
+
+/// Answer to a reconcile request.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReconcileRequest {
+    slug: String,
+    /// Names this request: once the tenant's `lastHandledReconcileAt` equals it (or is later), the
+    /// request has been acted on.
+    token: Timestamp,
+}
+
+pub async fn reconcile(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
+    let requested = store.request_reconcile(&slug).await?;
+    let token = requested.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
+    let body = Json(ReconcileRequest { slug: slug.to_string(), token });
+    Ok((StatusCode::ACCEPTED, body).into_response())
+}
+
+/// Filters of a list. Numbers come as text, so that every mistake can be named in one answer.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListParameters {
+    status: Option<String>,
+    limit: Option<String>,
+    after: Option<String>,
+}
+
+/// A page of tenants in order of their slugs.
+#[derive(Debug, Serialize)]
+pub struct List {
+    items: Vec<TenantView>,
+    /// Give it as `after` for the next page; null on the last.
+    next: Option<String>,
+}
+
+pub async fn list(
+    State(store): State<Store>,
+    parameters: Result<Query<ListParameters>, QueryRejection>,
+) -> Result<Json<List>, Problem> {
+    let Query(parameters) = parameters.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let page = store.list(&parameters.read()?).await?;
+    Ok(Json(List { items: page.records.iter().map(TenantView::from).collect(), next: page.next }))
+}
+
+impl ListParameters {
+    fn read(self) -> Result<PageQuery, Problem> {
+        let mut errors = Vec::new();
+        let mut wrong = |field: &str, message: String| {
+            errors.push(FieldError { field: field.into(), message });
+        };
+        let phase = self.status.and_then(|status| {
+            let phase = status.parse::<Phase>();
+            if phase.is_err() {
+                wrong("status", format!("must be one of {}", Phase::ALL.map(Phase::name).join(", ")));
+            }
+            phase.ok()
+        });
+        let limit = self.limit.map_or(DEFAULT_LIMIT, |limit| match limit.parse() {
+            Ok(limit) if (1..=MAX_LIMIT).contains(&limit) => limit,
+            _ => {
+                wrong("limit", format!("must be a whole number from 1 to {MAX_LIMIT}"));
+                DEFAULT_LIMIT
+            }
+        });
+        if errors.is_empty() {
+            Ok(PageQuery { phase, after: self.after, limit })
+        } else {
+            Err(Problem::invalid(errors))
+        }
+    }
+}
+
+/// The tenant that the path names. A text that cannot be a slug is no tenant's.
+pub struct Named(Slug);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| Problem::bad_request(error.body_text()))?;
+        text.parse().map(Self).map_err(|_| Problem::no_tenant(&text))
+    }
+}

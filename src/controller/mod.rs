@@ -1,0 +1,320 @@
+//! The loop: hints and due scans feed a queue, workers reconcile what it hands out.
+//!
+//! One task owns the queue and everything about scheduling; workers, the change stream and the due
+//! scan only send it messages. It decides nothing about tenants: whether there is work to do is
+//! settled by the claim, in the database.
+
+mod feed;
+mod queue;
+mod reconcile;
+
+pub use queue::Queue;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::feed::{Feed, Hint};
+use self::reconcile::{Reconciler, Verdict};
+use crate::integration::Integrations;
+use crate::metrics::Metrics;
+use crate::store::{DueScan, Holder, Relist, Store, StoreError, Urgency};
+use crate::tenant::{Policy, TenantId};
+
+/// How the loop runs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Reconciles at once.
+    pub workers: usize,
+    pub policy: Policy,
+    pub lease_ttl: Duration,
+    /// Between due scans while nothing happens.
+    pub poll_interval: Duration,
+    /// From the request to shut down until everything has ended.
+    pub shutdown_grace: Duration,
+    pub holder: Holder,
+    /// Tenants that may wait in memory; the others wait in the database. See [`QUEUE_CAPACITY`].
+    pub queue_capacity: usize,
+}
+
+/// A queue of this size takes a few megabytes when it is full.
+pub const QUEUE_CAPACITY: usize = 10_000;
+/// Tenants that one due scan brings.
+const SCAN_LIMIT: u32 = 1_000;
+/// Below this many ready tenants a scan that was cut short is continued.
+const LOW_WATER: usize = 500;
+/// Appointments further away are left to the due scan.
+const APPOINTMENTS: Duration = Duration::from_secs(60);
+/// Events that wait for the dispatcher.
+const HINTS: usize = 1_024;
+/// Part of the grace period that is kept for writing down what is known.
+const WIND_DOWN: u32 = 5;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+
+/// The controller of one process.
+pub struct Controller {
+    pub store: Store,
+    pub integrations: Arc<Integrations>,
+    pub metrics: Arc<Metrics>,
+    pub settings: Settings,
+}
+
+impl Controller {
+    /// Runs until `shutdown`, then winds down within the grace period: no new work, running work
+    /// finishes or is abandoned safely, leases are released.
+    ///
+    /// `watch_open` tells whether a change stream is open.
+    pub async fn run(self, watch_open: watch::Sender<bool>, shutdown: CancellationToken) {
+        let Self { store, integrations, metrics, settings } = self;
+        metrics.workers.set(i64::try_from(settings.workers).unwrap_or(i64::MAX));
+        let (hints, hinted) = mpsc::channel(HINTS);
+        let abandon = CancellationToken::new();
+        let feeding = TaskTracker::new();
+        feeding.spawn(
+            Feed {
+                store: store.clone(),
+                metrics: Arc::clone(&metrics),
+                hints,
+                open: watch_open,
+                shutdown: shutdown.clone(),
+            }
+            .run(),
+        );
+        feeding.close();
+        let reconciler = Arc::new(Reconciler {
+            store: store.clone(),
+            integrations,
+            metrics: Arc::clone(&metrics),
+            policy: settings.policy,
+            holder: settings.holder.clone(),
+            lease_ttl: settings.lease_ttl,
+            abandon: abandon.clone(),
+        });
+        let dispatcher = Dispatcher {
+            queue: Queue::new(settings.queue_capacity),
+            reconciler,
+            store,
+            metrics,
+            running: JoinSet::new(),
+            scanning: JoinSet::new(),
+            scan_wanted: true,
+            overflowed: false,
+            next_poll: Instant::now() + settings.poll_interval,
+            paused_until: None,
+            pause: FIRST_PAUSE,
+            settings: settings.clone(),
+        };
+        let mut running = dispatcher.run(hinted, &shutdown).await;
+
+        let wind_down = settings.shutdown_grace / WIND_DOWN;
+        let finished = async { while running.join_next().await.is_some() {} };
+        if tokio::time::timeout(settings.shutdown_grace - wind_down, finished).await.is_err() {
+            tracing::warn!(
+                left = running.len(),
+                "abandoning work that takes longer than the grace period"
+            );
+            abandon.cancel();
+            let finished = async { while running.join_next().await.is_some() {} };
+            if tokio::time::timeout(wind_down, finished).await.is_err() {
+                tracing::error!(left = running.len(), "leases could not be released; they will expire");
+            }
+        }
+        if tokio::time::timeout(wind_down, feeding.wait()).await.is_err() {
+            tracing::debug!("the change stream did not close in time");
+        }
+    }
+}
+
+/// What came of a due scan.
+struct Scanned {
+    result: Result<DueScan, StoreError>,
+    /// What hints were dropped for has not been marked: it must be tried again.
+    relist_failed: bool,
+}
+
+/// Owns the queue.
+struct Dispatcher {
+    queue: Queue,
+    reconciler: Arc<Reconciler>,
+    store: Store,
+    metrics: Arc<Metrics>,
+    settings: Settings,
+    running: JoinSet<(TenantId, Verdict)>,
+    /// At most one due scan.
+    scanning: JoinSet<Scanned>,
+    scan_wanted: bool,
+    /// Hints were dropped. An edit by a shell is in no index: a poll marks what nobody has handled
+    /// before it scans.
+    overflowed: bool,
+    next_poll: Instant,
+    /// Set while the database does not answer: no work is handed out until then.
+    paused_until: Option<Instant>,
+    pause: Duration,
+}
+
+impl Dispatcher {
+    /// Returns what is still running at shutdown.
+    async fn run(
+        mut self,
+        mut hinted: mpsc::Receiver<Hint>,
+        shutdown: &CancellationToken,
+    ) -> JoinSet<(TenantId, Verdict)> {
+        // The gauges are refreshed as often as anybody could scrape them, not with every event.
+        let mut gauges = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            self.dispatch();
+            let wake = self.wake_at();
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return self.running,
+                Some(ended) = self.running.join_next() => self.ended(ended),
+                Some(scan) = self.scanning.join_next() => self.scanned(scan),
+                Some(hint) = hinted.recv() => match hint {
+                    Hint::Tenant { id, urgency } => self.queue.push(id, urgency, Instant::now()),
+                    Hint::Scan => self.scan_wanted = true,
+                },
+                _ = gauges.tick() => self.measure(),
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+        }
+    }
+
+    fn dispatch(&mut self) {
+        let now = Instant::now();
+        if self.paused_until.is_some_and(|until| until > now) {
+            return;
+        }
+        self.paused_until = None;
+        while self.running.len() < self.settings.workers
+            && let Some(id) = self.queue.pop(now)
+        {
+            let reconciler = Arc::clone(&self.reconciler);
+            self.running.spawn(async move {
+                // A bug that only one tenant meets must not be tried at full speed, nor stop others.
+                let reconcile = AssertUnwindSafe(reconciler.reconcile(id)).catch_unwind();
+                (id, reconcile.await.unwrap_or(Verdict::Refused))
+            });
+        }
+        self.metrics.workers_busy.set(i64::try_from(self.running.len()).unwrap_or(i64::MAX));
+        if self.queue.take_overflow() {
+            self.metrics.queue_overflows.inc();
+            self.overflowed = true;
+        }
+        let poll = now >= self.next_poll;
+        if (poll || (self.scan_wanted && self.queue.ready_len() < LOW_WATER)) && self.scanning.is_empty()
+        {
+            self.scan_wanted = false;
+            self.next_poll = now + self.settings.poll_interval;
+            let store = self.store.clone();
+            let invalid_retry = self.settings.policy.terminal();
+            let metrics = Arc::clone(&self.metrics);
+            // A pass over the collection is for when the rush is over, and not for every poll.
+            let relist =
+                poll && self.queue.ready_len() < LOW_WATER && std::mem::take(&mut self.overflowed);
+            // Those that wait for their time are found too, and must not hide the others.
+            let limit = SCAN_LIMIT + u32::try_from(self.queue.delayed_len()).unwrap_or(u32::MAX / 2);
+            self.scanning.spawn(async move {
+                if relist {
+                    if let Err(error) = store.relist(&mut Relist::default()).await {
+                        return Scanned { result: Err(error), relist_failed: true };
+                    }
+                    metrics.relists.inc();
+                }
+                Scanned { result: store.due(limit, invalid_retry).await, relist_failed: false }
+            });
+        }
+    }
+
+    fn wake_at(&self) -> Instant {
+        let poll = if self.scanning.is_empty() { Some(self.next_poll) } else { None };
+        let appointment =
+            if self.running.len() < self.settings.workers { self.queue.next_ready_at() } else { None };
+        match self.paused_until {
+            Some(until) => until,
+            None => [poll, appointment]
+                .into_iter()
+                .flatten()
+                .min()
+                // Something that is running will wake us before.
+                .unwrap_or_else(|| Instant::now() + self.settings.poll_interval),
+        }
+    }
+
+    fn ended(&mut self, ended: Result<(TenantId, Verdict), tokio::task::JoinError>) {
+        let now = Instant::now();
+        // Panics are caught inside, and nobody aborts these tasks.
+        let Ok((id, verdict)) = ended else { return };
+        self.queue.finish(id, now);
+        match verdict {
+            Verdict::Done => {}
+            Verdict::DueIn { wait, urgency } if wait <= APPOINTMENTS => {
+                self.queue.push_at(id, urgency, now + wait);
+            }
+            Verdict::DueIn { .. } => {}
+            Verdict::Again => self.queue.push(id, Urgency::New, now),
+            // As urgent as can be, so that no due scan moves it forward.
+            Verdict::Refused => self.queue.push_at(id, Urgency::Requested, now + REFUSED_PAUSE),
+            Verdict::Unavailable => {
+                self.queue.push(id, Urgency::Retry, now);
+                self.store_unavailable(now);
+                return;
+            }
+        }
+        self.pause = FIRST_PAUSE;
+    }
+
+    fn scanned(&mut self, scanned: Result<Scanned, tokio::task::JoinError>) {
+        let now = Instant::now();
+        let scanned = match scanned {
+            Ok(scanned) => scanned,
+            Err(error) => return tracing::error!(%error, "a due scan panicked"),
+        };
+        self.overflowed |= scanned.relist_failed;
+        match scanned.result {
+            Ok(scan) => {
+                for invalid in &scan.misfits {
+                    self.reconciler.report(invalid);
+                }
+                for tenant in &scan.tenants {
+                    self.queue.offer(tenant.id, tenant.urgency, now);
+                }
+                self.scan_wanted |= scan.full;
+                self.pause = FIRST_PAUSE;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot look for due tenants");
+                self.scan_wanted = true;
+                self.store_unavailable(now);
+            }
+        }
+    }
+
+    /// Hands out nothing for a while: every reconcile would only wait for the database.
+    fn store_unavailable(&mut self, now: Instant) {
+        if self.paused_until.is_none() {
+            self.paused_until = Some(now + self.pause);
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn measure(&self) {
+        let now = Instant::now();
+        for urgency in Urgency::ALL {
+            let (depth, oldest) = self.queue.waiting(urgency, now);
+            let label = [urgency.name()];
+            let depth = i64::try_from(depth).unwrap_or(i64::MAX);
+            self.metrics.queue_depth.with_label_values(&label).set(depth);
+            let oldest = oldest.as_secs_f64();
+            self.metrics.queue_oldest_seconds.with_label_values(&label).set(oldest);
+        }
+    }
+}

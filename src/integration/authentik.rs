@@ -1,0 +1,501 @@
+//! Authentik: one group per tenant, `/api/v3/core/groups/`.
+//!
+//! Sources: the API schema, and what servers 2025.12.4 and 2025.8.1 were observed to do. Where a
+//! comment says *observed*, it is the latter.
+//!
+//! * Group rights are admin rights in Authentik (observed: whoever may change groups can make himself
+//!   a superuser). Nothing of a tenant but slug, id and name ever reaches a request body.
+//! * A write that is answered with `405` and an empty body failed inside the server, or was applied
+//!   (observed): the outcome is unknown.
+//! * Filters are hints: unknown ones are ignored silently, an empty `name=` lists everything
+//!   (observed). Every result is compared again here, and `search=`, a substring match, is not used.
+//! * Attributes are replaced whole by PATCH and have no version: foreign ones are sent back as they
+//!   were read, byte for byte.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use reqwest::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::Error;
+use super::converge::{Drift, Integration, Owner, Target};
+use super::http::{Answer, Call, Upstream};
+use crate::tenant::{Reason, Slug, StepKind, TenantId};
+
+/// The attributes that we own. All strings: a number beyond 64 bits would make every list that holds
+/// the group fail (observed).
+const MARK: &str = "tenantry_id";
+const SLUG: &str = "tenantry_slug";
+const NAME: &str = "tenantry_name";
+
+/// More pages than any fleet has: 100 000 groups at 100 a page.
+const MAX_PAGES: u32 = 1_000;
+/// The most that a server since 2025.12 gives (it caps silently; observed).
+const PAGE_SIZE: &str = "100";
+
+/// How a tenant's group is named: a text with `{slug}` in it, such as `tenant-{slug}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupTemplate(String);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidGroupTemplate {
+    #[error("must contain {{slug}}, or all tenants would share one group")]
+    NoSlug,
+    #[error("must not hold other placeholders than {{slug}}")]
+    Placeholder,
+    #[error("must not begin or end with a blank (Authentik removes them), or hold control characters")]
+    Blank,
+}
+
+impl GroupTemplate {
+    const SLUG: &'static str = "{slug}";
+
+    pub fn parse(text: &str) -> Result<Self, InvalidGroupTemplate> {
+        let rest = text.replacen(Self::SLUG, "", 1);
+        if rest.len() == text.len() {
+            Err(InvalidGroupTemplate::NoSlug)
+        } else if rest.contains(['{', '}']) {
+            Err(InvalidGroupTemplate::Placeholder)
+        } else if text.trim() != text || text.chars().any(char::is_control) {
+            Err(InvalidGroupTemplate::Blank)
+        } else {
+            Ok(Self(text.to_owned()))
+        }
+    }
+
+    fn name_for(&self, slug: &Slug) -> String {
+        self.0.replace(Self::SLUG, slug.as_str())
+    }
+}
+
+impl fmt::Display for GroupTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The integration with one Authentik server.
+pub struct Authentik {
+    upstream: Upstream,
+    template: GroupTemplate,
+}
+
+/// A group as the API shows it; of its many members only those that matter.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Group {
+    pk: String,
+    name: String,
+    #[serde(default)]
+    attributes: BTreeMap<String, Box<RawValue>>,
+    #[serde(default)]
+    users: Vec<i64>,
+    #[serde(default)]
+    is_superuser: bool,
+    /// Present since 2025.12, where group names are unique in the database.
+    parents: Option<serde::de::IgnoredAny>,
+    /// Other groups that carry the same mark.
+    #[serde(skip)]
+    twins: Vec<Group>,
+}
+
+#[derive(Deserialize)]
+struct Listing {
+    pagination: Pagination,
+    results: Vec<Group>,
+}
+
+#[derive(Deserialize)]
+struct Pagination {
+    /// Number of the next page, 0 when there is none.
+    next: u32,
+}
+
+/// Everything that we ever send. Add nothing that a tenant's document controls: see the module's
+/// first point.
+#[derive(Serialize)]
+struct GroupBody<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    attributes: BTreeMap<String, Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+struct Detail {
+    detail: String,
+}
+
+/// The 403s that are about the credential rather than a permission (observed; Authentik's API has no
+/// 401). They are not localized; the one about permissions is.
+const CREDENTIAL_DETAILS: [&str; 4] = [
+    "Authentication credentials were not provided.",
+    "Token invalid/expired",
+    "Unsupported authentication type",
+    "Malformed header",
+];
+
+impl Authentik {
+    pub fn new(upstream: Upstream, template: GroupTemplate) -> Self {
+        Self { upstream, template }
+    }
+
+    /// Those of the groups for which the server claims `filter` holds that `wanted` agrees with, from
+    /// all pages. No more than a page of the others is ever kept.
+    async fn list(
+        &self,
+        operation: &'static str,
+        filter: (&str, &str),
+        wanted: impl Fn(&Group) -> bool,
+    ) -> Result<Vec<Group>, Error> {
+        let mut groups = Vec::new();
+        let mut page = 1;
+        for _ in 0..MAX_PAGES {
+            let number = page.to_string();
+            let call = Call {
+                operation,
+                method: Method::GET,
+                path: &GROUPS,
+                query: &[
+                    filter,
+                    // Members' e-mail addresses are none of our business.
+                    ("include_users", "false"),
+                    ("page_size", PAGE_SIZE),
+                    ("page", &number),
+                ],
+            };
+            let answer = self.upstream.read(&call).await?;
+            match answer.status {
+                StatusCode::OK => {}
+                // The list shrank while we paged (observed): what we have read may have gaps.
+                StatusCode::NOT_FOUND if page > 1 && answer.json::<Detail>().is_some() => {
+                    let message = self.upstream.refusal(&call, &answer);
+                    return Err(Error::transient(Reason::UnexpectedAnswer, message));
+                }
+                _ => return Err(self.refused(&call, &answer)),
+            }
+            let listing: Listing = self.parse(&call, &answer)?;
+            groups.extend(listing.results.into_iter().filter(&wanted));
+            page = listing.pagination.next;
+            if page == 0 {
+                return Ok(groups);
+            }
+        }
+        let message = format!("authentik: {operation}: more than {MAX_PAGES} pages");
+        Err(Error::transient(Reason::UnexpectedAnswer, message))
+    }
+
+    async fn named(&self, name: &str) -> Result<Vec<Group>, Error> {
+        self.list("find_group_by_name", ("name", name), |group| group.name == name).await
+    }
+
+    async fn marked(&self, id: TenantId) -> Result<Vec<Group>, Error> {
+        let mark = id.to_string();
+        let filter = serde_json::json!({ MARK: mark }).to_string();
+        let wanted = |group: &Group| group.text(MARK).as_deref() == Some(&mark);
+        self.list("find_group_by_mark", ("attributes", &filter), wanted).await
+    }
+
+    async fn get(&self, pk: &str) -> Result<Option<Group>, Error> {
+        let call = Call {
+            operation: "get_group",
+            method: Method::GET,
+            path: &["api", "v3", "core", "groups", pk, ""],
+            query: &[("include_users", "false")],
+        };
+        let answer = self.upstream.read(&call).await?;
+        match answer.status {
+            StatusCode::OK => self.parse(&call, &answer).map(Some),
+            StatusCode::NOT_FOUND if answer.json::<Detail>().is_some() => Ok(None),
+            _ => Err(self.refused(&call, &answer)),
+        }
+    }
+
+    /// Removes a second group of ours that nobody is in.
+    async fn remove_twin(&self, twin: &Group) -> Result<(), Error> {
+        let call = Call {
+            operation: "delete_duplicate_group",
+            method: Method::DELETE,
+            path: &["api", "v3", "core", "groups", &twin.pk, ""],
+            query: &[],
+        };
+        let answer = self.upstream.write(&call, None::<&()>).await?;
+        match answer.status {
+            StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(()),
+            _ => Err(self.refused(&call, &answer)),
+        }
+    }
+
+    fn parse<T: for<'de> Deserialize<'de>>(&self, call: &Call<'_>, answer: &Answer) -> Result<T, Error> {
+        answer.json().ok_or_else(|| {
+            let message = self.upstream.refusal(call, answer);
+            Error::transient(Reason::UnexpectedAnswer, message)
+                .with_unknown_effect_if(!call.method.is_safe())
+        })
+    }
+
+    /// What a refusal means.
+    fn refused(&self, call: &Call<'_>, answer: &Answer) -> Error {
+        let message = self.upstream.refusal(call, answer);
+        let detail = answer.json::<Detail>().map(|body| body.detail);
+        match answer.status {
+            StatusCode::METHOD_NOT_ALLOWED if answer.body.is_empty() => {
+                let message = format!("{message} (in Authentik: an error inside the server)");
+                Error::transient(Reason::UpstreamError, message)
+                    .with_unknown_effect_if(!call.method.is_safe())
+            }
+            StatusCode::UNAUTHORIZED => Error::misconfigured(Reason::CredentialsRejected, message),
+            StatusCode::FORBIDDEN
+                if detail.as_deref().is_some_and(|detail| CREDENTIAL_DETAILS.contains(&detail)) =>
+            {
+                let message = format!(
+                    "{message}. AUTHENTIK_API_TOKEN must be the key of a token with intent \"API\" \
+                     that does not expire"
+                );
+                Error::misconfigured(Reason::CredentialsRejected, message)
+            }
+            StatusCode::FORBIDDEN if detail.is_none() => {
+                let message = format!("{message} (not in Authentik's words: does a proxy refuse it?)");
+                Error::terminal(Reason::Forbidden, message)
+            }
+            StatusCode::FORBIDDEN => {
+                let message = format!(
+                    "{message}. The token's user needs the permissions view_group, add_group, \
+                     change_group and delete_group of authentik_core"
+                );
+                Error::terminal(Reason::Forbidden, message)
+            }
+            // Every Authentik has the list; another path may be missing for another reason.
+            StatusCode::NOT_FOUND if detail.is_none() && call.path == GROUPS => {
+                let message = format!("{message}. Is AUTHENTIK_API_URL an Authentik server's address?");
+                Error::misconfigured(Reason::WrongAddress, message)
+            }
+            status if status.is_client_error() => Error::terminal(Reason::Rejected, message),
+            _ => Error::transient(Reason::UnexpectedAnswer, message)
+                .with_unknown_effect_if(!call.method.is_safe()),
+        }
+    }
+
+    fn our_attributes(target: &Target) -> [(&'static str, String); 3] {
+        [
+            (MARK, target.id.to_string()),
+            (SLUG, target.slug.to_string()),
+            (NAME, target.desired.name.to_string()),
+        ]
+    }
+
+    /// Picks the tenant's group among those that could be it.
+    fn choose(&self, target: &Target, mut groups: Vec<Group>) -> Result<Option<Group>, Error> {
+        groups.sort_by(|a, b| a.pk.cmp(&b.pk));
+        groups.dedup_by(|a, b| a.pk == b.pk);
+        let recorded = |group: &Group| target.recorded.as_ref() == Some(&group.pk);
+        let mark = target.id.to_string();
+        let (mut ours, mut others): (Vec<_>, Vec<_>) =
+            groups.into_iter().partition(|group| group.text(MARK).as_deref() == Some(&mark));
+        if ours.is_empty() {
+            if let Some(position) = others.iter().position(recorded) {
+                return Ok(Some(others.swap_remove(position)));
+            }
+            // Only before 2025.12 can two groups have one name.
+            return match others.len() {
+                0 | 1 => Ok(others.pop()),
+                _ => Err(Error::terminal(
+                    Reason::Conflict,
+                    format!(
+                        "authentik: {} groups are named {:?} and none carries this tenant's mark; \
+                         rename or remove all but the one to adopt",
+                        others.len(),
+                        others[0].name,
+                    ),
+                )),
+            };
+        }
+        // Whoever looks, and whenever, must keep the same one: the recorded, else the first by id.
+        let keep = ours.iter().position(recorded).unwrap_or(0);
+        let mut group = ours.remove(keep);
+        group.twins = ours;
+        Ok(Some(group))
+    }
+}
+
+/// Path of the collection; the trailing slash is required (a POST without is answered 405, observed).
+const GROUPS: [&str; 5] = ["api", "v3", "core", "groups", ""];
+
+impl Group {
+    /// An attribute that is a string.
+    fn text(&self, key: &str) -> Option<String> {
+        serde_json::from_str(self.attributes.get(key)?.get()).ok()
+    }
+}
+
+impl Integration for Authentik {
+    type Resource = Group;
+
+    fn step(&self) -> StepKind {
+        StepKind::Authentik
+    }
+
+    async fn observe(&self, target: &Target) -> Result<Option<Group>, Error> {
+        let name = self.template.name_for(&target.slug);
+        let mut found = match self.named(&name).await {
+            Ok(found) => found,
+            // An account with rights on its own groups only gets 403 instead of an empty list until
+            // it has one (observed). Whether it may create, creating tells.
+            Err(error) if error.failure.reason == Reason::Forbidden && target.recorded.is_none() => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(pk) = &target.recorded
+            && !found.iter().any(|group| group.pk == *pk)
+        {
+            // Somebody renamed it, or it is gone.
+            found.extend(self.get(pk).await?);
+        }
+        if found.is_empty() && (target.may_exist || target.recorded.is_some()) {
+            found = self.marked(target.id).await?;
+        }
+        self.choose(target, found)
+    }
+
+    async fn create(&self, target: &Target) -> Result<Group, Error> {
+        let name = self.template.name_for(&target.slug);
+        let attributes =
+            Self::our_attributes(target).map(|(key, value)| (key.to_owned(), raw_string(&value))).into();
+        let call = Call { operation: "create_group", method: Method::POST, path: &GROUPS, query: &[] };
+        let body = GroupBody { name: Some(&name), attributes };
+        let answer = self.upstream.write(&call, Some(&body)).await?;
+        match answer.status {
+            StatusCode::CREATED => {
+                let group: Group = self.parse(&call, &answer)?;
+                if group.parents.is_some() {
+                    return Ok(group);
+                }
+                // Before 2025.12 a lost race makes two groups of one name, and tells neither
+                // (observed). Look who else was there; both sides keep the same one.
+                let mut all = self.named(&name).await?;
+                if !all.iter().any(|other| other.pk == group.pk) {
+                    all.push(group);
+                }
+                self.choose(target, all)?.ok_or_else(|| {
+                    let message = format!("authentik: group {name:?} vanished after its creation");
+                    Error::transient(Reason::UnexpectedAnswer, message)
+                })
+            }
+            // The key tells, not the text, which is localized and differs by version (observed).
+            StatusCode::BAD_REQUEST if mentions_name(&answer) => {
+                let message = format!(
+                    "{}. A group of that name exists where our account cannot see it",
+                    self.upstream.refusal(&call, &answer)
+                );
+                // Most likely somebody made it after we looked.
+                Err(Error::terminal(Reason::Conflict, message).stale())
+            }
+            _ => Err(self.refused(&call, &answer)),
+        }
+    }
+
+    async fn update(&self, target: &Target, group: Group) -> Result<Group, Error> {
+        for twin in &group.twins {
+            if !twin.users.is_empty() {
+                let message = format!(
+                    "authentik: the groups {} and {} both carry this tenant's mark; the first is kept. \
+                     The second has {} members: move them, and it will be removed",
+                    group.pk,
+                    twin.pk,
+                    twin.users.len(),
+                );
+                return Err(Error::terminal(Reason::Duplicate, message).about(&group.pk));
+            }
+            self.remove_twin(twin).await?;
+        }
+        let name = self.template.name_for(&target.slug);
+        let path = ["api", "v3", "core", "groups", group.pk.as_str(), ""];
+        let call = Call { operation: "update_group", method: Method::PATCH, path: &path, query: &[] };
+        let mut attributes = group.attributes.clone();
+        for (key, value) in Self::our_attributes(target) {
+            attributes.insert(key.to_owned(), raw_string(&value));
+        }
+        let body = GroupBody { name: (group.name != name).then_some(&*name), attributes };
+        let answer = self.upstream.write(&call, Some(&body)).await?;
+        match answer.status {
+            StatusCode::OK => self.parse(&call, &answer),
+            StatusCode::BAD_REQUEST if mentions_name(&answer) && body.name.is_some() => {
+                let message = format!(
+                    "{}. The tenant's group was renamed to {:?}, and its name is taken by another group",
+                    self.upstream.refusal(&call, &answer),
+                    group.name,
+                );
+                Err(Error::terminal(Reason::Conflict, message).about(&group.pk))
+            }
+            // Gone since we looked.
+            StatusCode::NOT_FOUND if answer.json::<Detail>().is_some() => {
+                let message = self.upstream.refusal(&call, &answer);
+                Err(Error::transient(Reason::UnexpectedAnswer, message).stale())
+            }
+            _ => Err(self.refused(&call, &answer).about(&group.pk)),
+        }
+    }
+
+    fn external_id(group: &Group) -> &str {
+        &group.pk
+    }
+
+    fn owner(&self, target: &Target, group: &Group) -> Owner {
+        let recorded = target.recorded.as_deref() == Some(&*group.pk);
+        let mark = group.attributes.get(MARK).map(|mark| mark.get());
+        match (mark, group.text(MARK)) {
+            (_, Some(mark)) if mark == target.id.to_string() => Owner::Us,
+            // Marked with something that no controller writes. If it is ours by its id, a person did.
+            (Some(_), mark) if recorded && !mark.as_ref().is_some_and(|m| is_mark(m)) => Owner::Us,
+            (Some(mark), _) => Owner::Other(format!(
+                "authentik: group {:?} ({}) is marked as the group of tenant {}, not of {}",
+                group.name,
+                group.pk,
+                mark.chars().take(40).collect::<String>(),
+                target.id,
+            )),
+            (None, _) if recorded => Owner::Us,
+            (None, _) if group.is_superuser => Owner::Other(format!(
+                "authentik: group {:?} ({}) makes its members superusers; it is not adopted",
+                group.name, group.pk,
+            )),
+            (None, _) => Owner::Nobody,
+        }
+    }
+
+    fn drift(&self, target: &Target, group: &Group) -> Vec<Drift> {
+        let name = self.template.name_for(&target.slug);
+        let mut drift = Vec::new();
+        let mut compare = |field, observed: Option<String>, desired: String| {
+            if observed.as_ref() != Some(&desired) {
+                let observed = observed.unwrap_or_else(|| "(none)".into());
+                drift.push(Drift { field, observed, desired });
+            }
+        };
+        compare("name", Some(group.name.clone()), name);
+        for (key, value) in Self::our_attributes(target) {
+            compare(key, group.text(key), value);
+        }
+        for twin in &group.twins {
+            compare("duplicate", Some(twin.pk.clone()), "(none)".into());
+        }
+        drift
+    }
+}
+
+fn is_mark(text: &str) -> bool {
+    text.parse::<TenantId>().is_ok()
+}
+
+fn mentions_name(answer: &Answer) -> bool {
+    #[derive(Deserialize)]
+    struct Fields {
+        name: Option<serde::de::IgnoredAny>,
+    }
+    answer.json::<Fields>().is_some_and(|fields| fields.name.is_some())
+}
+
+fn raw_string(text: &str) -> Box<RawValue> {
+    serde_json::value::to_raw_value(text).expect("a string is JSON")
+}

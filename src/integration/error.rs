@@ -1,0 +1,97 @@
+//! What an integration can fail with.
+
+use std::time::Duration;
+
+use crate::tenant::{Failure, FailureKind, Reason};
+
+/// A failure, and what it says about the upstream's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    pub failure: Failure,
+    pub effect: Effect,
+}
+
+/// What a request that failed may have done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// Nothing, because what we had observed is no longer so: look again and go on.
+    Stale,
+    /// Perhaps what it was asked to do, perhaps later: look, and write nothing more for now.
+    Unknown,
+}
+
+impl Error {
+    fn new(kind: FailureKind, reason: Reason, message: String) -> Self {
+        let failure = Failure { kind, reason, message, external_id: None };
+        Self { failure, effect: Effect::None }
+    }
+
+    /// May pass by itself.
+    pub fn transient(reason: Reason, message: String) -> Self {
+        Self::new(FailureKind::Transient { retry_after: None }, reason, message)
+    }
+
+    /// The upstream asked for a pause.
+    pub fn throttled(message: String, retry_after: Option<Duration>) -> Self {
+        Self::new(FailureKind::Transient { retry_after }, Reason::RateLimited, message)
+    }
+
+    /// Needs a person or another desired state.
+    pub fn terminal(reason: Reason, message: String) -> Self {
+        Self::new(FailureKind::Terminal, reason, message)
+    }
+
+    /// The integration as a whole does not work; the gate says when it is tried again.
+    pub fn misconfigured(reason: Reason, message: String) -> Self {
+        let kind = FailureKind::Misconfigured { retry_after: Duration::ZERO };
+        Self::new(kind, reason, message)
+    }
+
+    /// After a write that may have been applied all the same.
+    #[must_use]
+    pub fn with_unknown_effect_if(mut self, write: bool) -> Self {
+        if write {
+            self.effect = Effect::Unknown;
+        }
+        self
+    }
+
+    /// After a write that was refused because of something that we had not seen.
+    #[must_use]
+    pub fn stale(mut self) -> Self {
+        self.effect = Effect::Stale;
+        self
+    }
+
+    /// Records which resource this is about.
+    #[must_use]
+    pub fn about(mut self, external_id: &str) -> Self {
+        self.failure.external_id = Some(external_id.to_owned());
+        self
+    }
+
+    /// The same, without what concerns only the tenant that met it.
+    #[must_use]
+    pub fn for_everybody(&self) -> Self {
+        let mut error = self.clone();
+        error.failure.external_id = None;
+        error.effect = Effect::None;
+        error
+    }
+
+    /// Whether any other tenant would have met it too.
+    pub fn is_about_the_upstream(&self) -> bool {
+        self.is_misconfigured()
+            || matches!(self.failure.reason, Reason::Unreachable | Reason::Timeout | Reason::RateLimited)
+    }
+
+    pub fn is_misconfigured(&self) -> bool {
+        matches!(self.failure.kind, FailureKind::Misconfigured { .. })
+    }
+
+    pub fn is_transient(&self) -> bool {
+        matches!(self.failure.kind, FailureKind::Transient { .. })
+    }
+}

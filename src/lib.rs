@@ -1,0 +1,22 @@
+//! tenantry: a reconciliation controller for the tenants of a collaboration suite.
+//!
+//! Rooms, from the top down; nothing imports upwards (a test sees to that):
+//!
+//! * [`run`] wires a process together by its [`config`], `dev` adds a private database and simulated upstreams;
+//! * [`api`] and [`controller`] are the two halves of it, which meet only in the database;
+//! * [`integration`] talks to the upstreams, [`store`] to MongoDB;
+//! * [`tenant`] is the domain, and pure;
+//! * [`metrics`], [`telemetry`] and [`failpoint`] are leaves.
+
+pub mod api;
+pub mod config;
+pub mod controller;
+#[cfg(feature = "dev")]
+pub mod dev;
+pub mod failpoint;
+pub mod integration;
+pub mod metrics;
+pub mod run;
+pub mod store;
+pub mod telemetry;
+pub mod tenant;

@@ -1,0 +1,101 @@
+//! The command line.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tenantry::config::{Given, Mistakes};
+use tenantry::telemetry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Makes Authentik, Stalwart and oCIS match the tenants in MongoDB, and keeps them so.
+#[derive(Parser)]
+#[command(version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the controller and the HTTP API
+    ///
+    /// Every setting is a flag or an environment variable; a flag wins. Durations are written like 30s,
+    /// 10m or 1h 30m. All mistakes in the settings are told at once.
+    #[command(after_help = RUN_EXAMPLE)]
+    Run(Box<Given>),
+    /// Try it: everything embedded, with sample tenants
+    ///
+    /// Starts a private MongoDB and a simulated Authentik beside the controller and its HTTP API, and
+    /// ends them with Ctrl-C. A real MongoDB (MONGODB_URI) or Authentik (AUTHENTIK_API_URL) is used
+    /// instead where it is given.
+    #[cfg(feature = "dev")]
+    Dev(Box<tenantry::dev::Dev>),
+}
+
+const RUN_EXAMPLE: &str = "\
+Example:
+  MONGODB_URI=mongodb://db.acme.test/?replicaSet=rs0 \\
+  AUTHENTIK_API_URL=https://id.acme.test AUTHENTIK_API_TOKEN_FILE=/run/secrets/authentik \\
+    tenantry run";
+
+fn main() -> ExitCode {
+    // Lives as long as the process; without the feature `failpoints` it does nothing.
+    let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("tenantry: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(execute(cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tenantry: {error:#}");
+            match error.downcast_ref::<Mistakes>() {
+                // As clap does for a wrong command line.
+                Some(_) => ExitCode::from(2),
+                None => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+async fn execute(command: Command) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    end_on_signal(shutdown.clone())?;
+    match command {
+        Command::Run(given) => {
+            let config = given
+                .check()
+                .map_err(|mistakes| anyhow::Error::new(mistakes).context("the settings are wrong"))?;
+            telemetry::init(config.log_format, config.log_filter.clone());
+            Ok(tenantry::run::run(config, shutdown, None).await?)
+        }
+        #[cfg(feature = "dev")]
+        Command::Dev(dev) => dev.execute(shutdown).await,
+    }
+}
+
+/// The first SIGINT or SIGTERM asks for a clean end, the second ends at once.
+fn end_on_signal(shutdown: CancellationToken) -> std::io::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if shutdown.is_cancelled() {
+                eprintln!("tenantry: ended at once; leases that are held will expire by themselves");
+                std::process::exit(130);
+            }
+            eprintln!("tenantry: ending; once more to end at once");
+            shutdown.cancel();
+        }
+    });
+    Ok(())
+}

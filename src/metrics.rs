@@ -1,0 +1,216 @@
+//! Prometheus metrics: one struct with everything that is counted, and its text form.
+//!
+//! Labels are closed sets (upstreams, states, reasons, operations, statuses); nothing in them grows
+//! with the number of tenants.
+
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// Every metric of the process. Shared by reference; each field is cheap to update from anywhere.
+pub struct Metrics {
+    registry: Registry,
+    /// The process collector's names are fixed by convention, and take no prefix.
+    process: Registry,
+    /// Reconciles by `result`: ok, error, interrupted, not_due, invalid, fenced, abandoned, unavailable.
+    pub reconciles: IntCounterVec,
+    pub reconcile_seconds: Histogram,
+    /// Runs of a step by `upstream` and `outcome` (ok, skipped, error).
+    pub step_seconds: HistogramVec,
+    /// Requests by `upstream`, `operation` and `status` (a code, or what kept it from being one).
+    pub upstream_seconds: HistogramVec,
+    /// Failed runs of a step by `upstream` and `reason`.
+    pub step_errors: IntCounterVec,
+    /// Delays until a failed step is tried again, by `upstream`.
+    pub backoff_seconds: HistogramVec,
+    /// 1 while an upstream accepts our credentials and address, 0 while it does not.
+    pub integration_healthy: IntGaugeVec,
+    pub queue_depth: IntGaugeVec,
+    pub queue_oldest_seconds: GaugeVec,
+    /// Times that hints found the queue full; the database is asked for their tenants later.
+    pub queue_overflows: IntCounter,
+    pub workers: IntGauge,
+    pub workers_busy: IntGauge,
+    pub claims_lost: IntCounter,
+    pub time_to_active_seconds: Histogram,
+    /// Steps by `upstream` and `state` over the fleet.
+    pub steps: IntGaugeVec,
+    /// Tenants by `status` over the fleet.
+    pub tenants: IntGaugeVec,
+    pub invalid_documents: IntCounter,
+    pub watch_restarts: IntCounterVec,
+    pub watch_open: IntGauge,
+    pub watch_lag_seconds: Gauge,
+    pub relists: IntCounter,
+    pub mongodb_commands: IntCounterVec,
+}
+
+/// From a loopback round trip to a request's usual time limit.
+const REQUEST_BUCKETS: &[f64] =
+    &[0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// From "at once" to "after an outage".
+const WAIT_BUCKETS: &[f64] =
+    &[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 21600.0];
+
+impl Metrics {
+    /// # Panics
+    /// When two metrics have the same name, which any start would show.
+    #[must_use]
+    pub fn new() -> Self {
+        let registry = Registry::new_custom(Some("tenantry".into()), None)
+            .expect("a prefix without labels is valid");
+        let process = Registry::new();
+        process
+            .register(Box::new(ProcessCollector::for_self()))
+            .expect("the only collector of its registry");
+
+        let add = Adder(&registry);
+        let build = add.gauges("build_info", "Version of this process.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Self {
+            reconciles: add.counters("reconciles_total", "Reconciles by result.", &["result"]),
+            reconcile_seconds: add.histogram(
+                "reconcile_duration_seconds",
+                "Time from claim to commit.",
+                REQUEST_BUCKETS,
+            ),
+            step_seconds: add.histograms(
+                "step_duration_seconds",
+                "Time that a run of a step took.",
+                &["upstream", "outcome"],
+                REQUEST_BUCKETS,
+            ),
+            upstream_seconds: add.histograms(
+                "upstream_request_duration_seconds",
+                "Requests to upstreams.",
+                &["upstream", "operation", "status"],
+                REQUEST_BUCKETS,
+            ),
+            step_errors: add.counters(
+                "step_errors_total",
+                "Failed runs of a step.",
+                &["upstream", "reason"],
+            ),
+            backoff_seconds: add.histograms(
+                "backoff_delay_seconds",
+                "Delay until a failed step is tried again.",
+                &["upstream"],
+                WAIT_BUCKETS,
+            ),
+            integration_healthy: add.gauges(
+                "integration_healthy",
+                "1 while the upstream accepts our credentials and address, 0 while it does not.",
+                &["upstream"],
+            ),
+            queue_depth: add.gauges("queue_depth", "Tenants that wait for a worker.", &["priority"]),
+            queue_oldest_seconds: add.float_gauges(
+                "queue_oldest_age_seconds",
+                "How long the first tenant in line has waited.",
+                &["priority"],
+            ),
+            queue_overflows: add.counter(
+                "queue_overflows_total",
+                "Times that hints found the queue full; the database is asked for their tenants later.",
+            ),
+            workers: add.gauge("workers", "Reconciles that may run at once."),
+            workers_busy: add.gauge("workers_busy", "Reconciles that run now."),
+            claims_lost: add.counter(
+                "claims_lost_total",
+                "Reconciles whose lease went to somebody else before they could commit.",
+            ),
+            time_to_active_seconds: add.histogram(
+                "time_to_active_seconds",
+                "Time from a tenant's creation until it was active.",
+                WAIT_BUCKETS,
+            ),
+            steps: add.gauges("steps", "Steps by state.", &["upstream", "state"]),
+            tenants: add.gauges("tenants", "Tenants by status.", &["status"]),
+            invalid_documents: add
+                .counter("invalid_documents_total", "Documents found to make no sense as a tenant."),
+            watch_restarts: add.counters(
+                "watch_restarts_total",
+                "Change streams that had to be opened again.",
+                &["cause"],
+            ),
+            watch_open: add.gauge("watch_open", "1 while a change stream is open."),
+            watch_lag_seconds: add
+                .float_gauge("watch_lag_seconds", "Age of the latest event when it was read."),
+            relists: add.counter(
+                "relists_total",
+                "Times the database was asked for what the change stream may have missed.",
+            ),
+            mongodb_commands: add.counters(
+                "mongodb_commands_total",
+                "Commands sent to MongoDB.",
+                &["command"],
+            ),
+            registry: registry.clone(),
+            process,
+        }
+    }
+
+    /// The metrics in Prometheus' text format.
+    pub fn render(&self) -> String {
+        let mut families = self.registry.gather();
+        families.extend(self.process.gather());
+        let mut text = Vec::new();
+        match TextEncoder::new().encode(&families, &mut text) {
+            Ok(()) => String::from_utf8(text).unwrap_or_default(),
+            Err(error) => {
+                tracing::error!(%error, "cannot encode the metrics");
+                String::new()
+            }
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+struct Adder<'a>(&'a Registry);
+
+impl Adder<'_> {
+    fn add<M: prometheus::core::Collector + Clone + 'static>(&self, made: prometheus::Result<M>) -> M {
+        let metric = made.expect("names and labels are valid");
+        self.0.register(Box::new(metric.clone())).expect("names are unique");
+        metric
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(name, help))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::new(name, help))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn float_gauge(&self, name: &str, help: &str) -> Gauge {
+        self.add(Gauge::new(name, help))
+    }
+
+    fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.add(GaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.add(HistogramVec::new(options, labels))
+    }
+}

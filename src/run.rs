@@ -1,0 +1,187 @@
+//! One process: wires the rooms together, starts them, and ends them in order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use secrecy::ExposeSecret;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{Api, Readiness, RequestTimeout, Telemetry};
+use crate::config::Config;
+use crate::controller::{Controller, QUEUE_CAPACITY, Settings};
+use crate::integration::{Authentik, HttpClient, HttpClientError, Integrations, Upstream};
+use crate::metrics::Metrics;
+use crate::store::{Holder, OpenError, Store, StoreOptions, Unsuitable};
+use crate::tenant::StepKind;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("cannot listen on {address} ({setting}): {error}")]
+    Listen { setting: &'static str, address: SocketAddr, error: std::io::Error },
+    #[error(transparent)]
+    Http(#[from] HttpClientError),
+    #[error(transparent)]
+    Unsuitable(#[from] Unsuitable),
+}
+
+/// Where a process listens, once it does; port 0 in the settings is a free one here.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    pub http: SocketAddr,
+    pub telemetry: SocketAddr,
+}
+
+/// Connections beside the workers': API requests, the change stream, due scans.
+const OTHER_CONNECTIONS: u32 = 32;
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LONGEST_RETRY: Duration = Duration::from_secs(15);
+/// Part of the grace period in which open HTTP connections may end once everything else has.
+const LINGER: u32 = 10;
+
+/// Runs the controller and the HTTP API until `shutdown`. `listening` is told the addresses as soon
+/// as both listeners are bound, which is before the database has answered.
+///
+/// # Errors
+/// When something is wrong that waiting does not mend. A database that is away is waited for.
+pub async fn run(
+    config: Config,
+    shutdown: CancellationToken,
+    listening: Option<oneshot::Sender<Addresses>>,
+) -> Result<(), RunError> {
+    let metrics = Arc::new(Metrics::new());
+    let commands = metrics.mongodb_commands.clone();
+    let workers = u32::try_from(config.workers).unwrap_or(u32::MAX);
+    let store = Store::new(StoreOptions {
+        uri: config.mongodb_uri.expose_secret().to_owned(),
+        database: config.mongodb_database.clone(),
+        operation_timeout: config.request_timeout,
+        max_connections: workers.saturating_add(OTHER_CONNECTIONS),
+        on_command: Some(Arc::new(move |name| commands.with_label_values(&[name]).inc())),
+    })
+    .await?;
+    let integrations = integrations(&config, &metrics)?;
+
+    let http = bind("HTTP_ADDR", config.http_addr).await?;
+    let telemetry = bind("TELEMETRY_ADDR", config.telemetry_addr).await?;
+    let addresses = Addresses {
+        http: http.local_addr().unwrap_or(config.http_addr),
+        telemetry: telemetry.local_addr().unwrap_or(config.telemetry_addr),
+    };
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"), http = %addresses.http,
+        telemetry = %addresses.telemetry, "tenantry is starting"
+    );
+    let linger = config.shutdown_grace / LINGER;
+    let (watch_open, watch_opened) = watch::channel(false);
+    let api = Api {
+        store: store.clone(),
+        // The handler's own limits come first, and say more.
+        timeout: RequestTimeout(config.request_timeout + config.request_timeout / 10),
+        readiness: Readiness { watch_open: watch_opened, draining: shutdown.clone() },
+    };
+    // Probes and metrics are answered until the very end, so that they can say what is going on.
+    let ended = CancellationToken::new();
+    let servers = [
+        serve(http, api.router(), &ended),
+        serve(telemetry, Telemetry::new(Arc::clone(&metrics), store.clone()).router(), &ended),
+    ];
+    if let Some(listening) = listening {
+        // Nobody may be waiting any more.
+        let _ = listening.send(addresses);
+    }
+
+    let prepared = tokio::select! {
+        prepared = prepare(&store) => prepared,
+        () = shutdown.cancelled() => Ok(()),
+    };
+    if prepared.is_ok() && !shutdown.is_cancelled() {
+        tracing::info!("watching for tenants");
+        let settings = Settings {
+            workers: config.workers,
+            policy: config.policy,
+            lease_ttl: config.lease_ttl,
+            poll_interval: config.poll_interval,
+            shutdown_grace: config.shutdown_grace - linger,
+            holder: Holder::new(&host_name(), rand::random()),
+            queue_capacity: QUEUE_CAPACITY,
+        };
+        let controller = Controller { store: store.clone(), integrations, metrics, settings };
+        controller.run(watch_open, shutdown).await;
+    }
+    ended.cancel();
+    let [api, telemetry] = servers;
+    tokio::join!(end(api, linger / 2), end(telemetry, linger / 2));
+    // Connections that hang must not hold us up.
+    let _ = tokio::time::timeout(linger / 2, store.close()).await;
+    tracing::info!("tenantry has ended");
+    prepared.map_err(RunError::from)
+}
+
+fn integrations(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Integrations>, RunError> {
+    let client = HttpClient::new(config.extra_ca_file.as_deref(), config.request_timeout)?;
+    let mut integrations = Integrations::new(Arc::clone(metrics));
+    match &config.authentik {
+        Some(authentik) => {
+            let upstream = Upstream::new(
+                StepKind::Authentik,
+                client,
+                authentik.url.clone(),
+                authentik.token.clone(),
+                Arc::clone(metrics),
+            );
+            let authentik = Authentik::new(upstream, authentik.group_template.clone());
+            integrations = integrations.with_authentik(authentik);
+        }
+        None => tracing::info!("AUTHENTIK_API_URL is not set: the step authentik is skipped"),
+    }
+    for upstream in &config.unsupported {
+        tracing::warn!("this version has no client for {upstream} yet: the step is skipped");
+    }
+    Ok(Arc::new(integrations))
+}
+
+/// Waits for the database, and prepares it.
+async fn prepare(store: &Store) -> Result<(), Unsuitable> {
+    let mut delay = FIRST_RETRY;
+    loop {
+        match store.prepare().await {
+            Ok(()) => return Ok(()),
+            Err(OpenError::Unsuitable(unsuitable)) => return Err(unsuitable),
+            Err(OpenError::Store(error)) if error.is_unavailable() => {
+                tracing::warn!(%error, retry_in = ?delay, "waiting for MongoDB");
+            }
+            Err(OpenError::Store(error)) => return Err(Unsuitable::Schema(error.to_string())),
+        }
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(LONGEST_RETRY);
+    }
+}
+
+async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address).await.map_err(|error| RunError::Listen { setting, address, error })
+}
+
+fn serve(listener: TcpListener, router: Router, ended: &CancellationToken) -> JoinHandle<()> {
+    let ended = ended.clone().cancelled_owned();
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(ended).await {
+            tracing::error!(%error, "a listener failed");
+        }
+    })
+}
+
+/// Lets open requests finish, but not for ever.
+async fn end(mut server: JoinHandle<()>, linger: Duration) {
+    if tokio::time::timeout(linger, &mut server).await.is_err() {
+        server.abort();
+    }
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

@@ -1,0 +1,352 @@
+//! Documents to tenants, and statuses back into documents.
+//!
+//! Reading is strict about the desired state, where a guess could provision the wrong thing, and
+//! lenient about what the controller itself wrote: a status that cannot be read is as good as none,
+//! and the next reconcile writes it anew.
+
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
+
+use crate::tenant::{
+    Desired, MailDomain, PerStep, Ready, Reason, Services, Slug, Status, StepDesired, StepKind,
+    StepStatus, Tenant, TenantId, TenantName,
+};
+
+/// The fields that hold the desired state, in the order in which snapshots of it are taken.
+pub(super) const DESIRED: [&str; 5] = ["slug", "name", "domain", "quota", "services"];
+
+/// A stored document, whether it makes sense or not.
+#[derive(Debug, Clone)]
+pub enum Record {
+    Tenant(Box<Tenant>),
+    Invalid(InvalidDocument),
+}
+
+/// A document that is no tenant, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidDocument {
+    /// `_id`, as text.
+    pub id: String,
+    /// `slug`, where there is one.
+    pub slug: Option<String>,
+    /// One entry per field: `name: must not be blank`.
+    pub problems: Vec<String>,
+    /// Whether this was recorded in the document already.
+    pub known: bool,
+}
+
+impl fmt::Display for InvalidDocument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problems.join("; "))
+    }
+}
+
+/// Nothing but the fields that the controller knows: others may be large, and are not ours.
+pub(super) fn projection() -> Document {
+    let mut fields = doc! {
+        "status": 1, "steps": 1, "conditions": 1, "generation": 1, "observedGeneration": 1,
+        "reconcileRequestedAt": 1, "lastHandledReconcileAt": 1, "lastHandledDesired": 1,
+        "nextReconcileAt": 1, "lease": 1, "createdAt": 1, "updatedAt": 1,
+    };
+    fields.extend(DESIRED.map(|field| (field.to_owned(), Bson::Int32(1))));
+    fields
+}
+
+pub(super) fn read(document: &Document) -> Record {
+    match read_tenant(document) {
+        Ok(tenant) => Record::Tenant(Box::new(tenant)),
+        Err(problems) => {
+            let message = problems.join("; ");
+            let known = ready_condition(document).is_some_and(|condition| {
+                is(condition, "reason", Reason::InvalidDocument.name())
+                    && is(condition, "message", &message)
+            });
+            Record::Invalid(InvalidDocument {
+                id: document.get("_id").map_or_else(String::new, |id| match id {
+                    Bson::ObjectId(id) => id.to_hex(),
+                    other => other.to_string(),
+                }),
+                slug: document.get_str("slug").ok().map(ToOwned::to_owned),
+                problems,
+                known,
+            })
+        }
+    }
+}
+
+fn read_tenant(document: &Document) -> Result<Tenant, Vec<String>> {
+    let mut problems = Vec::new();
+    let id = match document.get("_id") {
+        Some(Bson::ObjectId(id)) => Some(TenantId::from_bytes(id.bytes())),
+        _ => {
+            problems.push("_id: must be an ObjectId".to_owned());
+            None
+        }
+    };
+    let slug = required::<Slug>(document, "slug", &mut problems);
+    let desired = read_desired(document, &mut problems);
+    let reconcile_requested_at = match document.get("reconcileRequestedAt") {
+        None | Some(Bson::Null) => None,
+        Some(value) => timestamp(value).or_else(|| {
+            problems.push("reconcileRequestedAt: must be a date".to_owned());
+            None
+        }),
+    };
+    let (Some(id), Some(slug), Some(desired), []) = (id, slug, desired, problems.as_slice()) else {
+        return Err(problems);
+    };
+    let at = |field| document.get(field).and_then(timestamp);
+    let made_at = Timestamp::from_second(i64::from(id.made_at_seconds())).unwrap_or_default();
+    Ok(Tenant {
+        id,
+        slug,
+        desired,
+        generation: document.get("generation").and_then(integer).unwrap_or(1),
+        reconcile_requested_at,
+        status: read_status(document),
+        interrupted: false,
+        created_at: at("createdAt").unwrap_or(made_at),
+        updated_at: at("updatedAt"),
+    })
+}
+
+fn read_desired(document: &Document, problems: &mut Vec<String>) -> Option<Desired> {
+    let before = problems.len();
+    let name = required::<TenantName>(document, "name", problems);
+    let domain = optional::<MailDomain>(document, "domain", problems);
+    let storage_bytes = match document.get("quota") {
+        None | Some(Bson::Null) => None,
+        Some(Bson::Document(quota)) => match quota.get("storageBytes") {
+            None | Some(Bson::Null) => None,
+            Some(value) => integer(value).filter(|bytes| *bytes >= 0).or_else(|| {
+                problems.push("quota.storageBytes: must be a whole number, 0 or more".to_owned());
+                None
+            }),
+        },
+        Some(_) => {
+            problems.push("quota: must be an object".to_owned());
+            None
+        }
+    };
+    let mut switch = |services: &Document, step: StepKind| match services.get(step.name()) {
+        None | Some(Bson::Null) => true,
+        Some(Bson::Boolean(on)) => *on,
+        Some(_) => {
+            problems.push(format!("services.{step}: must be true or false"));
+            true
+        }
+    };
+    let services = match document.get("services") {
+        None | Some(Bson::Null) => Services::default(),
+        Some(Bson::Document(services)) => Services::new(|step| switch(services, step)),
+        Some(_) => {
+            problems.push("services: must be an object".to_owned());
+            Services::default()
+        }
+    };
+    (problems.len() == before).then_some(Desired { name: name?, domain, storage_bytes, services })
+}
+
+fn required<T: FromStr<Err: fmt::Display>>(
+    document: &Document,
+    field: &str,
+    problems: &mut Vec<String>,
+) -> Option<T> {
+    if matches!(document.get(field), None | Some(Bson::Null)) {
+        problems.push(format!("{field}: is required"));
+    }
+    optional(document, field, problems)
+}
+
+fn optional<T: FromStr<Err: fmt::Display>>(
+    document: &Document,
+    field: &str,
+    problems: &mut Vec<String>,
+) -> Option<T> {
+    match document.get(field) {
+        None | Some(Bson::Null) => None,
+        Some(Bson::String(text)) => match text.parse() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                problems.push(format!("{field}: {error}"));
+                None
+            }
+        },
+        Some(_) => {
+            problems.push(format!("{field}: must be a string"));
+            None
+        }
+    }
+}
+
+fn read_status(document: &Document) -> Status {
+    let empty = Document::new();
+    let steps = document.get_document("steps").unwrap_or(&empty);
+    let at = |field| document.get(field).and_then(timestamp);
+    Status {
+        phase: parsed(document, "status").unwrap_or_default(),
+        steps: PerStep::from_fn(|step| {
+            steps.get_document(step.name()).map(read_step).unwrap_or_default()
+        }),
+        ready: ready_condition(document).and_then(read_ready),
+        observed_generation: document.get("observedGeneration").and_then(integer),
+        last_handled_reconcile_at: at("lastHandledReconcileAt"),
+        last_handled_desired: document
+            .get_document("lastHandledDesired")
+            .ok()
+            .and_then(|desired| read_desired(desired, &mut Vec::new())),
+        next_reconcile_at: at("nextReconcileAt"),
+    }
+}
+
+fn read_step(step: &Document) -> StepStatus {
+    let text = |field: &str| step.get_str(field).ok().map(ToOwned::to_owned);
+    let at = |field| step.get(field).and_then(timestamp);
+    StepStatus {
+        state: parsed(step, "state").unwrap_or_default(),
+        reason: parsed(step, "reason"),
+        message: text("message"),
+        external_id: text("externalId"),
+        observed: step.get_document("observed").ok().and_then(read_observed),
+        attempts: step
+            .get("attempts")
+            .and_then(integer)
+            .and_then(|attempts| u32::try_from(attempts).ok())
+            .unwrap_or_default(),
+        last_attempt_at: at("lastAttemptAt"),
+        last_transition_at: at("lastTransitionAt"),
+        next_attempt_at: at("nextAttemptAt"),
+    }
+}
+
+fn read_observed(observed: &Document) -> Option<StepDesired> {
+    Some(StepDesired {
+        enabled: observed.get_bool("enabled").ok()?,
+        name: parsed(observed, "name")?,
+        domain: parsed(observed, "domain"),
+        storage_bytes: observed.get("storageBytes").and_then(integer),
+    })
+}
+
+fn ready_condition(document: &Document) -> Option<&Document> {
+    let conditions = document.get_array("conditions").ok()?;
+    conditions.iter().filter_map(Bson::as_document).find(|condition| is(condition, "type", "Ready"))
+}
+
+fn read_ready(condition: &Document) -> Option<Ready> {
+    Some(Ready {
+        ready: is(condition, "status", "True"),
+        reason: parsed(condition, "reason")?,
+        message: condition.get_str("message").ok()?.to_owned(),
+        observed_generation: condition.get("observedGeneration").and_then(integer)?,
+        last_transition_time: condition.get("lastTransitionTime").and_then(timestamp)?,
+    })
+}
+
+pub(super) fn step_document(step: &StepStatus) -> Document {
+    let mut document = doc! { "state": step.state.name(), "attempts": i64::from(step.attempts) };
+    let mut put = |field: &str, value: Option<Bson>| {
+        if let Some(value) = value {
+            document.insert(field, value);
+        }
+    };
+    put("reason", step.reason.map(|reason| reason.name().into()));
+    put("message", step.message.clone().map(Bson::from));
+    put("externalId", step.external_id.clone().map(Bson::from));
+    put("observed", step.observed.as_ref().map(|observed| observed_document(observed).into()));
+    put("lastAttemptAt", step.last_attempt_at.map(date));
+    put("lastTransitionAt", step.last_transition_at.map(date));
+    put("nextAttemptAt", step.next_attempt_at.map(date));
+    document
+}
+
+fn observed_document(observed: &StepDesired) -> Document {
+    let mut document = doc! { "enabled": observed.enabled, "name": observed.name.as_str() };
+    if let Some(domain) = &observed.domain {
+        document.insert("domain", domain.as_str());
+    }
+    if let Some(bytes) = observed.storage_bytes {
+        document.insert("storageBytes", bytes);
+    }
+    document
+}
+
+pub(super) fn ready_document(ready: &Ready) -> Document {
+    doc! {
+        "type": "Ready",
+        "status": if ready.ready { "True" } else { "False" },
+        "reason": ready.reason.name(),
+        "message": &ready.message,
+        "observedGeneration": ready.observed_generation,
+        "lastTransitionTime": date(ready.last_transition_time),
+    }
+}
+
+/// The desired state as new documents carry it.
+pub(super) fn desired_document(desired: &Desired) -> Document {
+    let mut document = doc! { "name": desired.name.as_str() };
+    if let Some(domain) = &desired.domain {
+        document.insert("domain", domain.as_str());
+    }
+    if let Some(bytes) = desired.storage_bytes {
+        document.insert("quota", doc! { "storageBytes": bytes });
+    }
+    if desired.services != Services::default() {
+        let mut services = Document::new();
+        for step in StepKind::ALL {
+            services.insert(step.name(), desired.services.has(step));
+        }
+        document.insert("services", services);
+    }
+    document
+}
+
+/// A copy of the desired state exactly as it is stored, types and all, so that the server can tell
+/// by itself whether it changed since.
+pub(super) fn snapshot(document: &Document) -> Document {
+    DESIRED
+        .into_iter()
+        .filter_map(|field| Some((field.to_owned(), document.get(field)?.clone())))
+        .collect()
+}
+
+pub(super) fn object_id(id: TenantId) -> ObjectId {
+    ObjectId::from_bytes(id.bytes())
+}
+
+pub(super) fn date(at: Timestamp) -> Bson {
+    Bson::DateTime(DateTime::from_millis(at.as_millisecond()))
+}
+
+pub(super) fn timestamp(value: &Bson) -> Option<Timestamp> {
+    match value {
+        Bson::DateTime(at) => Timestamp::from_millisecond(at.timestamp_millis()).ok(),
+        _ => None,
+    }
+}
+
+fn is(document: &Document, field: &str, text: &str) -> bool {
+    document.get_str(field).is_ok_and(|found| found == text)
+}
+
+fn parsed<T: FromStr>(document: &Document, field: &str) -> Option<T> {
+    document.get_str(field).ok()?.parse().ok()
+}
+
+/// Whole numbers, in whichever of BSON's three ways a shell wrote them.
+pub(super) fn integer(value: &Bson) -> Option<i64> {
+    match value {
+        Bson::Int32(number) => Some(i64::from(*number)),
+        Bson::Int64(number) => Some(*number),
+        // Beyond 2^53 a double no longer tells neighbouring integers apart.
+        Bson::Double(number) if number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0 =>
+        {
+            #[allow(clippy::cast_possible_truncation)]
+            Some(*number as i64)
+        }
+        _ => None,
+    }
+}

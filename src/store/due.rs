@@ -1,0 +1,208 @@
+//! Which tenants need work: the question that the database can answer at any time.
+//!
+//! "Due" is `nextReconcileAt` in the past or missing, which an index answers. Writers that know
+//! nothing of it (a shell that sets `name`) make a tenant due by content: the desired state differs
+//! from the snapshot of the last commit, `lastHandledDesired`. That is noticed by the change stream,
+//! by [`Store::relist`] whenever the stream may have missed something, and by the routine re-check.
+
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use mongodb::bson::{Bson, Document, doc};
+
+use super::document::{DESIRED, InvalidDocument, timestamp};
+use super::{Store, StoreError};
+use crate::tenant::{StepState, TenantId};
+
+/// How urgent a tenant's work is; the most urgent first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Urgency {
+    /// A person asked for it.
+    Requested,
+    /// A new tenant, or a changed desired state.
+    New,
+    /// A failed step's turn has come again.
+    Retry,
+    /// The routine re-check of a converged tenant.
+    Resync,
+}
+
+impl Urgency {
+    pub const ALL: [Self; 4] = [Self::Requested, Self::New, Self::Retry, Self::Resync];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::New => "new",
+            Self::Retry => "retry",
+            Self::Resync => "resync",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DueTenant {
+    pub id: TenantId,
+    pub urgency: Urgency,
+}
+
+/// How far a [`Store::relist`] has come.
+#[derive(Debug, Clone, Default)]
+pub struct Relist {
+    /// The last `_id` of the slices that are done.
+    after: Option<Bson>,
+    /// Tenants marked so far.
+    pub marked: u64,
+}
+
+/// Documents that one slice of a relist reads: few enough for the time limit of one operation.
+const RELIST_SLICE: u64 = 10_000;
+
+/// What a due scan found.
+#[derive(Debug, Default)]
+pub struct DueScan {
+    /// The longest overdue first.
+    pub tenants: Vec<DueTenant>,
+    /// Documents that nobody can claim because their `_id` is no ObjectId. They have been put off.
+    pub misfits: Vec<InvalidDocument>,
+    /// Whether the limit was reached, so that there may be more.
+    pub full: bool,
+}
+
+impl Store {
+    /// The tenants that are due and that nobody holds, at most `limit`, by one indexed query.
+    pub async fn due(&self, limit: u32, invalid_retry: Duration) -> Result<DueScan, StoreError> {
+        let filter = doc! { "$expr": { "$and": [
+            // Missing and null sort before every date, so this one range covers them as well.
+            { "$lte": ["$nextReconcileAt", "$$NOW"] },
+            { "$not": [lease_held()] },
+        ] } };
+        let fields = doc! {
+            "reconcileRequestedAt": 1, "lastHandledReconcileAt": 1, "lastHandledDesired.slug": 1,
+            "steps.authentik.state": 1, "steps.stalwart.state": 1, "steps.ocis.state": 1,
+        };
+        let find = async {
+            let cursor = self
+                .tenants
+                .find(filter)
+                .projection(fields)
+                .sort(doc! { "nextReconcileAt": 1 })
+                .limit(i64::from(limit))
+                .batch_size(limit)
+                .await?;
+            cursor.try_collect::<Vec<_>>().await
+        };
+        let found = self.bounded("due scan", find).await?;
+        let mut scan = DueScan { full: found.len() == limit as usize, ..DueScan::default() };
+        for document in &found {
+            match due_tenant(document) {
+                Ok(tenant) => scan.tenants.push(tenant),
+                Err(id) => match self.reject_misfit(&id, invalid_retry).await {
+                    Ok(invalid) => scan.misfits.push(invalid),
+                    // It must not keep the others from being found.
+                    Err(error) => tracing::warn!(%id, %error, "cannot put off a senseless document"),
+                },
+            }
+        }
+        Ok(scan)
+    }
+
+    /// Marks as due every tenant whose desired state or reconcile request nobody has handled yet: one
+    /// pass over the collection in slices, and no write for tenants that are as they should be.
+    ///
+    /// After an error, call it again with the same `progress` to go on from there.
+    pub async fn relist(&self, progress: &mut Relist) -> Result<(), StoreError> {
+        let scheduled = doc! { "$and": [
+            { "$eq": [{ "$type": "$nextReconcileAt" }, "date"] },
+            { "$gt": ["$nextReconcileAt", "$$NOW"] },
+        ] };
+        let odd_type = doc! { "$not": [
+            { "$in": [{ "$type": "$nextReconcileAt" }, ["date", "null", "missing"]] },
+        ] };
+        let unhandled = doc! { "$or": [{ "$and": [scheduled, content_due("$")] }, odd_type] };
+        loop {
+            // As expressions, because ids of all types are meant.
+            let after = progress.after.as_ref().map(|id| doc! { "$gt": ["$_id", { "$literal": id }] });
+            let rest = after.iter().map(|after| ("$expr".to_owned(), after.clone().into()));
+            let last = self
+                .tenants
+                .find_one(rest.collect::<Document>())
+                .projection(doc! { "_id": 1 })
+                .sort(doc! { "_id": 1 })
+                .skip(RELIST_SLICE - 1);
+            let last = self.bounded("relist", last).await?;
+            let last = last.and_then(|document| document.get("_id").cloned());
+            let until = last.as_ref().map(|id| doc! { "$lte": ["$_id", { "$literal": id }] });
+            let slice: Vec<Document> =
+                [after, until, Some(unhandled.clone())].into_iter().flatten().collect();
+            let filter = doc! { "$expr": { "$and": slice } };
+            let mark = vec![doc! { "$set": { "nextReconcileAt": "$$NOW" } }];
+            let result = self.bounded("relist", self.tenants.update_many(filter, mark)).await?;
+            progress.marked += result.modified_count;
+            match last {
+                Some(last) => progress.after = Some(last),
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+fn due_tenant(document: &Document) -> Result<DueTenant, Bson> {
+    let id = match document.get("_id") {
+        Some(Bson::ObjectId(id)) => *id,
+        other => return Err(other.cloned().unwrap_or(Bson::Null)),
+    };
+    let asked = document.get("reconcileRequestedAt").and_then(timestamp);
+    let handled = document.get("lastHandledReconcileAt").and_then(timestamp);
+    let failing = || {
+        document.get_document("steps").is_ok_and(|steps| {
+            let error = Bson::from(StepState::Error.name());
+            steps.values().filter_map(Bson::as_document).any(|step| step.get("state") == Some(&error))
+        })
+    };
+    let urgency = if asked.is_some() && asked != handled {
+        Urgency::Requested
+    } else if document.get_document("lastHandledDesired").is_err() {
+        Urgency::New
+    } else if failing() {
+        Urgency::Retry
+    } else {
+        Urgency::Resync
+    };
+    Ok(DueTenant { id: TenantId::from_bytes(id.bytes()), urgency })
+}
+
+/// Aggregation expression: somebody holds the tenant's lease now.
+pub(super) fn lease_held() -> Document {
+    doc! { "$and": [
+        { "$eq": [{ "$type": "$lease.expiresAt" }, "date"] },
+        { "$gt": ["$lease.expiresAt", "$$NOW"] },
+    ] }
+}
+
+/// Aggregation expression: the tenant's time has come.
+pub(super) fn time_due() -> Document {
+    doc! { "$not": [{ "$and": [
+        { "$eq": [{ "$type": "$nextReconcileAt" }, "date"] },
+        { "$gt": ["$nextReconcileAt", "$$NOW"] },
+    ] }] }
+}
+
+/// Aggregation expression: what is asked of the tenant differs from what was last handled. `root` is
+/// the path prefix of the document's fields: `$`, or `$fullDocument.` in a change event.
+pub(super) fn content_due(root: &str) -> Document {
+    let field = |name: &str| Bson::String(format!("{root}{name}"));
+    doc! { "$or": [
+        { "$ne": [current_desired(root), field("lastHandledDesired")] },
+        { "$and": [
+            { "$gt": [field("reconcileRequestedAt"), Bson::Null] },
+            { "$ne": [field("reconcileRequestedAt"), field("lastHandledReconcileAt")] },
+        ] },
+    ] }
+}
+
+/// Aggregation expression: the desired state as `document::snapshot` takes it. Fields that are
+/// missing stay missing.
+pub(super) fn current_desired(root: &str) -> Document {
+    DESIRED.into_iter().map(|field| (field.to_owned(), Bson::String(format!("{root}{field}")))).collect()
+}

@@ -1,0 +1,409 @@
+//! Claim, renew, commit, release: how a reconcile holds a tenant, and how it is kept from writing
+//! once it no longer does.
+//!
+//! A claim takes the lease (`lease.holder`, `lease.expiresAt`) and bumps `lease.epoch`, which never
+//! goes back. Every later write of the reconcile is conditional on that epoch: whoever was replaced
+//! in the meantime (*fenced out*) cannot write, however late it wakes up.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use mongodb::bson::{Bson, Document, doc};
+use mongodb::options::ReturnDocument;
+
+use super::document::{
+    InvalidDocument, Record, date, integer, object_id, projection, read, ready_document, snapshot,
+    step_document, timestamp,
+};
+use super::due::{content_due, current_desired, lease_held, time_due};
+use super::{Store, StoreError};
+use crate::tenant::{Ready, Reason, Status, StepKind, StepState, Tenant, TenantId, Transition};
+
+/// Who holds leases: one per process, never used twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder(String);
+
+impl Holder {
+    /// `host` and process id tell people who it is; `nonce` tells two processes apart for certain.
+    pub fn new(host: &str, nonce: u64) -> Self {
+        Self(format!("{host}/{}/{nonce:016x}", std::process::id()))
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A tenant whose lease we took. Only this can be committed, and only once.
+#[derive(Debug)]
+pub struct Claim {
+    pub tenant: Tenant,
+    epoch: i64,
+    holder: Holder,
+    /// The desired state as stored when the claim was made.
+    desired: Document,
+    /// `reconcileRequestedAt` as stored when the claim was made.
+    request: Bson,
+    claimed_at: Timestamp,
+    claimed: Instant,
+}
+
+/// A document whose id is older than this, and that nobody has claimed, may have been claimed before
+/// somebody replaced it as a whole.
+const YOUNG: Duration = Duration::from_secs(3600);
+
+impl Claim {
+    /// The server's time, carried forward by the monotonic clock since the claim was answered.
+    pub fn now(&self) -> Timestamp {
+        self.claimed_at + self.claimed.elapsed()
+    }
+
+    /// Whether this is the first claim of the tenant ever, so that no earlier reconcile can have
+    /// made anything for it.
+    pub fn is_first(&self) -> bool {
+        let made_at = i64::from(self.tenant.id.made_at_seconds());
+        let age = self.claimed_at.as_second() - made_at;
+        self.epoch == 1 && age < YOUNG.as_secs().cast_signed()
+    }
+}
+
+/// What came of trying to claim a tenant.
+#[derive(Debug)]
+pub enum ClaimAnswer {
+    Claimed(Box<Claim>),
+    /// Not due any more, held by somebody else, or gone: nothing to do here.
+    NotDue,
+    /// The document makes no sense. That is recorded in it, and it is looked at again when it
+    /// changes, or after a while.
+    Invalid(InvalidDocument),
+}
+
+/// The two statuses that a commit chooses from; see [`crate::tenant::Basis`].
+#[derive(Debug)]
+pub struct Plans {
+    pub current: Transition,
+    pub superseded: Transition,
+    /// The steps that ran; the recorded detail of others is not touched.
+    pub ran: Vec<StepKind>,
+}
+
+/// How a commit, or a renewal, ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Commit {
+    /// Written. The tenant is due again at `next`, `None` being now.
+    Done {
+        next: Option<Timestamp>,
+        /// Something came while the reconcile ran: the tenant is due at once.
+        interrupted: bool,
+        /// What came was a change of the desired state: [`Plans::superseded`] was written.
+        superseded: bool,
+    },
+    /// Somebody else took the lease, or the document is gone: nothing was written.
+    Fenced,
+}
+
+impl Store {
+    /// Takes the lease of a tenant that is due and that nobody else holds, for `ttl`.
+    ///
+    /// A lease of our own that we do not know of (the answer to an earlier claim was lost) is taken
+    /// again. `invalid_retry` is when a document that makes no sense is looked at again.
+    pub async fn claim(
+        &self,
+        id: TenantId,
+        holder: &Holder,
+        ttl: Duration,
+        invalid_retry: Duration,
+    ) -> Result<ClaimAnswer, StoreError> {
+        let filter = doc! {
+            "_id": object_id(id),
+            "$expr": { "$and": [
+                { "$or": [{ "$not": [lease_held()] }, { "$eq": ["$lease.holder", &holder.0] }] },
+                { "$or": [time_due(), content_due("$")] },
+            ] },
+        };
+        let epoch = doc! { "$cond": [{ "$isNumber": "$lease.epoch" }, "$lease.epoch", 0_i64] };
+        let scheduled = doc! { "$eq": [{ "$type": "$nextReconcileAt" }, "date"] };
+        let take = vec![doc! { "$set": {
+            "lease": { "$mergeObjects": [{
+                "holder": &holder.0,
+                "epoch": { "$add": [epoch, 1_i64] },
+                "expiresAt": { "$add": ["$$NOW", millis(ttl)] },
+                "unscheduled": { "$not": [scheduled.clone()] },
+                // A commit frees the lease: where there is a holder, none came.
+                "interrupted": { "$eq": [{ "$type": "$lease.holder" }, "string"] },
+            }] },
+            // Due until committed: if we die now, the due scan finds the tenant after the lease. And
+            // never missing, so that removing it meanwhile is seen by the commit.
+            "nextReconcileAt": { "$cond": [
+                { "$and": [scheduled, time_due()] }, "$nextReconcileAt", "$$NOW",
+            ] },
+        } }];
+        let found = self
+            .bounded(
+                "claim",
+                self.tenants
+                    .find_one_and_update(filter, take)
+                    .projection(projection())
+                    .return_document(ReturnDocument::After),
+            )
+            .await?;
+        let claimed = Instant::now();
+        let Some(document) = found else {
+            return Ok(ClaimAnswer::NotDue);
+        };
+        let lease = document.get_document("lease").cloned().unwrap_or_default();
+        let epoch = lease.get("epoch").and_then(integer).unwrap_or_default();
+        match read(&document) {
+            Record::Tenant(mut tenant) => {
+                if lease.get_bool("unscheduled").unwrap_or(false) {
+                    tenant.status.next_reconcile_at = None;
+                }
+                tenant.interrupted = lease.get_bool("interrupted").unwrap_or(false);
+                let expires_at = lease.get("expiresAt").and_then(timestamp).unwrap_or_default();
+                Ok(ClaimAnswer::Claimed(Box::new(Claim {
+                    tenant: *tenant,
+                    epoch,
+                    holder: holder.clone(),
+                    desired: snapshot(&document),
+                    request: document.get("reconcileRequestedAt").cloned().unwrap_or(Bson::Null),
+                    claimed_at: expires_at - ttl,
+                    claimed,
+                })))
+            }
+            Record::Invalid(invalid) => {
+                let held = doc! { "_id": object_id(id), "lease.epoch": epoch };
+                let handled = doc! { "$literal": snapshot(&document) };
+                self.reject(held, handled, &invalid, invalid_retry).await?;
+                Ok(ClaimAnswer::Invalid(invalid))
+            }
+        }
+    }
+
+    /// Extends the lease to `ttl` from now, and records what has been found out so far.
+    pub async fn renew(
+        &self,
+        claim: &Claim,
+        ttl: Duration,
+        progress: Option<&Plans>,
+    ) -> Result<Commit, StoreError> {
+        let lease = doc! { "$mergeObjects": [{
+            "holder": &claim.holder.0,
+            "epoch": claim.epoch,
+            "expiresAt": { "$add": ["$$NOW", millis(ttl)] },
+        }] };
+        self.write_fenced("renew", claim, lease, progress).await
+    }
+
+    /// Writes the outcome of a reconcile, computes when the tenant is due next, and releases the
+    /// lease, in one command.
+    pub async fn commit(&self, claim: &Claim, plans: &Plans) -> Result<Commit, StoreError> {
+        self.write_fenced("commit", claim, free_lease(claim), Some(plans)).await
+    }
+
+    /// Gives the lease back without an outcome: the tenant stays due. The holder stays too, as in a
+    /// crash: whoever claims it next knows that something may have been left half done.
+    pub async fn release(&self, claim: &Claim) -> Result<Commit, StoreError> {
+        self.write_fenced("release", claim, abandoned_lease(claim), None).await
+    }
+
+    /// Gives the lease back with the outcomes that there are, some steps having been left half done.
+    pub async fn abandon(&self, claim: &Claim, plans: &Plans) -> Result<Commit, StoreError> {
+        self.write_fenced("abandon", claim, abandoned_lease(claim), Some(plans)).await
+    }
+
+    /// Whether a commit whose answer was lost was applied.
+    pub async fn was_committed(&self, claim: &Claim) -> Result<bool, StoreError> {
+        let freed = doc! {
+            "_id": object_id(claim.tenant.id),
+            "lease.epoch": claim.epoch,
+            "lease.holder": { "$exists": false },
+        };
+        let find = self.tenants.find_one(freed).projection(doc! { "_id": 1 });
+        Ok(self.bounded("look for a commit", find).await?.is_some())
+    }
+
+    async fn write_fenced(
+        &self,
+        operation: &'static str,
+        claim: &Claim,
+        lease: Document,
+        plans: Option<&Plans>,
+    ) -> Result<Commit, StoreError> {
+        let held = doc! {
+            "_id": object_id(claim.tenant.id),
+            "lease.epoch": claim.epoch,
+            "lease.holder": &claim.holder.0,
+        };
+        let mut pipeline = plans.map_or_else(Vec::new, |plans| outcome_stages(claim, plans));
+        pipeline.push(doc! { "$set": { "lease": lease } });
+        let after = self
+            .bounded(
+                operation,
+                self.tenants
+                    .find_one_and_update(held, pipeline)
+                    .projection(doc! { "_id": 0, "nextReconcileAt": 1, "lease.superseded": 1 })
+                    .return_document(ReturnDocument::After),
+            )
+            .await?;
+        Ok(after.map_or(Commit::Fenced, |after| {
+            let next = after.get("nextReconcileAt").and_then(timestamp);
+            let planned = plans.and_then(|plans| plans.current.status.next_reconcile_at);
+            let interrupted = plans.is_some() && next.map(whole_millis) != planned.map(whole_millis);
+            let lease = after.get_document("lease");
+            let superseded = lease.is_ok_and(|lease| lease.get_bool("superseded").unwrap_or(false));
+            Commit::Done { next, interrupted, superseded }
+        }))
+    }
+
+    /// Notes in a document that it makes no sense, and why. `held` selects it, `handled` is the
+    /// snapshot of its desired state: a later change makes it due again.
+    async fn reject(
+        &self,
+        held: Document,
+        handled: Document,
+        invalid: &InvalidDocument,
+        retry: Duration,
+    ) -> Result<(), StoreError> {
+        let condition = doc! {
+            "type": "Ready",
+            "status": "False",
+            "reason": Reason::InvalidDocument.name(),
+            "message": invalid.to_string(),
+            "observedGeneration": 0_i64,
+        };
+        let since = doc! { "lastTransitionTime": "$$NOW" };
+        let condition = doc! { "$mergeObjects": [{ "$literal": condition }, since] };
+        let mut set = doc! {
+            "nextReconcileAt": { "$add": ["$$NOW", millis(retry)] },
+            "lastHandledDesired": handled,
+            "lastHandledReconcileAt": "$reconcileRequestedAt",
+            "lease": { "$mergeObjects": [{ "epoch": "$lease.epoch" }] },
+        };
+        if !invalid.known {
+            set.insert("conditions", conditions_with(condition));
+        }
+        let update = self.tenants.update_one(held, vec![doc! { "$set": set }]);
+        self.bounded("reject", update).await?;
+        Ok(())
+    }
+
+    /// As [`Store::claim`] does for a document that makes no sense, for one that cannot be claimed
+    /// because its `_id` is no ObjectId.
+    pub(super) async fn reject_misfit(
+        &self,
+        id: &Bson,
+        retry: Duration,
+    ) -> Result<InvalidDocument, StoreError> {
+        let selected = doc! { "_id": id };
+        let find = self.tenants.find_one(selected.clone()).projection(projection());
+        let document = self.bounded("find", find).await?.unwrap_or_else(|| selected.clone());
+        let Record::Invalid(invalid) = read(&document) else {
+            return Err(StoreError::Refused {
+                operation: "reject",
+                message: format!("{id} is a tenant's id after all"),
+                code: None,
+            });
+        };
+        let handled = doc! { "$mergeObjects": [current_desired("$")] };
+        self.reject(selected, handled, &invalid, retry).await?;
+        Ok(invalid)
+    }
+}
+
+/// Nobody's. The epoch stays: the next claim must have a higher one.
+fn free_lease(claim: &Claim) -> Document {
+    let superseded = doc! { "$ifNull": ["$lease.superseded", false] };
+    doc! { "$mergeObjects": [{ "epoch": claim.epoch, "superseded": superseded }] }
+}
+
+/// Free for others, but not finished.
+fn abandoned_lease(claim: &Claim) -> Document {
+    doc! { "$literal": { "epoch": claim.epoch, "holder": &claim.holder.0 } }
+}
+
+/// The pipeline that writes one of two plans, depending on whether the desired state is still the one
+/// that was claimed. Everything that came from outside is a `$literal`: an upstream's message may
+/// begin with a dollar sign.
+fn outcome_stages(claim: &Claim, plans: &Plans) -> Vec<Document> {
+    let object_or_empty = |field: &str| {
+        doc! { "$cond": [{ "$eq": [{ "$type": field }, "object"] }, field, {}] }
+    };
+    let prepare = doc! { "$set": {
+        "lease.superseded": { "$ne": [current_desired("$"), { "$literal": &claim.desired }] },
+        "lease.asked": { "$or": [
+            { "$ne": [{ "$ifNull": ["$reconcileRequestedAt", Bson::Null] }, { "$literal": &claim.request }] },
+            { "$ne": [{ "$type": "$nextReconcileAt" }, "date"] },
+        ] },
+        "steps": object_or_empty("$steps"),
+        "provisioningStatus": object_or_empty("$provisioningStatus"),
+        "provisioningErrors": object_or_empty("$provisioningErrors"),
+    } };
+
+    let (current, superseded) = (&plans.current.status, &plans.superseded.status);
+    let choose = |value: &dyn Fn(&Status) -> Option<Bson>| -> Bson {
+        let literal = |value: Option<Bson>| match value {
+            Some(value) => doc! { "$literal": value }.into(),
+            None => Bson::from("$$REMOVE"),
+        };
+        let (current, superseded) = (value(current), value(superseded));
+        if current == superseded {
+            literal(current)
+        } else {
+            doc! { "$cond": ["$lease.superseded", literal(superseded), literal(current)] }.into()
+        }
+    };
+    let ready =
+        |status: &Status| status.ready.as_ref().map(|ready: &Ready| ready_document(ready).into());
+    let next = choose(&|status| status.next_reconcile_at.map(date));
+    let mut set = doc! {
+        "status": choose(&|status| Some(status.phase.name().into())),
+        "observedGeneration": choose(&|status| status.observed_generation.map(Bson::from)),
+        "lastHandledReconcileAt": choose(&|status| status.last_handled_reconcile_at.map(date)),
+        "conditions": conditions_with(choose(&ready)),
+        "nextReconcileAt": { "$cond": ["$lease.asked", "$$NOW", next] },
+    };
+    if current.last_handled_desired.as_ref() == Some(&claim.tenant.desired) {
+        set.insert("lastHandledDesired", doc! { "$literal": &claim.desired });
+    }
+    if plans.current.visible || plans.superseded.visible {
+        set.insert("updatedAt", "$$NOW");
+    }
+    for step in &plans.ran {
+        let detail = choose(&|status| Some(step_document(&status.steps[*step]).into()));
+        set.insert(format!("steps.{step}"), detail);
+    }
+    for step in StepKind::ALL {
+        let state = choose(&|status| Some(status.steps[step].state.name().into()));
+        set.insert(format!("provisioningStatus.{step}"), state);
+        let error = choose(&|status| {
+            let step = &status.steps[step];
+            let message = step.message.as_deref().unwrap_or("failed");
+            (step.state == StepState::Error).then(|| message.into())
+        });
+        set.insert(format!("provisioningErrors.{step}"), error);
+    }
+    vec![prepare, doc! { "$set": set }]
+}
+
+/// Our condition beside those of others.
+fn conditions_with(ready: impl Into<Bson>) -> Document {
+    doc! { "$concatArrays": [
+        { "$filter": {
+            "input": { "$cond": [{ "$isArray": "$conditions" }, "$conditions", []] },
+            "cond": { "$ne": ["$$this.type", "Ready"] },
+        } },
+        [ready.into()],
+    ] }
+}
+
+fn millis(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// What the database keeps of a time.
+fn whole_millis(at: Timestamp) -> i64 {
+    at.as_millisecond()
+}

@@ -1,0 +1,252 @@
+//! MongoDB: the tenants' documents, and the only room that talks to the database.
+//!
+//! * [`schema`](self::schema): what is created at start: validator, indexes.
+//! * [`document`](self::document): documents to tenants and back.
+//! * [`tenants`](self::tenants): insert, get, list, flag, count: what the HTTP layer needs.
+//! * [`lease`](self::lease): claim, renew, commit, release: what a reconcile needs.
+//! * [`due`](self::due): which tenants need work, by query.
+//! * [`watch`](self::watch): the same, sooner, by change stream.
+//!
+//! Leases and due times come from the *server's* clock (`$$NOW`), so that controllers with different
+//! clocks agree on them.
+
+mod document;
+mod due;
+mod lease;
+mod schema;
+mod tenants;
+mod watch;
+
+pub use document::{InvalidDocument, Record};
+pub use due::{DueScan, DueTenant, Relist, Urgency};
+pub use lease::{Claim, ClaimAnswer, Commit, Holder, Plans};
+pub use schema::SCHEMA_VERSION;
+pub use tenants::{Census, NewTenant, Page, PageQuery};
+pub use watch::{Change, ResumeToken, Watch, WatchError};
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mongodb::bson::{Document, doc};
+use mongodb::error::{Error as DriverError, ErrorKind, WriteFailure};
+use mongodb::event::EventHandler;
+use mongodb::event::command::CommandEvent;
+use mongodb::options::{ClientOptions, SelectionCriteria, WriteConcern};
+use mongodb::{Client, Collection, Database};
+
+/// Name of the collection that holds the tenants.
+pub const TENANTS: &str = "tenants";
+
+/// What a database operation can end in, other than its result.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// No answer, or no primary: worth trying again. Whether a write was applied is unknown.
+    #[error("MongoDB is unavailable ({operation}): {message}")]
+    Unavailable { operation: &'static str, message: String },
+    /// The server answered, and refused.
+    #[error("MongoDB refused {operation}: {message}")]
+    Refused { operation: &'static str, message: String, code: Option<i32> },
+}
+
+impl StoreError {
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+}
+
+/// Why a server cannot be used at all. Waiting does not help.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unsuitable {
+    #[error("the address of MongoDB cannot be used: {0}")]
+    Uri(String),
+    #[error(
+        "the MongoDB server is a standalone, and only replica sets and sharded clusters have change \
+         streams. A single node can be a replica set: start mongod with --replSet rs0 and run \
+         rs.initiate() once"
+    )]
+    Standalone,
+    #[error("the MongoDB server is version {0}; tenantry needs 6.0 or newer")]
+    TooOld(String),
+    #[error("{0}")]
+    Schema(String),
+}
+
+/// How a start can fail: for good, or until the server answers.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Unsuitable(#[from] Unsuitable),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Called with the name of each command sent to the server, for metrics and for counting in tests.
+pub type CommandObserver = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Where the tenants live and how long an operation may take.
+pub struct StoreOptions {
+    pub uri: String,
+    pub database: String,
+    /// Upper bound of any single operation, including finding a server.
+    pub operation_timeout: Duration,
+    pub max_connections: u32,
+    pub on_command: Option<CommandObserver>,
+}
+
+/// Checks the form of an address, without looking anything up.
+///
+/// # Errors
+/// When it cannot be one.
+pub fn check_uri(uri: &str) -> Result<(), Unsuitable> {
+    let parsed = mongodb::options::ConnectionString::parse(uri);
+    parsed.map(drop).map_err(|error| Unsuitable::Uri(uri_error(&error)))
+}
+
+/// The tenants in MongoDB. Cheap to clone: clones share one connection pool.
+#[derive(Clone)]
+pub struct Store {
+    client: Client,
+    database: Database,
+    tenants: Collection<Document>,
+    timeout: Duration,
+}
+
+impl Store {
+    /// Prepares a client; nothing is sent yet, so this works while the server is away.
+    ///
+    /// # Errors
+    /// When the address cannot be parsed, or its SRV record cannot be resolved.
+    pub async fn new(options: StoreOptions) -> Result<Self, Unsuitable> {
+        let mut client = ClientOptions::parse(&options.uri)
+            .await
+            .map_err(|error| Unsuitable::Uri(uri_error(&error)))?;
+        client.app_name.get_or_insert_with(|| "tenantry".into());
+        // A fence only holds if a claim that was answered cannot be rolled back by a failover.
+        client.write_concern = Some(WriteConcern::majority());
+        client.selection_criteria = None;
+        client.server_selection_timeout = Some(options.operation_timeout / 2);
+        client.connect_timeout.get_or_insert(options.operation_timeout / 2);
+        client.max_pool_size = Some(options.max_connections);
+        if let Some(observe) = options.on_command {
+            client.command_event_handler = Some(EventHandler::callback(move |event| {
+                if let CommandEvent::Started(started) = event {
+                    observe(&started.command_name);
+                }
+            }));
+        }
+        let client =
+            Client::with_options(client).map_err(|error| Unsuitable::Uri(without_labels(&error)))?;
+        Ok(Self::over(client.database(&options.database), options.operation_timeout))
+    }
+
+    /// A store on a database that somebody else connected to.
+    pub fn over(database: Database, operation_timeout: Duration) -> Self {
+        let tenants = database.collection(TENANTS);
+        Self { client: database.client().clone(), database, tenants, timeout: operation_timeout }
+    }
+
+    /// Checks that the server can carry a controller, and creates what the collection needs.
+    /// Idempotent: every start calls it, and so does the watch after the collection was dropped.
+    ///
+    /// # Errors
+    /// [`Unsuitable`] when waiting would not help, [`StoreError`] when it may.
+    pub async fn prepare(&self) -> Result<(), OpenError> {
+        let hello = self.command("hello", doc! { "hello": 1 }).await?;
+        let sharded = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
+        if !sharded && !hello.contains_key("setName") {
+            return Err(Unsuitable::Standalone.into());
+        }
+        let build = self.command("buildInfo", doc! { "buildInfo": 1 }).await?;
+        let version = build.get_str("version").unwrap_or("unknown");
+        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        if major.is_none_or(|major| major < 6) {
+            return Err(Unsuitable::TooOld(version.to_owned()).into());
+        }
+        self.ensure_schema().await
+    }
+
+    /// Ends the client's background work.
+    pub async fn close(self) {
+        self.client.shutdown().immediate(true).await;
+    }
+
+    async fn command(&self, operation: &'static str, command: Document) -> Result<Document, StoreError> {
+        let primary = SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary);
+        self.bounded(operation, self.database.run_command(command).selection_criteria(primary)).await
+    }
+
+    /// Runs one operation within the time limit. The driver itself would wait for ever on a
+    /// connection that the network swallowed.
+    async fn bounded<T>(
+        &self,
+        operation: &'static str,
+        run: impl IntoFuture<Output = Result<T, DriverError>>,
+    ) -> Result<T, StoreError> {
+        within(self.timeout, operation, run.into_future()).await
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    operation: &'static str,
+    run: impl Future<Output = Result<T, DriverError>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(limit, run).await {
+        Ok(result) => result.map_err(|error| classify(operation, &error)),
+        Err(_) => {
+            Err(StoreError::Unavailable { operation, message: format!("no answer within {limit:?}") })
+        }
+    }
+}
+
+/// Server codes that say "not now" rather than "not so": no primary, stepping down, shutting down,
+/// interrupted, connection trouble behind a router.
+const TRANSIENT_CODES: &[i32] =
+    &[6, 7, 89, 91, 112, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 64, 50];
+
+fn code_of(error: &DriverError) -> Option<i32> {
+    match error.kind.as_ref() {
+        ErrorKind::Command(command) => Some(command.code),
+        ErrorKind::Write(WriteFailure::WriteError(write)) => Some(write.code),
+        ErrorKind::Write(WriteFailure::WriteConcernError(concern)) => Some(concern.code),
+        _ => None,
+    }
+}
+
+fn classify(operation: &'static str, error: &DriverError) -> StoreError {
+    let code = code_of(error);
+    let unavailable = match error.kind.as_ref() {
+        ErrorKind::Io(_)
+        | ErrorKind::ServerSelection { .. }
+        | ErrorKind::ConnectionPoolCleared { .. }
+        | ErrorKind::DnsResolve { .. }
+        // A write that reached the primary but not the majority yet may still be rolled back.
+        | ErrorKind::Write(WriteFailure::WriteConcernError(_)) => true,
+        _ => code.is_some_and(|code| TRANSIENT_CODES.contains(&code)),
+    };
+    let message = without_labels(error);
+    if unavailable {
+        StoreError::Unavailable { operation, message }
+    } else {
+        StoreError::Refused { operation, message, code }
+    }
+}
+
+/// Why an address is of no use, without quoting it: the driver takes half a password with an unescaped
+/// character in it for a host, and says so.
+fn uri_error(error: &DriverError) -> String {
+    match error.kind.as_ref() {
+        ErrorKind::DnsResolve { .. } => "its SRV record cannot be resolved".into(),
+        _ => "it must be of the form mongodb://user:password@host:port/?replicaSet=name, with special \
+              characters in user and password escaped (%40 for @)"
+            .into(),
+    }
+}
+
+/// The driver's message without its topology dump, which is long, and useless to people.
+fn without_labels(error: &DriverError) -> String {
+    let text = error.kind.to_string();
+    let text = text.split(" Topology: ").next().unwrap_or(&text);
+    text.trim().to_owned()
+}

@@ -1,0 +1,182 @@
+//! What the HTTP layer needs: insert, get, list, flag for reconcile, and a census for the metrics.
+
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use jiff::Timestamp;
+use mongodb::bson::{Bson, Document, doc, oid::ObjectId};
+use mongodb::options::ReturnDocument;
+
+use super::document::{Record, desired_document, projection, read, timestamp};
+use super::{Store, StoreError, within};
+use crate::tenant::{Desired, PerStep, Phase, Slug, StepKind, StepState};
+
+/// Codes of a refused insert.
+const DUPLICATE_KEY: i32 = 11000;
+
+/// A tenant to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTenant {
+    pub slug: Slug,
+    pub desired: Desired,
+}
+
+/// Which tenants to list.
+#[derive(Debug, Clone, Default)]
+pub struct PageQuery {
+    pub phase: Option<Phase>,
+    /// Slugs after this one.
+    pub after: Option<String>,
+    pub limit: u16,
+}
+
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// In order of their slugs.
+    pub records: Vec<Record>,
+    /// The slug to continue after, when there are more.
+    pub next: Option<String>,
+}
+
+/// How many steps are in which state, and tenants in which phase, over the whole fleet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Census {
+    /// By state, in the order of [`StepState::ALL`].
+    pub steps: PerStep<[u64; 4]>,
+    /// In the order of [`Phase::ALL`].
+    pub phases: [u64; 2],
+}
+
+impl Store {
+    /// Inserts a tenant. `None` when the slug is taken.
+    ///
+    /// # Errors
+    /// After [`StoreError::Unavailable`] the document is there or not there, never in part.
+    pub async fn insert(&self, new: &NewTenant) -> Result<Option<Record>, StoreError> {
+        let id = ObjectId::new();
+        let created = Bson::DateTime(mongodb::bson::DateTime::now());
+        let mut document = doc! { "_id": id, "slug": new.slug.as_str() };
+        document.extend(desired_document(&new.desired));
+        document.extend(doc! {
+            "status": Phase::Pending.name(),
+            "generation": 1_i64,
+            "createdAt": created.clone(),
+            "updatedAt": created,
+        });
+        match self.bounded("insert", self.tenants.insert_one(&document)).await {
+            Ok(_) => Ok(Some(read(&document))),
+            Err(StoreError::Refused { code: Some(DUPLICATE_KEY), .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the primary answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.command("ping", doc! { "ping": 1 }).await.map(drop)
+    }
+
+    /// Reads one tenant.
+    pub async fn get(&self, slug: &Slug) -> Result<Option<Record>, StoreError> {
+        let find = self.tenants.find_one(by_slug(slug)).projection(projection());
+        Ok(self.bounded("get", find).await?.as_ref().map(read))
+    }
+
+    /// Reads a page in order of the slugs. Documents without a slug are not listed.
+    pub async fn list(&self, query: &PageQuery) -> Result<Page, StoreError> {
+        let mut filter = doc! { "slug": { "$gt": query.after.as_deref().unwrap_or_default() } };
+        match query.phase {
+            // A document that no controller has seen yet has no status.
+            Some(Phase::Pending) => {
+                filter.insert("status", doc! { "$in": [Phase::Pending.name(), Bson::Null] });
+            }
+            Some(phase) => {
+                filter.insert("status", phase.name());
+            }
+            None => {}
+        }
+        let limit = i64::from(query.limit.max(1));
+        let find = async {
+            let cursor = self
+                .tenants
+                .find(filter)
+                .projection(projection())
+                .sort(doc! { "slug": 1 })
+                // One more than asked for tells whether there is a next page.
+                .limit(limit + 1)
+                .await?;
+            cursor.try_collect::<Vec<_>>().await
+        };
+        let mut found = self.bounded("list", find).await?;
+        let more = found.len() > usize::from(query.limit.max(1));
+        if more {
+            found.pop();
+        }
+        let last = found.last().and_then(|last| last.get_str("slug").ok());
+        let next = if more { last.map(ToOwned::to_owned) } else { None };
+        Ok(Page { records: found.iter().map(read).collect(), next })
+    }
+
+    /// Flags a tenant for reconcile, now and for all its steps. Returns the time of the request, which
+    /// `lastHandledReconcileAt` will equal once it has been acted on, and no two requests share;
+    /// `None` when there is no such tenant.
+    pub async fn request_reconcile(&self, slug: &Slug) -> Result<Option<Timestamp>, StoreError> {
+        let earlier = doc! { "$cond": [
+            { "$eq": [{ "$type": "$reconcileRequestedAt" }, "date"] },
+            { "$add": ["$reconcileRequestedAt", 1_i64] },
+            "$$NOW",
+        ] };
+        let flag = vec![doc! { "$set": {
+            "reconcileRequestedAt": { "$max": ["$$NOW", earlier] },
+            // Missing sorts before every date, so that even the due scan takes requests first.
+            "nextReconcileAt": "$$REMOVE",
+        } }];
+        let update = self
+            .tenants
+            .find_one_and_update(by_slug(slug), flag)
+            .projection(doc! { "_id": 0, "reconcileRequestedAt": 1 })
+            .return_document(ReturnDocument::After);
+        let after = self.bounded("request reconcile", update).await?;
+        Ok(after.and_then(|after| after.get("reconcileRequestedAt").and_then(timestamp)))
+    }
+
+    /// Counts steps by state and tenants by phase. It reads every document, so it is for metrics that
+    /// somebody scrapes, not for loops.
+    pub async fn census(&self, limit: Duration) -> Result<Census, StoreError> {
+        let state = |step: StepKind| {
+            doc! { "$ifNull": [format!("$provisioningStatus.{step}"), StepState::Pending.name()] }
+        };
+        let mut keys = doc! { "phase": { "$ifNull": ["$status", Phase::Pending.name()] } };
+        for step in StepKind::ALL {
+            keys.insert(step.name(), state(step));
+        }
+        let pipeline = vec![doc! { "$group": { "_id": keys, "count": { "$sum": 1_i64 } } }];
+        let run = async {
+            let cursor = self.tenants.aggregate(pipeline).await?;
+            cursor.try_collect::<Vec<Document>>().await
+        };
+        let mut census = Census::default();
+        for group in within(limit, "census", run).await? {
+            let (Ok(keys), Ok(count)) = (group.get_document("_id"), group.get_i64("count")) else {
+                continue;
+            };
+            let count = u64::try_from(count).unwrap_or_default();
+            let place = |name: &str, names: &[&str]| {
+                let name = keys.get_str(name).ok()?;
+                names.iter().position(|known| *known == name)
+            };
+            if let Some(phase) = place("phase", &Phase::ALL.map(Phase::name)) {
+                census.phases[phase] += count;
+            }
+            for step in StepKind::ALL {
+                if let Some(state) = place(step.name(), &StepState::ALL.map(StepState::name)) {
+                    census.steps[step][state] += count;
+                }
+            }
+        }
+        Ok(census)
+    }
+}
+
+fn by_slug(slug: &Slug) -> Document {
+    doc! { "slug": slug.as_str() }
+}

@@ -1,0 +1,66 @@
+//! Which steps of a tenant are due.
+
+use jiff::Timestamp;
+
+use super::{Policy, StepKind, Tenant};
+
+/// The steps that a reconcile of a tenant that is due should run now.
+///
+/// Where no step has a reason of its own (somebody set `nextReconcileAt` by hand, or a change was taken
+/// back), the settled ones are looked at again: the tenant was not marked due for nothing.
+pub fn due_steps(tenant: &Tenant, now: Timestamp, policy: &Policy) -> Vec<StepKind> {
+    let due = steps_with_reason(tenant, now, policy);
+    if due.is_empty() { settled_steps(tenant) } else { due }
+}
+
+/// A step has a reason to run when
+///
+/// * an explicit request is open, or the tenant was marked due by a missing `nextReconcileAt`,
+/// * the part of the desired state that concerns it differs from what it was last run for,
+/// * its own time has come (`nextAttemptAt`), or it never had one,
+/// * it was settled, and an earlier reconcile may have changed that without saying so.
+///
+/// A settled step whose routine re-check is near rides along with another settled one's, so that a
+/// tenant whose steps settled at different times does not stay split into several re-checks for ever.
+pub(super) fn steps_with_reason(tenant: &Tenant, now: Timestamp, policy: &Policy) -> Vec<StepKind> {
+    let everything = tenant.open_request().is_some() || tenant.status.next_reconcile_at.is_none();
+    let own_time = |step: StepKind, at: Timestamp| {
+        tenant.status.steps[step].next_attempt_at.is_none_or(|next| next <= at)
+    };
+    let settled = |step: StepKind| tenant.status.steps[step].state.is_settled();
+    let routine = StepKind::ALL.into_iter().any(|s| settled(s) && own_time(s, now));
+    let soon = now + policy.resync / 2;
+
+    StepKind::ALL
+        .into_iter()
+        .filter(|step| {
+            everything
+                || desired_changed(tenant, *step)
+                || own_time(*step, now)
+                || (settled(*step) && (tenant.interrupted || (routine && own_time(*step, soon))))
+        })
+        .collect()
+}
+
+/// Whether earlier failures of the step no longer count: somebody asked for it, or it has something
+/// new to do. Nothing else resets a backoff.
+pub fn starts_afresh(tenant: &Tenant, step: StepKind) -> bool {
+    tenant.open_request().is_some() || desired_changed(tenant, step)
+}
+
+fn desired_changed(tenant: &Tenant, step: StepKind) -> bool {
+    let desired = tenant.desired.for_step(step);
+    let recorded = &tenant.status.steps[step];
+    // Never `ok` for what is no longer desired, whatever was handled in between.
+    (recorded.state.is_settled() && recorded.observed.as_ref() != Some(&desired))
+        || tenant
+            .status
+            .last_handled_desired
+            .as_ref()
+            .is_some_and(|handled| handled.for_step(step) != desired)
+}
+
+fn settled_steps(tenant: &Tenant) -> Vec<StepKind> {
+    let settled = |step: &StepKind| tenant.status.steps[*step].state.is_settled();
+    StepKind::ALL.into_iter().filter(settled).collect()
+}

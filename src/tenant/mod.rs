@@ -1,0 +1,72 @@
+//! The domain: what a tenant is, which of its steps are due, and what follows from their outcomes.
+//!
+//! Everything here is pure: no I/O, no clock, no randomness, no async. Time and jitter come in as
+//! arguments, so that a property test can drive every rule about status (`transition`) and timing
+//! (`due`, `backoff`) directly.
+
+mod backoff;
+mod desired;
+mod due;
+mod id;
+mod mail_domain;
+mod name;
+mod slug;
+mod status;
+mod step;
+#[cfg(test)]
+mod tests;
+mod transition;
+
+pub use backoff::{Backoff, Jitter};
+pub use desired::{Desired, Services, StepDesired};
+pub use due::{due_steps, starts_afresh};
+pub use id::{InvalidTenantId, TenantId};
+pub use mail_domain::{InvalidMailDomain, MailDomain};
+pub use name::{InvalidTenantName, TenantName};
+pub use slug::{InvalidSlug, Slug};
+pub use status::{Phase, Ready, Status};
+pub use step::{PerStep, Reason, StepKind, StepState, StepStatus};
+pub use transition::{Basis, Failure, FailureKind, Outcome, Policy, StepRun, Transition, transition};
+
+use jiff::Timestamp;
+
+/// One tenant as its document tells it: what it should be, and what was last recorded about it.
+///
+/// Only documents that make sense become a `Tenant`; see `store::document` for the others.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tenant {
+    pub id: TenantId,
+    pub slug: Slug,
+    pub desired: Desired,
+    /// Counts changes of the desired state made through the API; 1 for a document without it.
+    pub generation: i64,
+    /// The latest explicit reconcile request, if there ever was one.
+    pub reconcile_requested_at: Option<Timestamp>,
+    pub status: Status,
+    /// An earlier reconcile ended without saying what it did: what it had found out no longer counts.
+    pub interrupted: bool,
+    /// When the document was created; taken from its id where the writer did not say.
+    pub created_at: Timestamp,
+    /// When something visible last changed, where the writer said.
+    pub updated_at: Option<Timestamp>,
+}
+
+impl Tenant {
+    /// The explicit request that no reconcile has handled yet.
+    pub fn open_request(&self) -> Option<Timestamp> {
+        self.reconcile_requested_at.filter(|at| self.status.last_handled_reconcile_at != Some(*at))
+    }
+
+    /// The state of a step as it may be shown: `ok` and `skipped` speak of the *current* desired
+    /// state, so a recorded one that was reached for an earlier desired state counts as pending.
+    pub fn current_state(&self, step: StepKind) -> StepState {
+        let recorded = &self.status.steps[step];
+        if recorded.state.is_settled()
+            && recorded.observed.as_ref() != Some(&self.desired.for_step(step))
+        {
+            StepState::Pending
+        } else {
+            recorded.state
+        }
+    }
+}

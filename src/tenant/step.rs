@@ -1,0 +1,193 @@
+//! The steps of a tenant, one per upstream, and what is recorded of each.
+
+use std::fmt;
+use std::ops::{Index, IndexMut};
+use std::str::FromStr;
+
+use jiff::Timestamp;
+
+use super::StepDesired;
+
+/// A step, named after the upstream it drives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum StepKind {
+    Authentik,
+    Stalwart,
+    Ocis,
+}
+
+impl StepKind {
+    pub const ALL: [Self; 3] = [Self::Authentik, Self::Stalwart, Self::Ocis];
+
+    /// The name used in documents, the API, metrics and logs alike.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Authentik => "authentik",
+            Self::Stalwart => "stalwart",
+            Self::Ocis => "ocis",
+        }
+    }
+}
+
+impl fmt::Display for StepKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One value for each step; total, so that no step can be forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PerStep<T>([T; 3]);
+
+impl<T> PerStep<T> {
+    pub fn from_fn(make: impl FnMut(StepKind) -> T) -> Self {
+        Self(StepKind::ALL.map(make))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (StepKind, &T)> {
+        StepKind::ALL.into_iter().zip(&self.0)
+    }
+}
+
+impl<T> Index<StepKind> for PerStep<T> {
+    type Output = T;
+
+    fn index(&self, step: StepKind) -> &T {
+        &self.0[step as usize]
+    }
+}
+
+impl<T> IndexMut<StepKind> for PerStep<T> {
+    fn index_mut(&mut self, step: StepKind) -> &mut T {
+        &mut self.0[step as usize]
+    }
+}
+
+/// The state of a step, in the words of the service that this one replaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum StepState {
+    /// Not tried yet for the current desired state.
+    #[default]
+    Pending,
+    /// Observed to match.
+    Ok,
+    /// Nothing to do for this tenant; the reason says why.
+    Skipped,
+    /// The last attempt failed; the reason and message say how, `next_attempt_at` when it is tried again.
+    Error,
+}
+
+impl StepState {
+    pub const ALL: [Self; 4] = [Self::Pending, Self::Ok, Self::Skipped, Self::Error];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Ok => "ok",
+            Self::Skipped => "skipped",
+            Self::Error => "error",
+        }
+    }
+
+    /// Whether nothing is left to do.
+    pub const fn is_settled(self) -> bool {
+        matches!(self, Self::Ok | Self::Skipped)
+    }
+}
+
+impl FromStr for StepState {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|s| s.name() == name).ok_or(())
+    }
+}
+
+macro_rules! reasons {
+    ($( $(#[$doc:meta])* $name:ident, )*) => {
+        /// Why a step or a tenant is in its state: a closed list, the same in documents, API,
+        /// metrics and docs.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Reason { $( $(#[$doc])* $name, )* }
+
+        impl Reason {
+            pub const ALL: &'static [Self] = &[$( Self::$name, )*];
+
+            pub const fn name(self) -> &'static str {
+                match self { $( Self::$name => stringify!($name), )* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Observed to match the desired state.
+    InSync,
+    /// Work is under way or waits for its turn.
+    Reconciling,
+    /// The desired state changed after the step was last observed to match.
+    DesiredStateChanged,
+    /// The document makes no sense as a tenant; the message names each field.
+    InvalidDocument,
+    /// The upstream is not configured in this controller.
+    NotConfigured,
+    /// `services` switches the service off for this tenant.
+    ServiceDisabled,
+    /// The upstream could not be reached.
+    Unreachable,
+    /// The upstream did not answer in time; whether a write was applied is found out by looking.
+    Timeout,
+    /// The upstream answered with an error of its own.
+    UpstreamError,
+    /// The upstream asked for fewer requests.
+    RateLimited,
+    /// The upstream answered something that its API does not say.
+    UnexpectedAnswer,
+    /// The resource belongs to another tenant, or to somebody whose it must stay.
+    Conflict,
+    /// More than one resource carries this tenant's mark.
+    Duplicate,
+    /// The upstream refused the request as invalid.
+    Rejected,
+    /// Our account in the upstream lacks a permission.
+    Forbidden,
+    /// The upstream rejected our credentials: nothing works until a person mends them.
+    CredentialsRejected,
+    /// The upstream's TLS certificate is not trusted, or TLS failed otherwise.
+    TlsFailed,
+    /// The configured address does not lead to the upstream's API.
+    WrongAddress,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Reason {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Self::ALL.iter().copied().find(|reason| reason.name() == name).ok_or(())
+    }
+}
+
+/// What is recorded of one step (`steps.<name>` in the document).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StepStatus {
+    pub state: StepState,
+    pub reason: Option<Reason>,
+    pub message: Option<String>,
+    /// The upstream's own id of the resource. Kept through errors: it comes first when looking.
+    pub external_id: Option<String>,
+    /// What the step was last observed to match, in terms of the desired state.
+    pub observed: Option<StepDesired>,
+    /// Failed attempts in a row; the backoff grows with it.
+    pub attempts: u32,
+    pub last_attempt_at: Option<Timestamp>,
+    /// When `state` last changed.
+    pub last_transition_at: Option<Timestamp>,
+    /// When the step is due again; `None` is now.
+    pub next_attempt_at: Option<Timestamp>,
+}

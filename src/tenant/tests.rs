@@ -1,0 +1,481 @@
+//! Facts about due steps, transitions and backoff that hold for every tenant, driven by proptest.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+
+use super::*;
+
+const NOW: i64 = 1_800_000_000;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(NOW + seconds).unwrap()
+}
+
+fn any_time() -> impl Strategy<Value = Option<Timestamp>> {
+    prop_oneof![Just(None), (-100_000i64..100_000).prop_map(|s| Some(at(s)))]
+}
+
+prop_compose! {
+    fn any_desired()(
+        name in "[A-Z][a-z]{0,3}",
+        domain in prop_oneof![Just(None), "[a-z]{1,3}\\.test".prop_map(Some)],
+        storage_bytes in prop_oneof![Just(None), (0i64..3).prop_map(Some)],
+        services in prop::array::uniform3(any::<bool>()),
+    ) -> Desired {
+        Desired {
+            name: name.parse().unwrap(),
+            domain: domain.map(|domain| domain.parse().unwrap()),
+            storage_bytes,
+            services: Services::new(|step| services[step as usize]),
+        }
+    }
+}
+
+fn any_state() -> impl Strategy<Value = StepState> {
+    prop::sample::select(StepState::ALL.to_vec())
+}
+
+prop_compose! {
+    fn any_step(desired: Desired, kind: StepKind)(
+        state in any_state(),
+        attempts in 0u32..100,
+        matches in any::<bool>(),
+        other in any_desired(),
+        external_id in prop_oneof![Just(None), Just(Some("id".to_owned()))],
+        last in any_time(),
+        next in any_time(),
+    ) -> StepStatus {
+        let observed = if matches { desired.for_step(kind) } else { other.for_step(kind) };
+        StepStatus {
+            state,
+            reason: Some(Reason::InSync),
+            message: (state == StepState::Error).then(|| "went wrong".into()),
+            external_id,
+            observed: state.is_settled().then_some(observed),
+            attempts,
+            last_attempt_at: last,
+            last_transition_at: last,
+            next_attempt_at: next,
+        }
+    }
+}
+
+fn any_tenant() -> impl Strategy<Value = Tenant> {
+    any_desired().prop_flat_map(|desired| {
+        let handled =
+            prop_oneof![Just(None), Just(Some(desired.clone())), any_desired().prop_map(Some),];
+        let [a, b, c] = StepKind::ALL.map(|kind| any_step(desired.clone(), kind));
+        (
+            Just(desired),
+            (a, b, c),
+            handled,
+            any_time(),
+            any_time(),
+            prop::sample::select(Phase::ALL.to_vec()),
+            any_time(),
+            (1i64..5, any::<bool>()),
+        )
+            .prop_map(
+                |(desired, steps, handled, asked, done, phase, next, (generation, interrupted))| {
+                    let steps = [steps.0, steps.1, steps.2];
+                    Tenant {
+                        id: TenantId::from_bytes([7; 12]),
+                        slug: "acme".parse().unwrap(),
+                        desired,
+                        generation,
+                        reconcile_requested_at: asked,
+                        status: Status {
+                            phase,
+                            steps: PerStep::from_fn(|kind| steps[kind as usize].clone()),
+                            ready: None,
+                            observed_generation: None,
+                            last_handled_reconcile_at: done,
+                            last_handled_desired: handled,
+                            next_reconcile_at: next,
+                        },
+                        interrupted,
+                        created_at: at(-1_000_000),
+                        updated_at: None,
+                    }
+                },
+            )
+    })
+}
+
+fn any_outcome() -> impl Strategy<Value = Outcome> {
+    let failed = |kind| {
+        Outcome::Failed(Failure {
+            kind,
+            reason: Reason::UpstreamError,
+            message: "went wrong".into(),
+            external_id: None,
+        })
+    };
+    prop_oneof![
+        3 => Just(Outcome::Ok { external_id: Some("id".into()) }),
+        1 => Just(Outcome::Skipped(Reason::NotConfigured)),
+        1 => prop_oneof![Just(None), (0u64..10_000).prop_map(|s| Some(Duration::from_secs(s)))]
+            .prop_map(move |retry_after| failed(FailureKind::Transient { retry_after })),
+        1 => Just(failed(FailureKind::Terminal)),
+        1 => Just(failed(FailureKind::Misconfigured { retry_after: Duration::from_secs(120) })),
+    ]
+}
+
+fn any_policy() -> impl Strategy<Value = Policy> {
+    (1u64..10, 1u64..1_000, 1u64..10_000).prop_map(|(initial, more, resync)| Policy {
+        backoff: Backoff {
+            initial: Duration::from_secs(initial),
+            max: Duration::from_secs(initial + more),
+        },
+        resync: Duration::from_secs(resync),
+    })
+}
+
+/// A tenant, its due steps, the outcomes of some of them, and what follows.
+#[derive(Debug, Clone)]
+struct Case {
+    tenant: Tenant,
+    policy: Policy,
+    due: Vec<StepKind>,
+    runs: Vec<StepRun>,
+    spread: Jitter,
+}
+
+impl Case {
+    fn after(&self, basis: Basis) -> Transition {
+        transition(&self.tenant, &self.due, &self.runs, basis, at(0), &self.policy, self.spread)
+    }
+
+    fn ran(&self, step: StepKind) -> Option<&StepRun> {
+        self.runs.iter().find(|run| run.step == step)
+    }
+
+    fn complete(&self) -> bool {
+        self.due.iter().all(|step| self.ran(*step).is_some())
+    }
+}
+
+fn any_case() -> impl Strategy<Value = Case> {
+    let run = || (any_outcome(), 0.0..1.0f64, prop::bool::weighted(0.9));
+    (any_tenant(), any_policy(), [run(), run(), run()], 0.0..1.0f64).prop_map(
+        |(tenant, policy, outcomes, spread)| {
+            let due = due_steps(&tenant, at(0), &policy);
+            let runs = due
+                .iter()
+                .filter_map(|step| {
+                    let (outcome, jitter, finished) = outcomes[*step as usize].clone();
+                    finished.then(|| StepRun {
+                        step: *step,
+                        outcome,
+                        at: at(0),
+                        jitter: Jitter::new(jitter),
+                    })
+                })
+                .collect();
+            Case { tenant, policy, due, runs, spread: Jitter::new(spread) }
+        },
+    )
+}
+
+/// The tenant as it is claimed next, after a commit.
+fn with(tenant: &Tenant, status: Status) -> Tenant {
+    Tenant { status, interrupted: false, ..tenant.clone() }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 2_000,
+        max_global_rejects: 1_000_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn active_is_entered_iff_every_step_is_settled_for_the_current_desired_state(case in any_case()) {
+        let after = case.after(Basis::Current);
+        let tenant = with(&case.tenant, after.status.clone());
+        let settled = StepKind::ALL.into_iter().all(|step| {
+            let recorded = &after.status.steps[step];
+            recorded.state.is_settled()
+                && recorded.observed == Some(case.tenant.desired.for_step(step))
+        });
+        let before = case.tenant.status.phase;
+        prop_assert_eq!(after.status.phase == Phase::Active, before == Phase::Active || settled);
+        let ready = after.status.ready.expect("a transition always says whether it is ready");
+        prop_assert_eq!(ready.ready, settled);
+        prop_assert_eq!(ready.observed_generation, case.tenant.generation);
+        for step in StepKind::ALL {
+            if tenant.current_state(step).is_settled() {
+                prop_assert_eq!(
+                    tenant.status.steps[step].observed.clone(),
+                    Some(case.tenant.desired.for_step(step))
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn once_active_stays_active(case in any_case(), basis in prop::sample::select(vec![Basis::Current, Basis::Superseded])) {
+        prop_assume!(case.tenant.status.phase == Phase::Active);
+        prop_assert_eq!(case.after(basis).status.phase, Phase::Active);
+    }
+
+    #[test]
+    fn a_step_that_did_not_run_is_untouched(case in any_case()) {
+        for basis in [Basis::Current, Basis::Superseded] {
+            let after = case.after(basis);
+            for step in StepKind::ALL {
+                if case.ran(step).is_none() {
+                    prop_assert_eq!(&after.status.steps[step], &case.tenant.status.steps[step]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attempts_and_next_due_times_follow_the_backoff(case in any_case()) {
+        let after = case.after(Basis::Current);
+        for run in &case.runs {
+            let (before, step) = (&case.tenant.status.steps[run.step], &after.status.steps[run.step]);
+            prop_assert_eq!(step.last_attempt_at, Some(at(0)));
+            let wait = step.next_attempt_at.unwrap().duration_since(at(0));
+            let wait = Duration::try_from(wait).expect("never in the past");
+            let Outcome::Failed(failure) = &run.outcome else {
+                prop_assert_eq!(step.attempts, 0);
+                prop_assert!(wait >= case.policy.resync.mul_f64(0.899));
+                prop_assert!(wait <= case.policy.resync.mul_f64(1.101));
+                continue;
+            };
+            let afresh = starts_afresh(&case.tenant, run.step);
+            prop_assert_eq!(step.attempts, if afresh { 1 } else { before.attempts + 1 });
+            let backoff = case.policy.backoff.delay(step.attempts, run.jitter);
+            prop_assert!(wait >= backoff, "{wait:?} is sooner than {backoff:?}");
+            match failure.kind {
+                FailureKind::Transient { retry_after: None } => prop_assert_eq!(wait, backoff),
+                FailureKind::Transient { retry_after: Some(asked) } => {
+                    prop_assert!(wait >= asked.min(Policy::MAX_RETRY_AFTER));
+                    prop_assert!(wait <= backoff.max(Policy::MAX_RETRY_AFTER));
+                }
+                FailureKind::Misconfigured { retry_after } => {
+                    prop_assert_eq!(wait, backoff.max(retry_after));
+                }
+                FailureKind::Terminal => {
+                    prop_assert!(wait >= case.policy.terminal().mul_f64(0.899));
+                    prop_assert!(wait <= case.policy.terminal().mul_f64(1.101));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_tenants_due_time_is_its_earliest_steps(case in any_case()) {
+        let after = case.after(Basis::Current).status;
+        if case.complete() {
+            let earliest = after.steps.iter().filter_map(|(_, step)| step.next_attempt_at).min();
+            prop_assert_eq!(after.next_reconcile_at, earliest.or(Some(at(0))));
+        } else {
+            prop_assert!(after.next_reconcile_at.is_none_or(|next| next <= at(0)));
+        }
+    }
+
+    #[test]
+    fn any_change_during_flight_keeps_the_tenant_due_and_claims_nothing(case in any_case()) {
+        let after = case.after(Basis::Superseded);
+        prop_assert!(after.status.next_reconcile_at.is_none_or(|next| next <= at(0)));
+        prop_assert_eq!(after.status.phase, case.tenant.status.phase);
+        prop_assert!(!after.status.ready.unwrap().ready);
+        for run in &case.runs {
+            prop_assert!(!after.status.steps[run.step].state.is_settled());
+        }
+    }
+
+    #[test]
+    fn an_interrupted_reconcile_forgets_neither_request_nor_change(case in any_case()) {
+        prop_assume!(!case.complete());
+        let tenant = with(&case.tenant, case.after(Basis::Current).status);
+        let due = due_steps(&tenant, at(0), &case.policy);
+        for step in &case.due {
+            // One that only rode along with another's routine re-check has its own time.
+            let rode_along = case.tenant.status.next_reconcile_at.is_some()
+                && !starts_afresh(&case.tenant, *step)
+                && case.tenant.status.steps[*step].next_attempt_at.is_some_and(|next| next > at(0));
+            if case.ran(*step).is_none() && !rode_along {
+                prop_assert!(due.contains(step), "{step} was due and did not run");
+            }
+        }
+    }
+
+    #[test]
+    fn a_complete_reconcile_leaves_nothing_due_before_its_time(case in any_case()) {
+        prop_assume!(case.complete() && !case.runs.is_empty());
+        let tenant = with(&case.tenant, case.after(Basis::Current).status);
+        let next = tenant.status.next_reconcile_at.unwrap();
+        prop_assume!(next > at(0));
+        prop_assert_eq!(tenant.open_request(), None);
+        prop_assert_eq!(due::steps_with_reason(&tenant, at(0), &case.policy), vec![]);
+    }
+
+    #[test]
+    fn a_failing_step_is_due_by_its_own_time_or_by_request_or_change_only(case in any_case()) {
+        let tenant = &case.tenant;
+        for step in StepKind::ALL {
+            let detail = &tenant.status.steps[step];
+            let waits = detail.state == StepState::Error
+                && detail.next_attempt_at.is_some_and(|next| next > at(0));
+            if waits && tenant.status.next_reconcile_at.is_some() && !starts_afresh(tenant, step) {
+                prop_assert!(!case.due.contains(&step));
+            }
+        }
+    }
+
+    #[test]
+    fn a_step_that_is_settled_for_something_else_is_due(case in any_case()) {
+        for step in StepKind::ALL {
+            let recorded = &case.tenant.status.steps[step];
+            if recorded.state.is_settled() && !case.tenant.current_state(step).is_settled() {
+                prop_assert!(case.due.contains(&step));
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_an_interrupted_reconcile_found_settled_is_looked_at_again(case in any_case()) {
+        for step in StepKind::ALL {
+            if case.tenant.interrupted && case.tenant.status.steps[step].state.is_settled() {
+                prop_assert!(case.due.contains(&step));
+            }
+        }
+    }
+
+    #[test]
+    fn an_external_id_survives_every_failure(case in any_case()) {
+        let after = case.after(Basis::Current);
+        for run in &case.runs {
+            if matches!(run.outcome, Outcome::Failed(_)) {
+                prop_assert_eq!(
+                    &after.status.steps[run.step].external_id,
+                    &case.tenant.status.steps[run.step].external_id
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn invisible_means_that_people_see_no_difference(case in any_case()) {
+        let after = case.after(Basis::Current);
+        if !after.visible {
+            let (old, new) = (&case.tenant.status, &after.status);
+            prop_assert_eq!(old.phase, new.phase);
+            for step in StepKind::ALL {
+                prop_assert_eq!(old.steps[step].state, new.steps[step].state);
+                prop_assert_eq!(&old.steps[step].message, &new.steps[step].message);
+            }
+        }
+    }
+
+    #[test]
+    fn backoff_doubles_up_to_its_maximum_and_jitter_stays_in_bounds(
+        initial in 1u64..100_000, more in 0u64..100_000_000, attempts in 1u32..200, jitter in 0.0..1.0f64,
+    ) {
+        let backoff = Backoff {
+            initial: Duration::from_millis(initial),
+            max: Duration::from_millis(initial + more),
+        };
+        let interval = backoff.interval(attempts);
+        prop_assert!(interval >= backoff.initial && interval <= backoff.max);
+        let doubled = backoff.interval(attempts + 1);
+        let expected = (interval * 2).min(backoff.max);
+        // The crate computes in floating point.
+        let off = doubled.abs_diff(expected);
+        prop_assert!(off <= Duration::from_micros(1), "{interval:?} then {doubled:?}");
+        let delay = backoff.delay(attempts, Jitter::new(jitter));
+        prop_assert!(delay >= interval.mul_f64(0.499) && delay <= interval.mul_f64(1.501).min(backoff.max));
+    }
+
+    #[test]
+    fn a_slug_is_a_dns_label(text in "[a-z0-9A-Z.-]{0,70}") {
+        let label = !text.is_empty()
+            && text.len() <= 63
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !text.starts_with('-')
+            && !text.ends_with('-');
+        prop_assert_eq!(text.parse::<Slug>().is_ok(), label);
+    }
+
+    #[test]
+    fn a_tenant_id_reads_back_as_it_is_shown(bytes in any::<[u8; 12]>()) {
+        let id = TenantId::from_bytes(bytes);
+        prop_assert_eq!(id.to_string().parse::<TenantId>(), Ok(id));
+    }
+}
+
+#[test]
+fn steps_settled_at_different_times_come_together_again() {
+    let desired = Desired {
+        name: "Acme".parse().unwrap(),
+        domain: None,
+        storage_bytes: None,
+        services: Services::default(),
+    };
+    let policy = Policy {
+        backoff: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(60) },
+        resync: Duration::from_secs(600),
+    };
+    let settled = |next: i64, kind: StepKind| StepStatus {
+        state: StepState::Ok,
+        observed: Some(desired.for_step(kind)),
+        next_attempt_at: Some(at(next)),
+        ..StepStatus::default()
+    };
+    let next = PerStep::from_fn(|kind| match kind {
+        StepKind::Authentik => 0,
+        StepKind::Stalwart => 290,
+        StepKind::Ocis => 310,
+    });
+    let tenant = Tenant {
+        id: TenantId::from_bytes([1; 12]),
+        slug: "acme".parse().unwrap(),
+        generation: 1,
+        reconcile_requested_at: None,
+        status: Status {
+            steps: PerStep::from_fn(|kind| settled(next[kind], kind)),
+            last_handled_desired: Some(desired.clone()),
+            next_reconcile_at: Some(at(0)),
+            ..Status::default()
+        },
+        interrupted: false,
+        desired,
+        created_at: at(0) - SignedDuration::from_secs(1),
+        updated_at: None,
+    };
+    let due = due_steps(&tenant, at(0), &policy);
+    assert_eq!(due, [StepKind::Authentik, StepKind::Stalwart], "what is near rides along");
+}
+
+#[test]
+fn mail_domains_become_ascii_or_are_refused() {
+    for (given, ascii) in [
+        ("acme.test", "acme.test"),
+        ("ACME.Test", "acme.test"),
+        ("bücher.test", "xn--bcher-kva.test"),
+        (" acme.test ", "acme.test"),
+    ] {
+        assert_eq!(given.parse::<MailDomain>().unwrap().as_str(), ascii);
+    }
+    for refused in
+        ["", "acme", "acme..test", "acme.test.", "-a.test", "a b.test", "10.0.0.1", "a@b.test"]
+    {
+        assert!(refused.parse::<MailDomain>().is_err(), "{refused:?}");
+    }
+}
+
+#[test]
+fn names_are_trimmed_and_bounded_and_hold_no_control_characters() {
+    assert_eq!("  Acme GmbH ".parse::<TenantName>().unwrap().as_str(), "Acme GmbH");
+    assert!("ü".repeat(200).parse::<TenantName>().is_ok());
+    for refused in ["", "   ", "a\0b", "a\nb", &"x".repeat(201)] {
+        assert!(refused.parse::<TenantName>().is_err(), "{refused:?}");
+    }
+}

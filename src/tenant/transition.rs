@@ -1,0 +1,242 @@
+//! What a reconcile's outcomes make of a tenant's status: the heart of the controller, and pure.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{
+    Backoff, Jitter, Phase, Ready, Reason, Status, StepKind, StepState, StepStatus, Tenant,
+    due::starts_afresh,
+};
+
+/// When things are tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// After a failure that may pass by itself.
+    pub backoff: Backoff,
+    /// Between routine re-checks of a settled step, spread by ±10 %.
+    pub resync: Duration,
+}
+
+impl Policy {
+    const RESYNC_SPREAD: f64 = 0.1;
+    /// The longest an upstream's `Retry-After` is obeyed.
+    pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+    /// After a failure that only a person or a change of the desired state mends: as rarely as the
+    /// routine re-check, and never more often than any other retry.
+    pub fn terminal(&self) -> Duration {
+        self.resync.max(self.backoff.max)
+    }
+}
+
+/// How one run of a step ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Observed to match the desired state that the reconcile was claimed for.
+    Ok {
+        external_id: Option<String>,
+    },
+    /// Nothing to do; the reason says why.
+    Skipped(Reason),
+    Failed(Failure),
+}
+
+/// Why a step failed and what kind of retry that calls for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub kind: FailureKind,
+    pub reason: Reason,
+    /// For people: system, operation, status, the upstream's own words. Never a secret.
+    pub message: String,
+    /// The id of the resource where it was found although the step failed.
+    pub external_id: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// May pass by itself: backoff, and never sooner than the upstream asked for.
+    Transient { retry_after: Option<Duration> },
+    /// Will not pass without a person or another desired state: retried slowly.
+    Terminal,
+    /// The whole integration is unhealthy; `retry_after` is when it is probed again.
+    Misconfigured { retry_after: Duration },
+}
+
+/// One step's outcome with the time it was reached and the jitter for its retry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepRun {
+    pub step: StepKind,
+    pub outcome: Outcome,
+    pub at: Timestamp,
+    pub jitter: Jitter,
+}
+
+/// Whether the desired state is still the one that the reconcile was claimed for. Only the commit can
+/// know, so both answers are prepared and the database picks one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Basis {
+    Current,
+    Superseded,
+}
+
+/// A tenant's next status, and which steps changed their state on the way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Transition {
+    pub status: Status,
+    /// Whether anything that people look at differs from before (times of attempts do not count).
+    pub visible: bool,
+}
+
+/// The status after `runs`.
+///
+/// `tenant` is the tenant as claimed, `due` are the steps that were due at the claim. A step among
+/// them without a run (the reconcile was interrupted, or is still going on) stays due.
+///
+/// # Guarantees
+///
+/// * `Phase::Active` is entered iff every step is `ok` or `skipped` for the current desired state, and
+///   is never left.
+/// * A step that is not in `runs` keeps everything recorded about it.
+/// * With [`Basis::Superseded`] nothing claims to match the new desired state, and the tenant is due
+///   at once.
+/// * The tenant's next due time is the earliest of its steps'.
+pub fn transition(
+    tenant: &Tenant,
+    due: &[StepKind],
+    runs: &[StepRun],
+    basis: Basis,
+    now: Timestamp,
+    policy: &Policy,
+    resync_jitter: Jitter,
+) -> Transition {
+    let before = &tenant.status;
+    let mut status = before.clone();
+    let recheck_at = now + resync_jitter.spread(policy.resync, Policy::RESYNC_SPREAD);
+    for run in runs {
+        status.steps[run.step] = after_run(tenant, run, basis, recheck_at, policy);
+    }
+
+    let complete = due.iter().all(|step| runs.iter().any(|run| run.step == *step));
+    if complete {
+        status.last_handled_desired = Some(tenant.desired.clone());
+        status.last_handled_reconcile_at = tenant.reconcile_requested_at;
+        status.observed_generation = Some(tenant.generation);
+    }
+
+    let after = Tenant { status, ..tenant.clone() };
+    let settled = basis == Basis::Current
+        && StepKind::ALL.into_iter().all(|step| after.current_state(step).is_settled());
+    let mut status = after.status;
+    if settled {
+        status.phase = Phase::Active;
+    }
+    status.ready = Some(ready(before, &status, settled, tenant.generation, now));
+    status.next_reconcile_at = if complete && basis == Basis::Current {
+        let steps = status.steps.iter();
+        Some(steps.filter_map(|(_, step)| step.next_attempt_at).min().unwrap_or(now))
+    } else if complete {
+        Some(now)
+    } else {
+        // Due still, and if that was because the time was missing, for the same steps.
+        before.next_reconcile_at.map(|_| now)
+    };
+
+    let visible = before.phase != status.phase
+        || before.ready.as_ref().map(said) != status.ready.as_ref().map(said)
+        || StepKind::ALL.into_iter().any(|s| looks(&before.steps[s]) != looks(&status.steps[s]));
+    Transition { status, visible }
+}
+
+fn after_run(
+    tenant: &Tenant,
+    run: &StepRun,
+    basis: Basis,
+    recheck_at: Timestamp,
+    policy: &Policy,
+) -> StepStatus {
+    let before = &tenant.status.steps[run.step];
+    let mut step = before.clone();
+    step.last_attempt_at = Some(run.at);
+    match &run.outcome {
+        Outcome::Ok { .. } | Outcome::Skipped(_) => {
+            let (state, reason) = match &run.outcome {
+                Outcome::Skipped(reason) => (StepState::Skipped, *reason),
+                _ => (StepState::Ok, Reason::InSync),
+            };
+            if let Outcome::Ok { external_id } = &run.outcome {
+                step.external_id.clone_from(external_id);
+            }
+            step.observed = Some(tenant.desired.for_step(run.step));
+            step.attempts = 0;
+            step.message = None;
+            (step.state, step.reason, step.next_attempt_at) = match basis {
+                Basis::Current => (state, Some(reason), Some(recheck_at)),
+                Basis::Superseded => {
+                    (StepState::Pending, Some(Reason::DesiredStateChanged), Some(run.at))
+                }
+            };
+        }
+        Outcome::Failed(failure) => {
+            let failed_before = if starts_afresh(tenant, run.step) { 0 } else { before.attempts };
+            step.attempts = failed_before.saturating_add(1);
+            step.state = StepState::Error;
+            step.reason = Some(failure.reason);
+            step.message = Some(failure.message.clone());
+            if failure.external_id.is_some() {
+                step.external_id.clone_from(&failure.external_id);
+            }
+            let backoff = policy.backoff.delay(step.attempts, run.jitter);
+            let delay = match failure.kind {
+                FailureKind::Transient { retry_after } => {
+                    backoff.max(retry_after.unwrap_or_default().min(Policy::MAX_RETRY_AFTER))
+                }
+                FailureKind::Terminal => {
+                    run.jitter.spread(policy.terminal(), Policy::RESYNC_SPREAD).max(backoff)
+                }
+                FailureKind::Misconfigured { retry_after } => {
+                    backoff.max(retry_after.min(Policy::MAX_RETRY_AFTER))
+                }
+            };
+            step.next_attempt_at = Some(run.at + delay);
+        }
+    }
+    if step.state != before.state || before.last_transition_at.is_none() {
+        step.last_transition_at = Some(run.at);
+    }
+    step
+}
+
+fn ready(before: &Status, status: &Status, settled: bool, generation: i64, now: Timestamp) -> Ready {
+    let failing = status.steps.iter().find(|(_, step)| step.state == StepState::Error);
+    let (reason, message) = match failing {
+        Some((kind, step)) => (
+            step.reason.unwrap_or(Reason::UpstreamError),
+            format!("{kind}: {}", step.message.as_deref().unwrap_or("failed")),
+        ),
+        None if settled => (Reason::InSync, String::from("every step matches the desired state")),
+        None => (Reason::Reconciling, String::from("not every step has been observed to match yet")),
+    };
+    let since = before
+        .ready
+        .as_ref()
+        .filter(|earlier| earlier.ready == settled)
+        .map_or(now, |earlier| earlier.last_transition_time);
+    Ready {
+        ready: settled,
+        reason,
+        message,
+        observed_generation: generation,
+        last_transition_time: since,
+    }
+}
+
+/// What people see of a condition.
+fn said(ready: &Ready) -> (bool, Reason, &str, i64) {
+    (ready.ready, ready.reason, &ready.message, ready.observed_generation)
+}
+
+/// What people see of a step: all but the times of its attempts.
+fn looks(step: &StepStatus) -> (StepState, Option<Reason>, Option<&str>, Option<&str>) {
+    (step.state, step.reason, step.message.as_deref(), step.external_id.as_deref())
+}

@@ -1,0 +1,67 @@
+//! Imports point one way, as the layout in the README says.
+
+use std::fs;
+use std::path::Path;
+
+/// Each room with the rooms it may import; leaves may be imported by everybody.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("tenant", &[]),
+    ("store", &["tenant"]),
+    ("integration", &["tenant"]),
+    ("controller", &["store", "integration", "tenant"]),
+    ("api", &["store", "tenant"]),
+    ("dev", &["api", "controller", "store", "integration", "tenant", "config", "run"]),
+    ("run", &["api", "controller", "store", "integration", "tenant", "config"]),
+    ("config", &["integration", "store", "tenant"]),
+    ("metrics", &["tenant"]),
+    ("telemetry", &[]),
+    ("failpoint", &[]),
+];
+const LEAVES: [&str; 3] = ["metrics", "telemetry", "failpoint"];
+
+fn sources(path: &Path, into: &mut Vec<(String, String)>) {
+    if path.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            sources(&entry.unwrap().path(), into);
+        }
+    } else {
+        into.push((path.display().to_string(), fs::read_to_string(path).unwrap()));
+    }
+}
+
+#[test]
+fn imports_point_downwards_only() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut seen = 0;
+    for (room, below) in ROOMS {
+        let folder = src.join(room);
+        let path = if folder.is_dir() { folder } else { src.join(format!("{room}.rs")) };
+        let mut files = Vec::new();
+        sources(&path, &mut files);
+        for (file, text) in files {
+            for import in text.split("crate::").skip(1) {
+                let end = import.find(|c: char| !c.is_ascii_lowercase() && c != '_').unwrap_or(0);
+                let imported = &import[..end];
+                assert!(!imported.is_empty(), "{file} groups imports, which hides them from this test");
+                if imported == *room {
+                    continue;
+                }
+                let leaf = LEAVES.contains(&imported) && *room != "tenant";
+                assert!(below.contains(&imported) || leaf, "{file} imports {imported}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 50, "only {seen} imports were found: the test no longer reads the sources");
+}
+
+#[test]
+fn only_the_store_and_the_simulated_world_name_the_database_driver() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    for (file, text) in files {
+        let allowed = file.contains("/store/") || file.contains("/dev/");
+        assert!(allowed || !text.contains("mongodb::"), "{file} names the driver");
+    }
+}

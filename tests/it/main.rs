@@ -1,0 +1,16 @@
+//! The tests that need the world: a real mongod, simulated upstreams over HTTP, real processes.
+//!
+//! `MONGODB_URI` makes them use that server; tests that need to torment the server itself then say so
+//! and pass. Each test has a database of its own.
+
+mod api;
+mod authentik;
+mod cost;
+mod crash;
+mod due;
+mod invariants;
+mod layers;
+mod lease;
+mod process;
+mod support;
+mod watch;

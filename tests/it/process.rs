@@ -1,0 +1,252 @@
+//! The program as a newcomer and an operator meet it: `dev`, `run --help`, wrong settings, wrong
+//! servers.
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+
+use crate::support::{DEADLINE, Process, World, eventually, http, mongod_binary};
+
+async fn output(mut command: Command) -> Output {
+    command.stdin(Stdio::null());
+    tokio::time::timeout(DEADLINE, command.output()).await.expect("it ends").expect("it starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Lines of standard output until one holds `last`.
+async fn lines_until(stdout: tokio::process::ChildStdout, last: &str) -> Vec<String> {
+    let mut lines = BufReader::new(stdout).lines();
+    let mut seen = Vec::new();
+    let reading = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            seen.push(line);
+            if seen.last().is_some_and(|line| line.contains(last)) {
+                break;
+            }
+        }
+    };
+    // The first start on a machine fetches MongoDB.
+    tokio::time::timeout(DEADLINE * 4, reading).await.expect("it introduces itself");
+    seen
+}
+
+fn entries(folder: &Path) -> usize {
+    std::fs::read_dir(folder).unwrap().count()
+}
+
+#[tokio::test]
+async fn dev_starts_everything_converges_its_samples_and_leaves_nothing_behind() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut command = Process::command();
+    command
+        .arg("dev")
+        .env("TMPDIR", temporary.path())
+        .env("HTTP_ADDR", "127.0.0.1:0")
+        .env("TELEMETRY_ADDR", "127.0.0.1:0")
+        .env("LOG_FORMAT", "human")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let lines = lines_until(child.stdout.take().unwrap(), "Ctrl-C").await;
+    let api = lines.iter().find(|line| line.contains("API ")).expect("it says where the API is");
+    let api = api.split_whitespace().nth(1).unwrap().to_owned();
+    let groups = lines.iter().find_map(|line| line.split("groups: ").nth(1)).unwrap();
+    let groups = groups.trim_end_matches(')').to_owned();
+    assert_eq!(entries(temporary.path()), 1, "mongod's directory");
+
+    let all_active = async || {
+        let answer = http().get(&api).send().await.unwrap().text().await.unwrap();
+        let tenants: Value = serde_json::from_str(&answer).unwrap();
+        let tenants = tenants["items"].as_array().unwrap().clone();
+        tenants.len() == 3 && tenants.iter().all(|tenant| tenant["status"] == "active")
+    };
+    eventually("the samples are active", all_active).await;
+    let groups = http().get(groups).send().await.unwrap().text().await.unwrap();
+    assert!(groups.contains("tenant-acme"), "{groups}");
+
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let status = tokio::time::timeout(DEADLINE, child.wait()).await.expect("it ends").unwrap();
+    assert!(status.success(), "{status}");
+    assert_eq!(entries(temporary.path()), 0, "nothing is left");
+}
+
+#[tokio::test]
+async fn dev_that_is_killed_takes_its_mongod_with_it() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut command = Process::command();
+    command
+        .arg("dev")
+        .env("TMPDIR", temporary.path())
+        .env("HTTP_ADDR", "127.0.0.1:0")
+        .env("TELEMETRY_ADDR", "127.0.0.1:0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    lines_until(child.stdout.take().unwrap(), "Ctrl-C").await;
+    assert_eq!(entries(temporary.path()), 1);
+    child.kill().await.unwrap();
+    eventually("mongod and its directory are gone", async || entries(temporary.path()) == 0).await;
+}
+
+#[tokio::test]
+async fn dev_keeps_a_given_data_directory_and_goes_on_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    for _ in 0..2 {
+        let mut command = Process::command();
+        command
+            .arg("dev")
+            .arg("--data-dir")
+            .arg(&data)
+            .env("HTTP_ADDR", "127.0.0.1:0")
+            .env("TELEMETRY_ADDR", "127.0.0.1:0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let lines = lines_until(child.stdout.take().unwrap(), "Ctrl-C").await;
+        let api = lines.iter().find(|line| line.contains("API ")).unwrap();
+        let api = api.split_whitespace().nth(1).unwrap().to_owned();
+        let answer = http().get(&api).send().await.unwrap().text().await.unwrap();
+        let tenants: Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(tenants["items"].as_array().unwrap().len(), 3, "{tenants}");
+        let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(child.wait().await.unwrap().success());
+    }
+    assert!(data.join("WiredTiger").is_file(), "the data is kept");
+}
+
+#[tokio::test]
+async fn help_documents_every_setting() {
+    let mut command = Process::command();
+    command.args(["run", "--help"]);
+    let help = text(&output(command).await.stdout);
+    for name in [
+        "MONGODB_URI",
+        "MONGODB_URI_FILE",
+        "MONGODB_DATABASE",
+        "HTTP_ADDR",
+        "TELEMETRY_ADDR",
+        "AUTHENTIK_API_URL",
+        "AUTHENTIK_API_TOKEN",
+        "AUTHENTIK_API_TOKEN_FILE",
+        "AUTHENTIK_GROUP_TEMPLATE",
+        "STALWART_API_URL",
+        "STALWART_API_TOKEN",
+        "OCIS_API_URL",
+        "EXTRA_CA_FILE",
+        "WORKERS",
+        "RESYNC_INTERVAL",
+        "POLL_INTERVAL",
+        "BACKOFF_INITIAL",
+        "BACKOFF_MAX",
+        "LEASE_TTL",
+        "REQUEST_TIMEOUT",
+        "SHUTDOWN_GRACE",
+        "LOG_FORMAT",
+        "LOG_LEVEL",
+    ] {
+        assert!(help.contains(&format!("[env: {name}")), "{name} is not documented:\n{help}");
+    }
+}
+
+#[tokio::test]
+async fn wrong_settings_are_told_all_at_once_and_secrets_are_not() {
+    let mut command = Process::command();
+    command
+        .arg("run")
+        .env("MONGODB_URI", "mongodb://user:s3cret@db.acme.test")
+        .env("HTTP_ADDR", "0.0.0.0:8080")
+        .env("WORKERS", "many")
+        .env("AUTHENTIK_API_URL", "id.acme.test")
+        .env("AUTHENTIK_API_TOKEN", "s3cret-too");
+    let ended = output(command).await;
+    assert_eq!(ended.status.code(), Some(2));
+    let told = text(&ended.stderr);
+    for name in ["HTTP_ADDR", "WORKERS", "AUTHENTIK_API_URL"] {
+        assert!(told.contains(name), "{told}");
+    }
+    assert!(!told.contains("s3cret"), "{told}");
+}
+
+#[tokio::test]
+async fn half_a_password_is_not_told_either() {
+    let mut command = Process::command();
+    command.arg("run").env("MONGODB_URI", "mongodb://user:pass?word@db.acme.test/");
+    let ended = output(command).await;
+    assert_eq!(ended.status.code(), Some(2));
+    let told = text(&ended.stderr);
+    assert!(told.contains("MONGODB_URI") && told.contains("escaped"), "{told}");
+    assert!(!told.contains("pass?") && !told.contains("got pass"), "{told}");
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_named_with_its_setting() {
+    let world = World::new().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut process = Process::start(&world, &[("HTTP_ADDR", &address)]);
+    assert_eq!(process.ended().await.code(), Some(1));
+    process.says("HTTP_ADDR").await;
+}
+
+#[tokio::test]
+async fn a_standalone_server_is_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut standalone = Command::new(mongod_binary().await);
+    standalone
+        .args(["--bind_ip", "127.0.0.1", "--nounixsocket", "--port", &port.to_string()])
+        .args(["--wiredTigerCacheSizeGB", "0.25", "--dbpath"])
+        .arg(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .kill_on_drop(true);
+    let mut standalone = standalone.spawn().unwrap();
+    let world = World::new().await;
+    let uri = format!("mongodb://127.0.0.1:{port}/");
+    let mut process = Process::start(&world, &[("MONGODB_URI", &uri)]);
+    assert_eq!(process.ended().await.code(), Some(1));
+    process.says("standalone").await;
+    assert!(process.log().contains("--replSet"), "{}", process.log());
+    standalone.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_at_start_is_waited_for() {
+    let world = World::new().await;
+    let nowhere = ("MONGODB_URI", "mongodb://127.0.0.1:9/?replicaSet=tenantry");
+    let process = Process::start(&world, &[nowhere, ("REQUEST_TIMEOUT", "500ms")]);
+    process.says("waiting for MongoDB").await;
+    let http_address = process.address("http").await;
+    let ready = http().get(format!("http://{http_address}/readyz"));
+    let ready = ready.timeout(Duration::from_secs(5)).send().await.unwrap();
+    assert_eq!(ready.status(), 503);
+    process.stop().await;
+}
+
+#[tokio::test]
+async fn logs_are_json_and_hold_no_secret() {
+    let world = World::new().await;
+    world.insert("acme").await;
+    let process = Process::start(&world, &[("AUTHENTIK_API_TOKEN", "s3cret-wrong-token")]);
+    world.step_becomes("acme", "error").await;
+    process.says("CredentialsRejected").await;
+    let log = process.stop().await;
+    assert!(!log.contains("s3cret-wrong-token"), "{log}");
+    let events = log.lines().filter(|line| !line.starts_with("tenantry: "));
+    for line in events {
+        serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+    }
+}

@@ -1,0 +1,501 @@
+//! What the tests stand on.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
+use mongodb::{Client, Collection, Database};
+use secrecy::SecretString;
+use serde_json::Value;
+use tenantry::controller::{Controller, Settings};
+use tenantry::dev::authentik::{Release, Simulator};
+use tenantry::dev::mongod::{self, DataDir, Mongod};
+use tenantry::integration::{Authentik, BaseUrl, GroupTemplate, HttpClient, Integrations, Upstream};
+use tenantry::metrics::Metrics;
+use tenantry::store::{Holder, Store, StoreOptions};
+use tenantry::tenant::{Backoff, Policy, StepKind};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub const TOKEN: &str = "test-token";
+/// A test that waits longer than this for something has found that it does not happen.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The mongod that all tests of this binary share.
+pub struct Server {
+    pub uri: String,
+    /// Whether it is ours, so that we may torment it.
+    pub ours: bool,
+}
+
+pub fn server() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        if let Ok(uri) = std::env::var("MONGODB_URI")
+            && !uri.is_empty()
+        {
+            return Server { uri, ours: false };
+        }
+        // On a thread of its own, because each test's runtime ends with the test.
+        let (started, start) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mongod = start_mongod(&["--setParameter", "enableTestCommands=1"]).await;
+                started.send(mongod.uri.clone()).unwrap();
+                // It ends with this process; see `Mongod`.
+                std::future::pending::<()>().await;
+            });
+        });
+        Server { uri: start.recv().expect("mongod starts"), ours: true }
+    })
+}
+
+/// A mongod of the test's own.
+pub async fn start_mongod(arguments: &[&str]) -> Mongod {
+    let binary = mongod_binary().await;
+    Mongod::start(&binary, DataDir::Temporary, arguments).await.expect("mongod starts")
+}
+
+pub async fn mongod_binary() -> PathBuf {
+    let given = std::env::var_os("TENANTRY_MONGOD").map(PathBuf::from);
+    mongod::find(given.as_deref()).await.expect("a mongod is found or installed")
+}
+
+/// Waits until `holds`, or fails saying what did not come true.
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "did not come true within {DEADLINE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Checks for a while that something keeps holding.
+pub async fn holds_for(span: Duration, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let until = Instant::now() + span;
+    while Instant::now() < until {
+        assert!(holds().await, "stopped being true: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Commands that a store sent, by name, in order.
+#[derive(Clone, Default)]
+pub struct Commands(Arc<Mutex<Vec<String>>>);
+
+impl Commands {
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+
+    pub fn count(&self, name: &str) -> usize {
+        self.0.lock().unwrap().iter().filter(|command| *command == name).count()
+    }
+
+    /// All but those that a change stream sends whether or not anything happens.
+    pub fn without_stream(&self) -> Vec<String> {
+        let quiet = ["getMore", "aggregate", "killCursors"];
+        let commands = self.0.lock().unwrap();
+        commands.iter().filter(|command| !quiet.contains(&command.as_str())).cloned().collect()
+    }
+}
+
+/// A database of the test's own, and a simulated Authentik.
+pub struct World {
+    pub uri: String,
+    pub database: String,
+    pub store: Store,
+    pub commands: Commands,
+    /// The database as any other program sees it.
+    pub mongo: Database,
+    pub tenants: Collection<Document>,
+    pub authentik: Simulator,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        Self::with_release(Release::R2025_12).await
+    }
+
+    pub async fn with_release(release: Release) -> Self {
+        Self::at(&server().uri, release).await
+    }
+
+    pub async fn at(uri: &str, release: Release) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let database = format!("tenantry_test_{}_{number}", std::process::id());
+        let authentik = Simulator::new(0, TOKEN, release).await.expect("the simulator starts");
+        let client = Client::with_uri_str(uri).await.expect("the address is valid");
+        let mongo = client.database(&database);
+        let commands = Commands::default();
+        let store = open_store(uri, &database, &commands).await;
+        store.prepare().await.expect("the collection can be prepared");
+        commands.take();
+        let tenants = mongo.collection("tenants");
+        Self { uri: uri.to_owned(), database, store, commands, mongo, tenants, authentik }
+    }
+
+    /// Another store on the same database, as another process would have.
+    pub async fn other_store(&self) -> Store {
+        open_store(&self.uri, &self.database, &Commands::default()).await
+    }
+
+    /// Inserts a tenant as a shell would: slug and name, nothing else.
+    pub async fn insert(&self, slug: &str) -> ObjectId {
+        let id = ObjectId::new();
+        self.tenants
+            .insert_one(doc! { "_id": id, "slug": slug, "name": format!("The {slug}") })
+            .await
+            .expect("the document is valid");
+        id
+    }
+
+    pub async fn find(&self, slug: &str) -> Document {
+        let found = self.tenants.find_one(doc! { "slug": slug }).await.expect("mongod answers");
+        found.unwrap_or_else(|| panic!("there is no tenant {slug}"))
+    }
+
+    /// Changes a tenant as a shell would.
+    pub async fn set(&self, slug: &str, fields: Document) {
+        let updated = self.tenants.update_one(doc! { "slug": slug }, doc! { "$set": fields }).await;
+        assert_eq!(updated.expect("the change is valid").matched_count, 1);
+    }
+
+    pub async fn is_active(&self, slug: &str) -> bool {
+        self.find(slug).await.get_str("status").is_ok_and(|status| status == "active")
+    }
+
+    pub async fn step(&self, slug: &str) -> Document {
+        let tenant = self.find(slug).await;
+        let steps = tenant.get_document("steps").cloned().unwrap_or_default();
+        steps.get_document("authentik").cloned().unwrap_or_default()
+    }
+
+    pub async fn step_is(&self, slug: &str, state: &str) -> bool {
+        self.step(slug).await.get_str("state").is_ok_and(|now| now == state)
+    }
+
+    /// Waits until the tenant is active.
+    pub async fn active(&self, slug: &str) {
+        eventually(&format!("{slug} is active"), async || self.is_active(slug).await).await;
+    }
+
+    /// Waits until the Authentik step has this state, and returns it.
+    pub async fn step_becomes(&self, slug: &str, state: &str) -> Document {
+        eventually(&format!("{slug} has the step authentik {state}"), async || {
+            self.step_is(slug, state).await
+        })
+        .await;
+        self.step(slug).await
+    }
+
+    pub fn groups_named(&self, name: &str) -> Vec<Value> {
+        self.authentik.groups().into_iter().filter(|group| group["name"] == name).collect()
+    }
+
+    /// The one group of that name.
+    pub fn group(&self, name: &str) -> Value {
+        let mut groups = self.groups_named(name);
+        assert_eq!(groups.len(), 1, "groups named {name}: {groups:?}");
+        groups.remove(0)
+    }
+
+    pub fn integrations(&self, metrics: &Arc<Metrics>) -> Arc<Integrations> {
+        self.integrations_with(metrics, Duration::from_secs(2))
+    }
+
+    pub fn integrations_with(&self, metrics: &Arc<Metrics>, timeout: Duration) -> Arc<Integrations> {
+        let authentik = authentik(&self.authentik.url(), TOKEN, timeout, metrics);
+        Arc::new(Integrations::new(Arc::clone(metrics)).with_authentik(authentik))
+    }
+
+    /// Starts a controller in this process.
+    pub async fn controller(&self) -> Running {
+        self.controller_with(|_| {}).await
+    }
+
+    pub async fn controller_with(&self, change: impl FnOnce(&mut Settings)) -> Running {
+        let mut settings = settings();
+        change(&mut settings);
+        let metrics = Arc::new(Metrics::new());
+        let integrations = self.integrations(&metrics);
+        Running::start(self.store.clone(), integrations, metrics, settings).await
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if server().ours {
+            return;
+        }
+        // On somebody else's server nothing is left behind.
+        let (uri, database) = (self.uri.clone(), self.database.clone());
+        let cleaning = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                if let Ok(client) = Client::with_uri_str(&uri).await {
+                    let _ = client.database(&database).drop().await;
+                }
+            });
+        });
+        let _ = cleaning.join();
+    }
+}
+
+pub async fn open_store(uri: &str, database: &str, commands: &Commands) -> Store {
+    let seen = commands.clone();
+    Store::new(StoreOptions {
+        uri: uri.to_owned(),
+        database: database.to_owned(),
+        operation_timeout: Duration::from_secs(4),
+        max_connections: 40,
+        on_command: Some(Arc::new(move |name| seen.0.lock().unwrap().push(name.to_owned()))),
+    })
+    .await
+    .expect("the address is valid")
+}
+
+pub fn authentik(url: &str, token: &str, timeout: Duration, metrics: &Arc<Metrics>) -> Authentik {
+    let upstream = Upstream::new(
+        StepKind::Authentik,
+        HttpClient::new(None, timeout).expect("TLS can be set up"),
+        BaseUrl::parse(url, "api/v3").expect("the address is valid"),
+        SecretString::from(token),
+        Arc::clone(metrics),
+    );
+    Authentik::new(upstream, GroupTemplate::parse("tenant-{slug}").expect("the template is valid"))
+}
+
+/// Quick retries, rare re-checks.
+pub fn settings() -> Settings {
+    Settings {
+        workers: 8,
+        policy: Policy {
+            backoff: Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(1) },
+            resync: Duration::from_secs(3600),
+        },
+        lease_ttl: Duration::from_secs(2),
+        poll_interval: Duration::from_millis(200),
+        shutdown_grace: Duration::from_secs(5),
+        holder: Holder::new("test", rand::random()),
+        queue_capacity: 1_000,
+    }
+}
+
+/// A controller in this process.
+pub struct Running {
+    pub metrics: Arc<Metrics>,
+    pub watch_open: watch::Receiver<bool>,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    /// Starts it and waits until it watches.
+    pub async fn start(
+        store: Store,
+        integrations: Arc<Integrations>,
+        metrics: Arc<Metrics>,
+        settings: Settings,
+    ) -> Self {
+        let running = Self::spawn(store, integrations, metrics, settings);
+        let mut open = running.watch_open.clone();
+        tokio::time::timeout(DEADLINE, open.wait_for(|open| *open))
+            .await
+            .expect("the change stream opens in time")
+            .expect("the controller runs");
+        running
+    }
+
+    pub fn spawn(
+        store: Store,
+        integrations: Arc<Integrations>,
+        metrics: Arc<Metrics>,
+        settings: Settings,
+    ) -> Self {
+        let controller = Controller { store, integrations, metrics: Arc::clone(&metrics), settings };
+        let shutdown = CancellationToken::new();
+        let (opened, watch_open) = watch::channel(false);
+        let task = tokio::spawn(controller.run(opened, shutdown.clone()));
+        Self { metrics, watch_open, shutdown, task }
+    }
+
+    /// Asks it to end and waits until it has.
+    pub async fn stop(self) -> Duration {
+        let asked = Instant::now();
+        self.shutdown.cancel();
+        tokio::time::timeout(DEADLINE, self.task)
+            .await
+            .expect("the controller ends in time")
+            .expect("the controller does not panic");
+        asked.elapsed()
+    }
+
+    /// Ends it as a crash would: nothing is finished, released or written.
+    pub async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
+    pub fn reconciles(&self, result: &str) -> u64 {
+        self.metrics.reconciles.with_label_values(&[result]).get()
+    }
+}
+
+/// Makes the server fail the next `times` of these commands with an error code; `None` is for ever.
+pub struct ServerFault {
+    admin: Database,
+}
+
+impl ServerFault {
+    pub async fn commands(
+        world: &World,
+        commands: &[&str],
+        code: i32,
+        times: Option<i32>,
+    ) -> Option<Self> {
+        if !server().ours {
+            eprintln!("skipped: the server behind MONGODB_URI is not ours to torment");
+            return None;
+        }
+        let admin = world.mongo.client().database("admin");
+        let mode = times.map_or_else(|| Bson::from("alwaysOn"), |times| doc! { "times": times }.into());
+        let namespace = format!("{}.tenants", world.database);
+        let commands: Vec<Bson> = commands.iter().map(|command| Bson::from(*command)).collect();
+        admin
+            .run_command(doc! {
+                "configureFailPoint": "failCommand",
+                "mode": mode,
+                "data": {
+                    "failCommands": commands, "errorCode": code, "namespace": namespace,
+                    "failInternalCommands": false,
+                },
+            })
+            .await
+            .expect("the server lets itself be tormented");
+        Some(Self { admin })
+    }
+
+    pub async fn off(self) {
+        self.admin
+            .run_command(doc! { "configureFailPoint": "failCommand", "mode": "off" })
+            .await
+            .expect("the server lets itself be left in peace");
+    }
+}
+
+pub fn date(document: &Document, field: &str) -> DateTime {
+    *document.get_datetime(field).unwrap_or_else(|_| panic!("{field} is a date in {document}"))
+}
+
+/// A plain HTTP client for the tests.
+pub fn http() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().timeout(DEADLINE).build().expect("a client can be made")
+}
+
+/// A real `tenantry run` in a process of its own.
+pub struct Process {
+    child: tokio::process::Child,
+    /// Lines of its log so far.
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Process {
+    /// Starts one on the world's database and upstreams; `settings` are added to its environment.
+    pub fn start(world: &World, settings: &[(&str, &str)]) -> Self {
+        let mut command = Self::command();
+        command
+            .arg("run")
+            .env("MONGODB_URI", &world.uri)
+            .env("MONGODB_DATABASE", &world.database)
+            .env("AUTHENTIK_API_URL", world.authentik.url())
+            .env("AUTHENTIK_API_TOKEN", TOKEN)
+            .env("HTTP_ADDR", "127.0.0.1:0")
+            .env("TELEMETRY_ADDR", "127.0.0.1:0")
+            .env("LOG_FORMAT", "json")
+            .env("LEASE_TTL", "1s")
+            .env("POLL_INTERVAL", "200ms")
+            .env("BACKOFF_INITIAL", "50ms")
+            .env("BACKOFF_MAX", "1s")
+            .env("REQUEST_TIMEOUT", "3s")
+            .envs(settings.iter().copied());
+        Self::spawn(command)
+    }
+
+    /// The program, with nothing of our own environment but what programs need to run.
+    pub fn command() -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_tenantry"));
+        command.env_clear().kill_on_drop(true);
+        for name in ["PATH", "HOME", "TENANTRY_CACHE_DIR", "TENANTRY_MONGOD", "XDG_CACHE_HOME", "TMPDIR"]
+        {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command
+    }
+
+    pub fn spawn(mut command: tokio::process::Command) -> Self {
+        use tokio::io::{AsyncBufReadExt, BufReader};
+        command.stdin(std::process::Stdio::null());
+        command.stderr(std::process::Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
+        let lines = Arc::clone(&log);
+        let mut stderr = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = stderr.next_line().await {
+                lines.lock().unwrap().push(line);
+            }
+        });
+        Self { child, log }
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    /// Waits until its log says something.
+    pub async fn says(&self, text: &str) {
+        eventually(&format!("the log says {text:?}; it says {}", self.log()), async || {
+            self.log().contains(text)
+        })
+        .await;
+    }
+
+    /// Address of its API or telemetry: `http`, `telemetry`.
+    pub async fn address(&self, of: &str) -> String {
+        self.says("tenantry is starting").await;
+        let log = self.log.lock().unwrap();
+        let line = log.iter().find(|line| line.contains("tenantry is starting")).expect("just seen");
+        let line: Value = serde_json::from_str(line).expect("the log is JSON");
+        line[of].as_str().expect("the address is told").to_owned()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = self.child.id().expect("it runs");
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).expect("it is ours");
+    }
+
+    pub async fn ended(&mut self) -> std::process::ExitStatus {
+        tokio::time::timeout(DEADLINE, self.child.wait())
+            .await
+            .unwrap_or_else(|_| panic!("it does not end; its log: {}", self.log()))
+            .expect("it can be waited for")
+    }
+
+    /// Asks it to end, and expects that it does so cleanly.
+    pub async fn stop(mut self) -> String {
+        self.signal(rustix::process::Signal::TERM);
+        let status = self.ended().await;
+        assert!(status.success(), "{status}: {}", self.log());
+        self.log()
+    }
+}
