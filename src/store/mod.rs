@@ -153,16 +153,8 @@ impl Store {
     /// [`Unsuitable`] when waiting would not help, [`StoreError`] when it may.
     pub async fn prepare(&self) -> Result<(), OpenError> {
         let hello = self.command("hello", doc! { "hello": 1 }).await?;
-        let sharded = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
-        if !sharded && !hello.contains_key("setName") {
-            return Err(Unsuitable::Standalone.into());
-        }
         let build = self.command("buildInfo", doc! { "buildInfo": 1 }).await?;
-        let version = build.get_str("version").unwrap_or("unknown");
-        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-        if major.is_none_or(|major| major < 6) {
-            return Err(Unsuitable::TooOld(version.to_owned()).into());
-        }
+        suitable(&hello, build.get_str("version").unwrap_or("unknown"))?;
         self.ensure_schema().await
     }
 
@@ -185,6 +177,19 @@ impl Store {
     ) -> Result<T, StoreError> {
         within(self.timeout, operation, run.into_future()).await
     }
+}
+
+/// Whether a server that greets like this, in this version, has what a controller needs.
+fn suitable(hello: &Document, version: &str) -> Result<(), Unsuitable> {
+    let sharded = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
+    if !sharded && !hello.contains_key("setName") {
+        return Err(Unsuitable::Standalone);
+    }
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    if major.is_none_or(|major| major < 6) {
+        return Err(Unsuitable::TooOld(version.to_owned()));
+    }
+    Ok(())
 }
 
 async fn within<T>(
@@ -249,4 +254,23 @@ fn without_labels(error: &DriverError) -> String {
     let text = error.kind.to_string();
     let text = text.split(" Topology: ").next().unwrap_or(&text);
     text.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_without_change_streams_or_older_than_6_0_is_refused() {
+        let (set, router, alone) =
+            (doc! { "setName": "rs0" }, doc! { "msg": "isdbgrid" }, doc! { "ok": 1 });
+        for version in ["6.0.5", "7.0.0-rc1", "10.1.0"] {
+            assert_eq!(suitable(&set, version), Ok(()), "{version}");
+            assert_eq!(suitable(&router, version), Ok(()), "{version}");
+            assert_eq!(suitable(&alone, version), Err(Unsuitable::Standalone), "{version}");
+        }
+        for version in ["5.0.14", "4.4.0", "unknown", ""] {
+            assert_eq!(suitable(&set, version), Err(Unsuitable::TooOld(version.into())), "{version}");
+        }
+    }
 }

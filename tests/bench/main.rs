@@ -145,7 +145,7 @@ impl World {
         let active = doc! { "status": "active" };
         while self.tenants.count_documents(active.clone()).await? < count {
             anyhow::ensure!(Instant::now() < until, "not all tenants became active");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
         Ok(())
     }

