@@ -2,7 +2,6 @@
 //! quirks included. It is never lenient: what the real one refuses, it refuses.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::body::Bytes;
@@ -13,10 +12,9 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 
 use super::faults::{self, Faults, empty_405};
+use super::server::Server;
 
 /// An answer that ends a request early. Boxed, because it is large and rare.
 type Refusal = Box<Response>;
@@ -44,12 +42,11 @@ pub enum Rights {
     Own,
 }
 
-/// The simulator: its state survives [`Simulator::stop`] and [`Simulator::start`].
+/// The simulator: its state survives a stop and restart of its [`Server`].
 pub struct Simulator {
-    pub address: SocketAddr,
+    pub server: Server,
     pub faults: Faults,
     shared: Shared,
-    server: Option<JoinHandle<()>>,
 }
 
 #[derive(Clone)]
@@ -93,36 +90,13 @@ impl Simulator {
         let mut groups = Groups::default();
         groups.tokens.insert(token.to_owned(), Rights::Provisioner);
         let shared = Shared { state: Arc::new(Mutex::new(groups)), release };
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let mut simulator = Self { address, faults: Faults::default(), shared, server: None };
-        simulator.start().await?;
-        Ok(simulator)
-    }
-
-    /// Listens (again), on the same port.
-    pub async fn start(&mut self) -> std::io::Result<()> {
-        let listener = TcpListener::bind(self.address).await?;
-        self.address = listener.local_addr()?;
-        let router = router(self.shared.clone(), &self.faults);
-        self.server = Some(tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "the simulated Authentik stopped listening");
-            }
-        }));
-        Ok(())
-    }
-
-    /// Stops listening; clients find the connection refused.
-    pub async fn stop(&mut self) {
-        if let Some(server) = self.server.take() {
-            server.abort();
-            // Cancelled, as we wished.
-            let _ = server.await;
-        }
+        let faults = Faults::default();
+        let server = Server::start(port, router(shared.clone(), &faults)).await?;
+        Ok(Self { server, faults, shared })
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.server.url()
     }
 
     pub fn add_token(&self, token: &str, rights: Rights) {
@@ -172,14 +146,6 @@ impl Simulator {
 
     fn lock(&self) -> MutexGuard<'_, Groups> {
         self.shared.lock()
-    }
-}
-
-impl Drop for Simulator {
-    fn drop(&mut self) {
-        if let Some(server) = &self.server {
-            server.abort();
-        }
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -28,6 +29,8 @@ pub struct Fault {
     pub method: Option<String>,
     /// Only requests whose path begins so.
     pub path: Option<String>,
+    /// Only requests whose body contains this; JMAP has one path for everything.
+    pub body: Option<String>,
     /// How many requests it applies to; for ever when absent.
     pub times: Option<u32>,
     /// Wait this long before anything else.
@@ -61,6 +64,8 @@ pub enum FaultAnswer {
     Hang,
 }
 
+/// More than any simulated server takes: refusing is their business.
+const MAX_BODY: usize = 32 << 20;
 /// Requests that are remembered; older ones are only counted.
 const REMEMBERED: usize = 10_000;
 
@@ -111,18 +116,19 @@ impl Faults {
     }
 
     /// The rule for a request, counted as used.
-    fn decide(&self, request: &Request) -> Fault {
+    fn decide(&self, request: &Parts, body: &[u8]) -> Fault {
         let mut inner = self.lock();
         inner.total += 1;
         if inner.latest.len() == REMEMBERED {
             inner.latest.pop_front();
         }
-        let line = format!("{} {}", request.method(), request.uri());
+        let line = format!("{} {}", request.method, request.uri);
         inner.latest.push_back(line);
         let matching = inner.rules.iter().position(|rule| {
             rule.times != Some(0)
-                && rule.method.as_ref().is_none_or(|method| request.method() == method.as_str())
-                && rule.path.as_ref().is_none_or(|path| request.uri().path().starts_with(path))
+                && rule.method.as_ref().is_none_or(|method| request.method == method.as_str())
+                && rule.path.as_ref().is_none_or(|path| request.uri.path().starts_with(path))
+                && rule.body.as_ref().is_none_or(|text| contains(body, text))
         });
         let Some(index) = matching else { return Fault::default() };
         let rule = &mut inner.rules[index];
@@ -164,9 +170,19 @@ async fn forget(State(faults): State<Faults>) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
+fn contains(body: &[u8], text: &str) -> bool {
+    let text = text.as_bytes();
+    text.is_empty() || body.windows(text.len()).any(|window| window == text)
+}
+
 /// Middleware: does to each request what the rules say.
 pub async fn torment(State(faults): State<Faults>, request: Request, next: Next) -> Response {
-    let fault = faults.decide(&request);
+    let (parts, body) = request.into_parts();
+    let Ok(body) = axum::body::to_bytes(body, MAX_BODY).await else {
+        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+    };
+    let fault = faults.decide(&parts, &body);
+    let request = Request::from_parts(parts, Body::from(body));
     let delay = Duration::from_millis(fault.delay_ms);
     let truth = fault.apply || matches!(fault.answer, FaultAnswer::True);
     // A real server goes on with a request whose client has given up.

@@ -5,6 +5,7 @@
 pub mod authentik;
 pub mod faults;
 pub mod mongod;
+pub mod server;
 pub mod wheel;
 
 use std::path::PathBuf;

@@ -374,12 +374,12 @@ async fn a_connection_cut_by_a_recycled_worker_is_tried_once_more_when_reading()
 #[tokio::test]
 async fn an_unreachable_authentik_is_a_transient_failure_that_names_the_address() {
     let mut bench = Bench::new().await;
-    bench.server.stop().await;
+    bench.server.server.stop().await;
     let error = bench.converge(&target()).await.unwrap_err();
     assert!(error.is_transient());
     assert_eq!(error.failure.reason, Reason::Unreachable);
     assert!(error.failure.message.contains(&bench.server.url()), "{}", error.failure.message);
-    bench.server.start().await.unwrap();
+    bench.server.server.restart().await.unwrap();
     bench.converge(&target()).await.expect("it is back");
 }
 

@@ -1,0 +1,13 @@
+//! The contract: what tenantry relies on an upstream for, as facts about the wire.
+//!
+//! Every test runs against the simulator. Where a real server's address is given, the same tests run
+//! against that server too, so that a simulator cannot drift away from the truth:
+//!
+//! * `TENANTRY_TEST_AUTHENTIK_URL`, `_TOKEN`
+//! * `TENANTRY_TEST_STALWART_URL`, `_TOKEN` or `_USERNAME` and `_PASSWORD`
+//! * `TENANTRY_TEST_OCIS_URL`, `_TOKEN_URL`, `_CLIENT_ID`, `_CLIENT_SECRET`, `_SCOPE`
+//!
+//! A real server may be shared: names are unique per run, everything made is removed again, and
+//! nothing is touched that a test did not make.
+
+mod support;
