@@ -6,6 +6,7 @@ pub mod authentik;
 pub mod faults;
 pub mod mongod;
 pub mod server;
+pub mod stalwart;
 pub mod wheel;
 
 use std::path::PathBuf;
