@@ -10,4 +10,5 @@
 //! A real server may be shared: names are unique per run, everything made is removed again, and
 //! nothing is touched that a test did not make.
 
+mod stalwart;
 mod support;
