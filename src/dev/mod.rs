@@ -4,6 +4,7 @@
 
 pub mod authentik;
 pub mod faults;
+pub mod issuer;
 pub mod mongod;
 pub mod server;
 pub mod stalwart;
