@@ -6,6 +6,7 @@ pub mod authentik;
 pub mod faults;
 pub mod issuer;
 pub mod mongod;
+pub mod ocis;
 pub mod server;
 pub mod stalwart;
 pub mod wheel;
