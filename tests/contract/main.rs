@@ -11,4 +11,6 @@
 //! nothing is touched that a test did not make.
 
 mod stalwart;
+mod authentik;
+mod ocis;
 mod support;

@@ -24,3 +24,45 @@ pub fn http() -> reqwest::Client {
 pub fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub async fn to(request: reqwest::RequestBuilder) -> Self {
+        let response = request.send().await.expect("there is an answer");
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = response.text().await.expect("the answer can be read");
+        Self { status, headers, text }
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().expect("headers are ASCII"))
+    }
+
+    /// Fails where it is not this status.
+    #[track_caller]
+    pub fn must_be(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{self:?}");
+        self
+    }
+}
+
+/// Runs a test, then tidies up, also after the test has failed.
+pub async fn then_tidy(test: impl Future<Output = ()>, tidy: impl Future<Output = ()>) {
+    use futures_util::FutureExt;
+    let ended = std::panic::AssertUnwindSafe(test).catch_unwind().await;
+    tidy.await;
+    if let Err(panic) = ended {
+        std::panic::resume_unwind(panic);
+    }
+}

@@ -301,7 +301,13 @@ async fn race(shared: &Shared, name: &str) -> Result<(), Refusal> {
         }
     };
     if first {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // Long enough for somebody to come in between, and no longer.
+        for _ in 0..50 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            if shared.lock().provisioning.get(name).is_none_or(|failed| *failed > 0) {
+                break;
+            }
+        }
         return Ok(());
     }
     while shared.lock().provisioning.contains_key(name) {
