@@ -20,7 +20,7 @@ lint:
     cargo fmt
     cargo clippy --all-targets -- -D warnings
 
-# Benchmarks: converge, single, memory; all without a name
+# Benchmarks: converge, single, three, memory; all without a name
 bench *names:
     cargo bench --bench bench -- {{names}}
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,8 +10,12 @@ use std::time::Duration;
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::filter::Targets;
+use url::Url;
 
-use crate::integration::{BaseUrl, GroupTemplate, extra_roots};
+use crate::integration::{
+    BaseUrl, ClientCredentials, Credentials, DkimManagement, GroupTemplate, Limits, Membership,
+    SpaceRole, TokenEndpoint, extra_roots,
+};
 use crate::store::check_uri;
 use crate::telemetry::LogFormat;
 use crate::tenant::{Backoff, Policy};
@@ -56,10 +61,17 @@ pub struct Given {
     /// Name of a tenant's group; {slug} stands for its slug [default: tenant-{slug}]
     #[arg(long, env = "AUTHENTIK_GROUP_TEMPLATE", value_name = "TEXT", help_heading = "Upstreams")]
     pub authentik_group_template: Option<String>,
-    /// Stalwart's address. This version has no Stalwart client yet: the step is skipped
+    /// Authentik: requests at once, 1 to 1024 [default: 64]
+    #[arg(long, env = "AUTHENTIK_MAX_CONCURRENT", value_name = "NUMBER", help_heading = "Upstreams")]
+    pub authentik_max_concurrent: Option<String>,
+    /// Authentik: requests a minute; 0 is without a limit [default: 0]
+    #[arg(long, env = "AUTHENTIK_MAX_PER_MINUTE", value_name = "NUMBER", help_heading = "Upstreams")]
+    pub authentik_max_per_minute: Option<String>,
+    /// Stalwart's address (0.16 or newer), with any path prefix; /jmap at the end is understood. Without
+    /// it the step is skipped
     #[arg(long, env = "STALWART_API_URL", value_name = "URL", help_heading = "Upstreams")]
     pub stalwart_api_url: Option<String>,
-    /// Stalwart API key
+    /// Secret of a Stalwart API key
     #[arg(
         long,
         env = "STALWART_API_TOKEN",
@@ -71,9 +83,91 @@ pub struct Given {
     /// File that holds the API key, instead of STALWART_API_TOKEN
     #[arg(long, env = "STALWART_API_TOKEN_FILE", value_name = "FILE", help_heading = "Upstreams")]
     pub stalwart_api_token_file: Option<String>,
-    /// oCIS' address. This version has no oCIS client yet: the step is skipped
+    /// Login name of a Stalwart administrator, instead of an API key
+    #[arg(long, env = "STALWART_USERNAME", value_name = "NAME", help_heading = "Upstreams")]
+    pub stalwart_username: Option<String>,
+    /// File that holds the login name, instead of STALWART_USERNAME
+    #[arg(long, env = "STALWART_USERNAME_FILE", value_name = "FILE", help_heading = "Upstreams")]
+    pub stalwart_username_file: Option<String>,
+    /// Password of that administrator
+    #[arg(
+        long,
+        env = "STALWART_PASSWORD",
+        hide_env_values = true,
+        value_name = "PASSWORD",
+        help_heading = "Upstreams"
+    )]
+    pub stalwart_password: Option<String>,
+    /// File that holds the password, instead of STALWART_PASSWORD
+    #[arg(long, env = "STALWART_PASSWORD_FILE", value_name = "FILE", help_heading = "Upstreams")]
+    pub stalwart_password_file: Option<String>,
+    /// Who makes a new domain's DKIM keys: automatic (Stalwart) or manual [default: automatic]
+    #[arg(long, env = "STALWART_DKIM", value_name = "WHO", help_heading = "Upstreams")]
+    pub stalwart_dkim: Option<String>,
+    /// Stalwart: requests at once, 1 to 1024; it takes 4 of one account, unless that has the permission
+    /// unlimitedRequests [default: 3]
+    #[arg(long, env = "STALWART_MAX_CONCURRENT", value_name = "NUMBER", help_heading = "Upstreams")]
+    pub stalwart_max_concurrent: Option<String>,
+    /// Stalwart: requests a minute; it takes 1000 of one account, unless that has the permission
+    /// unlimitedRequests; 0 is without a limit [default: 900]
+    #[arg(long, env = "STALWART_MAX_PER_MINUTE", value_name = "NUMBER", help_heading = "Upstreams")]
+    pub stalwart_max_per_minute: Option<String>,
+    /// oCIS' or OpenCloud's address, with any path prefix; /graph/v1.0 at the end is understood. Without
+    /// it the step is skipped
     #[arg(long, env = "OCIS_API_URL", value_name = "URL", help_heading = "Upstreams")]
     pub ocis_api_url: Option<String>,
+    /// Token endpoint of the issuer that oCIS trusts, by its public address, such as
+    /// https://id.acme.test/application/o/token/
+    #[arg(long, env = "OCIS_OIDC_TOKEN_URL", value_name = "URL", help_heading = "Upstreams")]
+    pub ocis_oidc_token_url: Option<String>,
+    /// The issuer itself, instead of OCIS_OIDC_TOKEN_URL, which is then looked up there
+    #[arg(long, env = "OCIS_OIDC_ISSUER", value_name = "URL", help_heading = "Upstreams")]
+    pub ocis_oidc_issuer: Option<String>,
+    /// Client id at the issuer: that of the provider that oCIS uses
+    #[arg(long, env = "OCIS_OIDC_CLIENT_ID", value_name = "ID", help_heading = "Upstreams")]
+    pub ocis_oidc_client_id: Option<String>,
+    /// Client secret; with Authentik it may be base64 of account:app-password
+    #[arg(
+        long,
+        env = "OCIS_OIDC_CLIENT_SECRET",
+        hide_env_values = true,
+        value_name = "SECRET",
+        help_heading = "Upstreams"
+    )]
+    pub ocis_oidc_client_secret: Option<String>,
+    /// File that holds the client secret, instead of OCIS_OIDC_CLIENT_SECRET
+    #[arg(long, env = "OCIS_OIDC_CLIENT_SECRET_FILE", value_name = "FILE", help_heading = "Upstreams")]
+    pub ocis_oidc_client_secret_file: Option<String>,
+    /// Service account at the issuer, with OCIS_OIDC_PASSWORD
+    #[arg(long, env = "OCIS_OIDC_USERNAME", value_name = "NAME", help_heading = "Upstreams")]
+    pub ocis_oidc_username: Option<String>,
+    /// The service account's app password
+    #[arg(
+        long,
+        env = "OCIS_OIDC_PASSWORD",
+        hide_env_values = true,
+        value_name = "PASSWORD",
+        help_heading = "Upstreams"
+    )]
+    pub ocis_oidc_password: Option<String>,
+    /// File that holds the app password, instead of OCIS_OIDC_PASSWORD
+    #[arg(long, env = "OCIS_OIDC_PASSWORD_FILE", value_name = "FILE", help_heading = "Upstreams")]
+    pub ocis_oidc_password_file: Option<String>,
+    /// Scopes of the token; oCIS needs the claims of all three [default: openid profile email]
+    #[arg(long, env = "OCIS_OIDC_SCOPE", value_name = "SCOPES", help_heading = "Upstreams")]
+    pub ocis_oidc_scope: Option<String>,
+    /// Role of the tenant's group in its space: viewer, editor, manager or none [default: none]
+    #[arg(long, env = "OCIS_GROUP_ROLE", value_name = "ROLE", help_heading = "Upstreams")]
+    pub ocis_group_role: Option<String>,
+    /// Name of that group as oCIS knows it [default: AUTHENTIK_GROUP_TEMPLATE]
+    #[arg(long, env = "OCIS_GROUP_TEMPLATE", value_name = "TEXT", help_heading = "Upstreams")]
+    pub ocis_group_template: Option<String>,
+    /// oCIS: requests at once, 1 to 1024 [default: 16]
+    #[arg(long, env = "OCIS_MAX_CONCURRENT", value_name = "NUMBER", help_heading = "Upstreams")]
+    pub ocis_max_concurrent: Option<String>,
+    /// oCIS: requests a minute; 0 is without a limit [default: 0]
+    #[arg(long, env = "OCIS_MAX_PER_MINUTE", value_name = "NUMBER", help_heading = "Upstreams")]
+    pub ocis_max_per_minute: Option<String>,
     /// PEM bundle of root certificates to trust beside the system's, such as mkcert's rootCA.pem
     #[arg(long, env = "EXTRA_CA_FILE", value_name = "FILE", help_heading = "Upstreams")]
     pub extra_ca_file: Option<String>,
@@ -123,8 +217,8 @@ pub struct Config {
     pub http_addr: SocketAddr,
     pub telemetry_addr: SocketAddr,
     pub authentik: Option<AuthentikConfig>,
-    /// Upstreams that are configured, but that this version has no client for.
-    pub unsupported: Vec<&'static str>,
+    pub stalwart: Option<StalwartConfig>,
+    pub ocis: Option<OcisConfig>,
     pub extra_ca_file: Option<PathBuf>,
     pub request_timeout: Duration,
     pub workers: usize,
@@ -141,6 +235,38 @@ pub struct AuthentikConfig {
     pub url: BaseUrl,
     pub token: SecretString,
     pub group_template: GroupTemplate,
+    pub limits: Limits,
+}
+
+#[derive(Debug, Clone)]
+pub struct StalwartConfig {
+    pub url: BaseUrl,
+    pub credentials: StalwartCredentials,
+    pub dkim: DkimManagement,
+    pub limits: Limits,
+}
+
+#[derive(Debug, Clone)]
+pub enum StalwartCredentials {
+    ApiKey(SecretString),
+    Login { user: String, password: SecretString },
+}
+
+impl StalwartCredentials {
+    pub fn credentials(self) -> Credentials {
+        match self {
+            Self::ApiKey(token) => Credentials::Bearer(token),
+            Self::Login { user, password } => Credentials::Basic { user, password },
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct OcisConfig {
+    pub url: BaseUrl,
+    pub credentials: ClientCredentials,
+    pub membership: Option<Membership>,
+    pub limits: Limits,
 }
 
 /// Everything that is wrong with the settings.
@@ -241,6 +367,52 @@ impl Checker {
         None
     }
 
+    fn url(&mut self, name: &str, given: Option<&str>) -> Option<Url> {
+        // The same rules; but the path counts to the letter, so it is kept as it is.
+        self.base_url(name, given, "")?;
+        Url::parse(given?.trim()).ok()
+    }
+
+    fn template(&mut self, name: &str, text: &str) -> Option<GroupTemplate> {
+        match GroupTemplate::parse(text) {
+            Ok(template) => Some(template),
+            Err(error) => {
+                self.wrong(name, error);
+                None
+            }
+        }
+    }
+
+    fn limits(
+        &mut self,
+        [concurrent, per_minute]: [&str; 2],
+        [given, rate]: [&Option<String>; 2],
+        default: Limits,
+    ) -> Limits {
+        let mut limits = default;
+        match some(given).map(str::parse::<usize>) {
+            None => {}
+            Some(Ok(number)) if (1..=1024).contains(&number) => limits.concurrent = number,
+            Some(_) => self.wrong(concurrent, "must be from 1 to 1024"),
+        }
+        match some(rate).map(str::parse::<u32>) {
+            None => {}
+            Some(Ok(number)) => limits.per_minute = NonZeroU32::new(number),
+            Some(Err(_)) => self.wrong(per_minute, "must be a whole number, 0 for no limit"),
+        }
+        limits
+    }
+
+    /// Two settings of which neither makes sense alone.
+    fn both(&mut self, one: &str, has_one: bool, other: &str, has_other: bool) {
+        if has_one && !has_other && !self.has(other) {
+            self.wrong(other, format!("is required with {one}"));
+        }
+        if has_other && !has_one && !self.has(one) {
+            self.wrong(one, format!("is required with {other}"));
+        }
+    }
+
     fn base_url(&mut self, name: &str, given: Option<&str>, suffix: &str) -> Option<BaseUrl> {
         match BaseUrl::parse(given?, suffix) {
             Ok(url) => Some(url),
@@ -289,13 +461,8 @@ impl Given {
         let telemetry_addr =
             check.loopback("TELEMETRY_ADDR", some(&self.telemetry_addr), "127.0.0.1:9090");
         let authentik = self.check_authentik(&mut check);
-
-        check.base_url("STALWART_API_URL", some(&self.stalwart_api_url), "jmap");
-        let token = some(&self.stalwart_api_token);
-        check.secret("STALWART_API_TOKEN", token, some(&self.stalwart_api_token_file));
-        check.base_url("OCIS_API_URL", some(&self.ocis_api_url), "graph/v1.0");
-        let unsupported = [("stalwart", &self.stalwart_api_url), ("ocis", &self.ocis_api_url)];
-        let unsupported = unsupported.into_iter().filter(|(_, url)| some(url).is_some());
+        let stalwart = self.check_stalwart(&mut check);
+        let ocis = self.check_ocis(&mut check);
 
         let extra_ca_file = some(&self.extra_ca_file).map(PathBuf::from);
         if let Some(path) = &extra_ca_file
@@ -346,7 +513,8 @@ impl Given {
                 http_addr,
                 telemetry_addr,
                 authentik,
-                unsupported: unsupported.map(|(name, _)| name).collect(),
+                stalwart,
+                ocis,
                 extra_ca_file,
                 request_timeout,
                 workers,
@@ -365,26 +533,108 @@ impl Given {
         let url = check.base_url("AUTHENTIK_API_URL", some(&self.authentik_api_url), "api/v3");
         let token = some(&self.authentik_api_token);
         let token = check.secret("AUTHENTIK_API_TOKEN", token, some(&self.authentik_api_token_file));
-        let template = some(&self.authentik_group_template).unwrap_or("tenant-{slug}");
-        let template = match GroupTemplate::parse(template) {
-            Ok(template) => Some(template),
-            Err(error) => {
-                check.wrong("AUTHENTIK_GROUP_TEMPLATE", error);
-                None
+        let template = some(&self.authentik_group_template).unwrap_or(GROUP_TEMPLATE);
+        let group_template = check.template("AUTHENTIK_GROUP_TEMPLATE", template);
+        let limits = check.limits(
+            ["AUTHENTIK_MAX_CONCURRENT", "AUTHENTIK_MAX_PER_MINUTE"],
+            [&self.authentik_max_concurrent, &self.authentik_max_per_minute],
+            Limits::GENEROUS,
+        );
+        let given = some(&self.authentik_api_url).is_some();
+        check.both("AUTHENTIK_API_URL", given, "AUTHENTIK_API_TOKEN", token.is_some());
+        Some(AuthentikConfig { url: url?, token: token?, group_template: group_template?, limits })
+    }
+
+    fn check_stalwart(&self, check: &mut Checker) -> Option<StalwartConfig> {
+        let url = check.base_url("STALWART_API_URL", some(&self.stalwart_api_url), "jmap");
+        let token = some(&self.stalwart_api_token);
+        let token = check.secret("STALWART_API_TOKEN", token, some(&self.stalwart_api_token_file));
+        let user = some(&self.stalwart_username);
+        let user = check.secret("STALWART_USERNAME", user, some(&self.stalwart_username_file));
+        let password = some(&self.stalwart_password);
+        let password = check.secret("STALWART_PASSWORD", password, some(&self.stalwart_password_file));
+        check.both("STALWART_USERNAME", user.is_some(), "STALWART_PASSWORD", password.is_some());
+        if token.is_some() && user.is_some() {
+            check.wrong("STALWART_API_TOKEN", "give it or STALWART_USERNAME, not both");
+        }
+        let dkim = check.parsed("STALWART_DKIM", some(&self.stalwart_dkim), "automatic");
+        let limits = check.limits(
+            ["STALWART_MAX_CONCURRENT", "STALWART_MAX_PER_MINUTE"],
+            [&self.stalwart_max_concurrent, &self.stalwart_max_per_minute],
+            Limits { concurrent: 3, per_minute: NonZeroU32::new(900) },
+        );
+        let credentials = match (token, user, password) {
+            (Some(token), ..) => Some(StalwartCredentials::ApiKey(token)),
+            (None, Some(user), Some(password)) => {
+                let user = user.expose_secret().to_owned();
+                Some(StalwartCredentials::Login { user, password })
+            }
+            _ => None,
+        };
+        let given = some(&self.stalwart_api_url).is_some();
+        if !check.has("STALWART_") {
+            check.both("STALWART_API_URL", given, "STALWART_API_TOKEN", credentials.is_some());
+        }
+        Some(StalwartConfig { url: url?, credentials: credentials?, dkim: dkim?, limits })
+    }
+
+    fn check_ocis(&self, check: &mut Checker) -> Option<OcisConfig> {
+        let url = check.base_url("OCIS_API_URL", some(&self.ocis_api_url), "graph/v1.0");
+        let token_url = check.url("OCIS_OIDC_TOKEN_URL", some(&self.ocis_oidc_token_url));
+        let issuer = check.url("OCIS_OIDC_ISSUER", some(&self.ocis_oidc_issuer));
+        let secret = some(&self.ocis_oidc_client_secret);
+        let secret =
+            check.secret("OCIS_OIDC_CLIENT_SECRET", secret, some(&self.ocis_oidc_client_secret_file));
+        let password = some(&self.ocis_oidc_password);
+        let password = check.secret("OCIS_OIDC_PASSWORD", password, some(&self.ocis_oidc_password_file));
+        let user = some(&self.ocis_oidc_username).map(ToOwned::to_owned);
+        check.both("OCIS_OIDC_USERNAME", user.is_some(), "OCIS_OIDC_PASSWORD", password.is_some());
+        let groups = match some(&self.ocis_group_template) {
+            Some(template) => check.template("OCIS_GROUP_TEMPLATE", template),
+            // What is wrong with that one has been told.
+            None => {
+                let authentik = some(&self.authentik_group_template).unwrap_or(GROUP_TEMPLATE);
+                GroupTemplate::parse(authentik).ok()
             }
         };
-        if some(&self.authentik_api_url).is_some()
-            && token.is_none()
-            && !check.has("AUTHENTIK_API_TOKEN")
-        {
-            check.wrong("AUTHENTIK_API_TOKEN", "is required with AUTHENTIK_API_URL");
+        let role = some(&self.ocis_group_role).filter(|role| *role != "none");
+        let role = role.and_then(|role| check.parsed::<SpaceRole>("OCIS_GROUP_ROLE", Some(role), role));
+        let limits = check.limits(
+            ["OCIS_MAX_CONCURRENT", "OCIS_MAX_PER_MINUTE"],
+            [&self.ocis_max_concurrent, &self.ocis_max_per_minute],
+            Limits { concurrent: 16, per_minute: None },
+        );
+        if some(&self.ocis_api_url).is_some() {
+            if token_url.is_none() && issuer.is_none() && !check.has("OCIS_OIDC_TOKEN_URL") {
+                check
+                    .wrong("OCIS_OIDC_TOKEN_URL", "is required with OCIS_API_URL (or OCIS_OIDC_ISSUER)");
+            }
+            if some(&self.ocis_oidc_client_id).is_none() {
+                check.wrong("OCIS_OIDC_CLIENT_ID", "is required with OCIS_API_URL");
+            }
+            if secret.is_none() && password.is_none() && !check.has("OCIS_OIDC_") {
+                let why = "is required with OCIS_API_URL (or OCIS_OIDC_USERNAME and OCIS_OIDC_PASSWORD)";
+                check.wrong("OCIS_OIDC_CLIENT_SECRET", why);
+            }
         }
-        if some(&self.authentik_api_url).is_none() && token.is_some() {
-            check.wrong("AUTHENTIK_API_URL", "is required with AUTHENTIK_API_TOKEN");
-        }
-        Some(AuthentikConfig { url: url?, token: token?, group_template: template? })
+        let endpoint = match (token_url, issuer) {
+            (Some(url), _) => TokenEndpoint::Url(url),
+            (None, Some(issuer)) => TokenEndpoint::DiscoveredFrom(issuer),
+            (None, None) => return None,
+        };
+        let credentials = ClientCredentials {
+            endpoint,
+            client_id: some(&self.ocis_oidc_client_id)?.to_owned(),
+            client_secret: secret,
+            account: user.zip(password),
+            scope: some(&self.ocis_oidc_scope).unwrap_or("openid profile email").to_owned(),
+        };
+        let membership = role.zip(groups).map(|(role, groups)| Membership { role, groups });
+        Some(OcisConfig { url: url?, credentials, membership, limits })
     }
 }
+
+const GROUP_TEMPLATE: &str = "tenant-{slug}";
 
 #[cfg(test)]
 mod tests {
@@ -406,6 +656,18 @@ mod tests {
                 "BACKOFF_INITIAL" => given.backoff_initial = value,
                 "BACKOFF_MAX" => given.backoff_max = value,
                 "LOG_FORMAT" => given.log_format = value,
+                "STALWART_API_URL" => given.stalwart_api_url = value,
+                "STALWART_API_TOKEN" => given.stalwart_api_token = value,
+                "STALWART_USERNAME" => given.stalwart_username = value,
+                "STALWART_PASSWORD" => given.stalwart_password = value,
+                "STALWART_MAX_CONCURRENT" => given.stalwart_max_concurrent = value,
+                "STALWART_MAX_PER_MINUTE" => given.stalwart_max_per_minute = value,
+                "OCIS_API_URL" => given.ocis_api_url = value,
+                "OCIS_OIDC_TOKEN_URL" => given.ocis_oidc_token_url = value,
+                "OCIS_OIDC_CLIENT_ID" => given.ocis_oidc_client_id = value,
+                "OCIS_OIDC_USERNAME" => given.ocis_oidc_username = value,
+                "OCIS_OIDC_PASSWORD" => given.ocis_oidc_password = value,
+                "OCIS_GROUP_ROLE" => given.ocis_group_role = value,
                 other => panic!("{other} is not used in tests yet"),
             }
         }
@@ -473,5 +735,69 @@ mod tests {
         let Mistakes(mistakes) =
             given(&[("AUTHENTIK_API_URL", "https://id.acme.test")]).check().unwrap_err();
         assert_eq!(mistakes, ["AUTHENTIK_API_TOKEN: is required with AUTHENTIK_API_URL"]);
+    }
+
+    #[test]
+    fn an_upstream_is_configured_whole_or_not_at_all() {
+        for (settings, mistakes) in [
+            (
+                &[("STALWART_API_URL", "https://mail.acme.test")][..],
+                &["STALWART_API_TOKEN: is required with STALWART_API_URL"][..],
+            ),
+            (
+                &[("STALWART_USERNAME", "admin@acme.test")],
+                &["STALWART_PASSWORD: is required with STALWART_USERNAME"],
+            ),
+            (
+                &[
+                    ("STALWART_API_URL", "https://mail.acme.test"),
+                    ("STALWART_API_TOKEN", "API_x"),
+                    ("STALWART_USERNAME", "admin"),
+                    ("STALWART_PASSWORD", "secret"),
+                ],
+                &["STALWART_API_TOKEN: give it or STALWART_USERNAME, not both"],
+            ),
+            (
+                &[("OCIS_API_URL", "https://files.acme.test")],
+                &[
+                    "OCIS_OIDC_TOKEN_URL: is required with OCIS_API_URL (or OCIS_OIDC_ISSUER)",
+                    "OCIS_OIDC_CLIENT_ID: is required with OCIS_API_URL",
+                ],
+            ),
+            (&[("OCIS_GROUP_ROLE", "boss")], &["OCIS_GROUP_ROLE: must be viewer, editor or manager"]),
+            (&[("STALWART_MAX_CONCURRENT", "0")], &["STALWART_MAX_CONCURRENT: must be from 1 to 1024"]),
+        ] {
+            assert_eq!(given(settings).check().unwrap_err().0, mistakes, "{settings:?}");
+        }
+    }
+
+    #[test]
+    fn stalwart_is_used_gently_and_a_token_endpoint_to_the_letter_unless_told_otherwise() {
+        let config = given(&[
+            ("STALWART_API_URL", "https://mail.acme.test/jmap/"),
+            ("STALWART_API_TOKEN", "API_x"),
+            ("OCIS_API_URL", "https://files.acme.test/graph/v1.0"),
+            ("OCIS_OIDC_TOKEN_URL", "https://id.acme.test/oidc/token"),
+            ("OCIS_OIDC_CLIENT_ID", "web"),
+            ("OCIS_OIDC_USERNAME", "tenantry"),
+            ("OCIS_OIDC_PASSWORD", "secret"),
+        ])
+        .check()
+        .unwrap();
+        let stalwart = config.stalwart.unwrap();
+        assert!(stalwart.limits.concurrent < 4, "{:?}", stalwart.limits);
+        assert!(stalwart.limits.per_minute.unwrap().get() < 1_000, "{:?}", stalwart.limits);
+        assert_eq!(stalwart.url.to_string(), "https://mail.acme.test/");
+        let ocis = config.ocis.unwrap();
+        assert_eq!(ocis.url.to_string(), "https://files.acme.test/");
+        assert!(matches!(&ocis.credentials.endpoint, TokenEndpoint::Url(url)
+            if url.as_str() == "https://id.acme.test/oidc/token"));
+        assert_eq!(ocis.credentials.scope, "openid profile email");
+        let free = [
+            ("STALWART_MAX_PER_MINUTE", "0"),
+            ("STALWART_API_TOKEN", "x"),
+            ("STALWART_API_URL", "http://m.test"),
+        ];
+        assert_eq!(given(&free).check().unwrap().stalwart.unwrap().limits.per_minute, None);
     }
 }

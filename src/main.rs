@@ -26,17 +26,27 @@ enum Command {
     Run(Box<Given>),
     /// Try it: everything embedded, with sample tenants
     ///
-    /// Starts a private MongoDB and a simulated Authentik beside the controller and its HTTP API, and
-    /// ends them with Ctrl-C. A real MongoDB (MONGODB_URI) or Authentik (AUTHENTIK_API_URL) is used
-    /// instead where it is given.
+    /// Starts a private MongoDB and simulated upstreams beside the controller and its HTTP API, and ends
+    /// them with Ctrl-C. A real MongoDB (MONGODB_URI) or upstream (AUTHENTIK_API_URL, STALWART_API_URL,
+    /// OCIS_API_URL) is used instead where it is given.
     #[cfg(feature = "dev")]
     Dev(Box<tenantry::dev::Dev>),
+    /// Run one simulated upstream alone, on loopback
+    ///
+    /// It speaks the real one's API as real servers were observed to, quirks included, and can be
+    /// tormented: POST /_sim/faults makes it fail, GET /_sim/requests tells what it was asked.
+    #[cfg(feature = "dev")]
+    Sim(tenantry::dev::upstreams::Sim),
 }
 
 const RUN_EXAMPLE: &str = "\
 Example:
   MONGODB_URI=mongodb://db.acme.test/?replicaSet=rs0 \\
   AUTHENTIK_API_URL=https://id.acme.test AUTHENTIK_API_TOKEN_FILE=/run/secrets/authentik \\
+  STALWART_API_URL=https://mail.acme.test STALWART_API_TOKEN_FILE=/run/secrets/stalwart \\
+  OCIS_API_URL=https://files.acme.test OCIS_OIDC_CLIENT_ID=web \\
+  OCIS_OIDC_TOKEN_URL=https://id.acme.test/application/o/token/ \\
+  OCIS_OIDC_USERNAME=tenantry OCIS_OIDC_PASSWORD_FILE=/run/secrets/ocis \\
     tenantry run";
 
 fn main() -> ExitCode {
@@ -76,6 +86,8 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         }
         #[cfg(feature = "dev")]
         Command::Dev(dev) => dev.execute(shutdown).await,
+        #[cfg(feature = "dev")]
+        Command::Sim(sim) => sim.execute(shutdown).await,
     }
 }
 

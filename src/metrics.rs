@@ -27,6 +27,10 @@ pub struct Metrics {
     pub backoff_seconds: HistogramVec,
     /// 1 while an upstream accepts our credentials and address, 0 while it does not.
     pub integration_healthy: IntGaugeVec,
+    /// Permissions that our account in an `upstream` lacks.
+    pub integration_lacks: IntGaugeVec,
+    /// Second spaces of a tenant that were found and disabled.
+    pub twins_disabled: IntCounter,
     pub queue_depth: IntGaugeVec,
     pub queue_oldest_seconds: GaugeVec,
     /// Times that hints found the queue full; the database is asked for their tenants later.
@@ -103,6 +107,15 @@ impl Metrics {
                 "integration_healthy",
                 "1 while the upstream accepts our credentials and address, 0 while it does not.",
                 &["upstream"],
+            ),
+            integration_lacks: add.gauges(
+                "integration_missing_permissions",
+                "Permissions that our account in the upstream lacks.",
+                &["upstream"],
+            ),
+            twins_disabled: add.counter(
+                "twins_disabled_total",
+                "Second spaces that a request applied late had made, and that were disabled.",
             ),
             queue_depth: add.gauges("queue_depth", "Tenants that wait for a worker.", &["priority"]),
             queue_oldest_seconds: add.float_gauges(

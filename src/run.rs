@@ -12,9 +12,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, Readiness, RequestTimeout, Telemetry};
-use crate::config::Config;
+use crate::config::{AuthentikConfig, Config, OcisConfig, StalwartConfig};
 use crate::controller::{Controller, QUEUE_CAPACITY, Settings};
-use crate::integration::{Authentik, HttpClient, HttpClientError, Integrations, Upstream};
+use crate::integration::{
+    Authentik, BaseUrl, Credentials, HttpClient, HttpClientError, Integrations, Limits, Ocis, Stalwart,
+    TokenSource, Upstream,
+};
 use crate::metrics::Metrics;
 use crate::store::{Holder, OpenError, Store, StoreOptions, Unsuitable};
 use crate::tenant::StepKind;
@@ -38,6 +41,9 @@ pub struct Addresses {
 
 /// Connections beside the workers': API requests, the change stream, due scans.
 const OTHER_CONNECTIONS: u32 = 32;
+/// The longest pause before or in a list of all spaces: half a millisecond a space passes before its first
+/// byte (observed).
+const LIST_PAUSE: Duration = Duration::from_secs(60);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(15);
 /// Part of the grace period in which open HTTP connections may end once everything else has.
@@ -82,7 +88,11 @@ pub async fn run(
         store: store.clone(),
         // The handler's own limits come first, and say more.
         timeout: RequestTimeout(config.request_timeout + config.request_timeout / 10),
-        readiness: Readiness { watch_open: watch_opened, draining: shutdown.clone() },
+        readiness: Readiness {
+            watch_open: watch_opened,
+            upstreams: integrations.health(),
+            draining: shutdown.clone(),
+        },
     };
     // Probes and metrics are answered until the very end, so that they can say what is going on.
     let ended = CancellationToken::new();
@@ -110,8 +120,13 @@ pub async fn run(
             holder: Holder::new(&host_name(), rand::random()),
             queue_capacity: QUEUE_CAPACITY,
         };
+        let checks = Arc::clone(&integrations);
+        let ending = shutdown.clone();
+        let checking = tokio::spawn(async move { checks.keep_checked(&ending).await });
         let controller = Controller { store: store.clone(), integrations, metrics, settings };
         controller.run(watch_open, shutdown).await;
+        // It ends with the shutdown, between two requests or in one.
+        checking.abort();
     }
     ended.cancel();
     let [api, telemetry] = servers;
@@ -123,24 +138,41 @@ pub async fn run(
 }
 
 fn integrations(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Integrations>, RunError> {
-    let client = HttpClient::new(config.extra_ca_file.as_deref(), config.request_timeout)?;
+    let http = HttpClient::new(config.extra_ca_file.as_deref(), config.request_timeout)?;
+    let upstream = |step, url: &BaseUrl, credentials, limits| {
+        Upstream::new(step, http.clone(), url.clone(), credentials, limits, Arc::clone(metrics))
+    };
+    let not_set = |variable, step| tracing::info!("{variable} is not set: the step {step} is skipped");
     let mut integrations = Integrations::new(Arc::clone(metrics));
     match &config.authentik {
-        Some(authentik) => {
-            let upstream = Upstream::new(
-                StepKind::Authentik,
-                client,
-                authentik.url.clone(),
-                authentik.token.clone(),
-                Arc::clone(metrics),
-            );
-            let authentik = Authentik::new(upstream, authentik.group_template.clone());
+        Some(AuthentikConfig { url, token, group_template, limits }) => {
+            let credentials = Credentials::Bearer(token.clone());
+            let upstream = upstream(StepKind::Authentik, url, credentials, *limits);
+            let authentik = Authentik::new(upstream, group_template.clone());
             integrations = integrations.with_authentik(authentik);
         }
-        None => tracing::info!("AUTHENTIK_API_URL is not set: the step authentik is skipped"),
+        None => not_set("AUTHENTIK_API_URL", StepKind::Authentik),
     }
-    for upstream in &config.unsupported {
-        tracing::warn!("this version has no client for {upstream} yet: the step is skipped");
+    match &config.stalwart {
+        Some(StalwartConfig { url, credentials, dkim, limits }) => {
+            let credentials = credentials.clone().credentials();
+            let upstream = upstream(StepKind::Stalwart, url, credentials, *limits);
+            integrations = integrations.with_stalwart(Stalwart::new(upstream, *dkim));
+        }
+        None => not_set("STALWART_API_URL", StepKind::Stalwart),
+    }
+    match &config.ocis {
+        Some(OcisConfig { url, credentials, membership, limits }) => {
+            let issuer = upstream(StepKind::Ocis, url, Credentials::None, Limits::GENEROUS);
+            let tokens = TokenSource::new(issuer, credentials.clone());
+            let credentials = Credentials::Tokens(Arc::new(tokens));
+            let upstream = upstream(StepKind::Ocis, url, credentials, *limits);
+            let patience = config.request_timeout.max(LIST_PAUSE);
+            let metrics = Arc::clone(metrics);
+            let ocis = Ocis::new(upstream, membership.clone(), patience, metrics);
+            integrations = integrations.with_ocis(ocis);
+        }
+        None => not_set("OCIS_API_URL", StepKind::Ocis),
     }
     Ok(Arc::new(integrations))
 }

@@ -1,5 +1,6 @@
 //! `/livez` and `/readyz`, for probes. They say nothing secret.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json;
@@ -10,6 +11,7 @@ use serde::Serialize;
 
 use super::Readiness;
 use crate::store::Store;
+use crate::tenant::{StepKind, UpstreamHealth};
 
 /// How long the database may take to answer a probe.
 const PING: Duration = Duration::from_secs(2);
@@ -29,6 +31,34 @@ struct Ready {
     watch: bool,
     /// Whether the process is shutting down.
     draining: bool,
+    /// Each configured upstream; they do not make the process unready.
+    upstreams: BTreeMap<&'static str, Upstream>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Upstream {
+    /// `null` while nobody has asked it yet.
+    reachable: Option<bool>,
+    authenticated: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    /// Permissions that our account lacks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    lacks: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    /// What is wrong, and what mends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+}
+
+impl From<UpstreamHealth> for Upstream {
+    fn from(health: UpstreamHealth) -> Self {
+        let UpstreamHealth { reachable, authenticated, version, lacks, problem } = health;
+        let (reason, message) = problem.map(|(reason, message)| (reason.name(), message)).unzip();
+        Self { reachable, authenticated, version, lacks, reason, message }
+    }
 }
 
 /// Whether requests and work should be sent here.
@@ -39,5 +69,10 @@ pub async fn ready(State(store): State<Store>, State(readiness): State<Readiness
     let store = !draining && ping.await.is_ok_and(|answer| answer.is_ok());
     let ready = store && watch && !draining;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Ready { ready, store, watch, draining })).into_response()
+    let upstreams = readiness.upstreams.borrow().clone();
+    let upstreams = StepKind::ALL
+        .into_iter()
+        .filter_map(|step| Some((step.name(), upstreams[step].clone()?.into())))
+        .collect();
+    (status, Json(Ready { ready, store, watch, draining, upstreams })).into_response()
 }

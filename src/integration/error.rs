@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::upstream::Purpose;
 use crate::tenant::{Failure, FailureKind, Reason};
 
 /// A failure, and what it says about the upstream's state.
@@ -24,7 +25,7 @@ pub enum Effect {
 
 impl Error {
     fn new(kind: FailureKind, reason: Reason, message: String) -> Self {
-        let failure = Failure { kind, reason, message, external_id: None };
+        let failure = Failure { kind, reason, message, external_id: None, unresolved: false };
         Self { failure, effect: Effect::None }
     }
 
@@ -49,10 +50,10 @@ impl Error {
         Self::new(kind, reason, message)
     }
 
-    /// After a write that may have been applied all the same.
+    /// A write that failed like this may have been applied all the same.
     #[must_use]
-    pub fn with_unknown_effect_if(mut self, write: bool) -> Self {
-        if write {
+    pub fn after(mut self, purpose: Purpose) -> Self {
+        if purpose == Purpose::Write {
             self.effect = Effect::Unknown;
         }
         self
@@ -62,6 +63,20 @@ impl Error {
     #[must_use]
     pub fn stale(mut self) -> Self {
         self.effect = Effect::Stale;
+        self
+    }
+
+    /// A create failed like this: unless it certainly did nothing, somebody must look for it later.
+    #[must_use]
+    pub fn of_create(mut self) -> Self {
+        self.failure.unresolved = self.effect == Effect::Unknown;
+        self
+    }
+
+    /// After a create whose outcome could not be found out.
+    #[must_use]
+    pub fn unresolved(mut self) -> Self {
+        self.failure.unresolved = true;
         self
     }
 
@@ -77,6 +92,7 @@ impl Error {
     pub fn for_everybody(&self) -> Self {
         let mut error = self.clone();
         error.failure.external_id = None;
+        error.failure.unresolved = false;
         error.effect = Effect::None;
         error
     }
@@ -84,7 +100,14 @@ impl Error {
     /// Whether any other tenant would have met it too.
     pub fn is_about_the_upstream(&self) -> bool {
         self.is_misconfigured()
-            || matches!(self.failure.reason, Reason::Unreachable | Reason::Timeout | Reason::RateLimited)
+            || matches!(
+                self.failure.reason,
+                Reason::Unreachable
+                    | Reason::Timeout
+                    | Reason::RateLimited
+                    | Reason::NotReady
+                    | Reason::StorageAway
+            )
     }
 
     pub fn is_misconfigured(&self) -> bool {

@@ -8,11 +8,11 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use super::Error;
+use super::{Checked, Error};
 use crate::metrics::Metrics;
-use crate::tenant::{FailureKind, Reason, StepKind};
+use crate::tenant::{FailureKind, PerStep, Reason, StepKind, UpstreamHealth};
 
 /// Between probes after rejected credentials: at most two more tries in ten minutes, six an hour.
 const CREDENTIAL_PROBES: [Duration; 3] =
@@ -21,6 +21,9 @@ const CREDENTIAL_PROBES: [Duration; 3] =
 const OTHER_PROBES: [Duration; 3] =
     [Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(300)];
 
+/// The health of all integrations, for whoever shows it.
+pub type HealthBoard = watch::Sender<PerStep<Option<UpstreamHealth>>>;
+
 /// One integration's gate. Shared by all workers; the lock is never held across an await.
 pub struct Gate {
     step: StepKind,
@@ -28,6 +31,7 @@ pub struct Gate {
     state: Mutex<State>,
     /// Told whenever a probe ends.
     probed: Notify,
+    board: HealthBoard,
 }
 
 struct State {
@@ -54,10 +58,11 @@ enum Entry<'a> {
 struct Probe<'a>(&'a Gate);
 
 impl Gate {
-    pub fn new(step: StepKind, metrics: Arc<Metrics>) -> Self {
+    pub fn new(step: StepKind, metrics: Arc<Metrics>, board: HealthBoard) -> Self {
+        board.send_modify(|board| board[step] = Some(UpstreamHealth::default()));
         let state = State { health: Health::Unproven, probing: false, probes: 0, latest_failure: None };
         metrics.integration_healthy.with_label_values(&[step.name()]).set(1);
-        Self { step, metrics, state: Mutex::new(state), probed: Notify::new() }
+        Self { step, metrics, state: Mutex::new(state), probed: Notify::new(), board }
     }
 
     /// Runs `run` if the integration is healthy, or if it is our turn to find out.
@@ -79,8 +84,19 @@ impl Gate {
         };
         let result = run.await;
         self.learn(result.as_ref().err(), probe.is_some());
+        self.show(result.as_ref().err());
         drop(probe);
-        result
+        result.map_err(|error| self.until_probe(error))
+    }
+
+    /// Whoever found out waits for the next probe like everybody else.
+    fn until_probe(&self, error: Error) -> Error {
+        match &self.lock().health {
+            Health::Rejected { probe_at, .. } if error.is_misconfigured() => {
+                postponed(&error, probe_at.saturating_duration_since(Instant::now()))
+            }
+            _ => error,
+        }
     }
 
     fn enter(&self, waited_since: Option<u64>) -> Entry<'_> {
@@ -151,6 +167,75 @@ impl Gate {
                 self.healthy(1);
             }
         }
+    }
+
+    /// What a check found.
+    pub fn checked(&self, checked: &Checked) {
+        let lacks = i64::try_from(checked.lacks.len()).unwrap_or(i64::MAX);
+        self.metrics.integration_lacks.with_label_values(&[self.step.name()]).set(lacks);
+        let problem = (!checked.lacks.is_empty()).then(|| {
+            let lacks = checked.lacks.join(", ");
+            (Reason::Forbidden, format!("{}: our account lacks {lacks}. {}", self.step, checked.remedy))
+        });
+        match &problem {
+            Some((_, message)) => tracing::error!(upstream = %self.step, "{message}"),
+            None => tracing::info!(
+                upstream = %self.step, version = checked.version.as_deref().unwrap_or("not told"),
+                "the upstream answers and knows us"
+            ),
+        }
+        self.amend(|health| {
+            health.version.clone_from(&checked.version);
+            health.lacks.clone_from(&checked.lacks);
+            health.problem.clone_from(&problem);
+        });
+    }
+
+    /// Shows what the latest run says of the upstream.
+    fn show(&self, error: Option<&Error>) {
+        self.amend(|health| {
+            let problem = |error: &Error| Some((error.failure.reason, error.failure.message.clone()));
+            match error {
+                Some(error) => match error.failure.reason {
+                    Reason::Unreachable | Reason::Timeout | Reason::TlsFailed => {
+                        health.reachable = Some(false);
+                        health.problem = problem(error);
+                    }
+                    Reason::CredentialsRejected | Reason::ClaimsRejected => {
+                        (health.reachable, health.authenticated) = (Some(true), Some(false));
+                        health.problem = problem(error);
+                    }
+                    _ if error.is_misconfigured() || error.is_about_the_upstream() => {
+                        health.reachable = Some(true);
+                        health.problem = problem(error);
+                    }
+                    Reason::Forbidden => {
+                        (health.reachable, health.authenticated) = (Some(true), Some(true));
+                        health.problem = problem(error);
+                    }
+                    // One tenant's affair, or one request's.
+                    _ => health.reachable = Some(true),
+                },
+                None => {
+                    (health.reachable, health.authenticated) = (Some(true), Some(true));
+                    // A missing permission may not have been needed this time.
+                    if health.lacks.is_empty() {
+                        health.problem = None;
+                    }
+                }
+            }
+        });
+    }
+
+    fn amend(&self, change: impl FnOnce(&mut UpstreamHealth)) {
+        self.board.send_if_modified(|board| {
+            let before = board[self.step].clone().unwrap_or_default();
+            let mut after = before.clone();
+            change(&mut after);
+            let changed = before != after;
+            board[self.step] = Some(after);
+            changed
+        });
     }
 
     fn healthy(&self, value: i64) {

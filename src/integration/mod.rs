@@ -6,35 +6,100 @@ mod authentik;
 mod converge;
 mod error;
 mod gate;
+mod health;
 mod http;
+mod limits;
+mod oauth;
+mod ocis;
+mod stalwart;
+mod template;
+mod upstream;
 
-pub use authentik::{Authentik, GroupTemplate, InvalidGroupTemplate};
-pub use converge::{Converged, Drift, Integration, Owner, Target, converge};
+pub use authentik::Authentik;
+pub use converge::{Checked, Converged, Drift, Integration, Intent, Owner, Remarks, Target, converge};
 pub use error::{Effect, Error};
-pub use gate::Gate;
-pub use http::{BaseUrl, HttpClient, HttpClientError, InvalidBaseUrl, Upstream, extra_roots};
+pub use gate::{Gate, HealthBoard};
+pub use http::{BaseUrl, HttpClient, HttpClientError, InvalidBaseUrl, extra_roots};
+pub use limits::Limits;
+pub use oauth::{ClientCredentials, TokenEndpoint, TokenSource};
+pub use ocis::{Membership, Ocis, SpaceRole};
+pub use stalwart::{DkimManagement, Stalwart};
+pub use template::{GroupTemplate, InvalidGroupTemplate};
+pub use upstream::{Answer, Body, Broken, Call, Credentials, Purpose, To, Upstream};
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use crate::metrics::Metrics;
-use crate::tenant::{Outcome, Reason, StepKind};
+use crate::tenant::{Outcome, PerStep, Reason, StepKind, UpstreamHealth};
 
 /// The integrations that this process has, one slot per step.
 pub struct Integrations {
-    authentik: Option<(Authentik, Gate)>,
+    authentik: Option<Guarded<Authentik>>,
+    stalwart: Option<Guarded<Stalwart>>,
+    ocis: Option<Guarded<Ocis>>,
     metrics: Arc<Metrics>,
+    board: HealthBoard,
+}
+
+/// An integration behind its gate.
+struct Guarded<I> {
+    integration: I,
+    gate: Gate,
+}
+
+impl<I: Integration> Guarded<I> {
+    async fn run(&self, target: &Target) -> Outcome {
+        let step = self.integration.step();
+        match self.gate.pass(converge(&self.integration, target)).await {
+            Ok(Converged { external_id, repaired, remarks }) => {
+                for drift in &repaired {
+                    tracing::info!(
+                        slug = %target.slug, upstream = %step, field = drift.field,
+                        from = %drift.observed, to = %drift.desired, "repaired drift"
+                    );
+                }
+                let Remarks { note, look_again } = remarks;
+                Outcome::Ok { external_id: Some(external_id), note, look_again }
+            }
+            Err(Error { failure, .. }) => Outcome::Failed(failure),
+        }
+    }
 }
 
 impl Integrations {
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { authentik: None, metrics }
+        let board = watch::Sender::new(PerStep::default());
+        Self { authentik: None, stalwart: None, ocis: None, metrics, board }
     }
 
     #[must_use]
     pub fn with_authentik(mut self, authentik: Authentik) -> Self {
-        let gate = Gate::new(StepKind::Authentik, Arc::clone(&self.metrics));
-        self.authentik = Some((authentik, gate));
+        self.authentik = Some(self.guard(authentik));
         self
+    }
+
+    #[must_use]
+    pub fn with_stalwart(mut self, stalwart: Stalwart) -> Self {
+        self.stalwart = Some(self.guard(stalwart));
+        self
+    }
+
+    #[must_use]
+    pub fn with_ocis(mut self, ocis: Ocis) -> Self {
+        self.ocis = Some(self.guard(ocis));
+        self
+    }
+
+    fn guard<I: Integration>(&self, integration: I) -> Guarded<I> {
+        let gate = Gate::new(integration.step(), Arc::clone(&self.metrics), self.board.clone());
+        Guarded { integration, gate }
+    }
+
+    /// How the upstreams are; it tells of every change.
+    pub fn health(&self) -> watch::Receiver<PerStep<Option<UpstreamHealth>>> {
+        self.board.subscribe()
     }
 
     /// Runs one step for one tenant: whatever happens, the answer is an outcome.
@@ -45,25 +110,23 @@ impl Integrations {
         if !target.desired.enabled {
             return Outcome::Skipped(Reason::ServiceDisabled);
         }
-        let converged = match (step, &self.authentik) {
-            (StepKind::Authentik, Some((authentik, gate))) => {
-                gate.pass(converge(authentik, target)).await
-            }
-            (StepKind::Authentik, None) | (StepKind::Stalwart | StepKind::Ocis, _) => {
-                return Outcome::Skipped(Reason::NotConfigured);
-            }
-        };
-        match converged {
-            Ok(converged) => {
-                for drift in &converged.repaired {
-                    tracing::info!(
-                        slug = %target.slug, upstream = %step, field = drift.field,
-                        from = %drift.observed, to = %drift.desired, "repaired drift"
-                    );
+        let outcome = match step {
+            StepKind::Authentik => match &self.authentik {
+                Some(authentik) => Some(authentik.run(target).await),
+                None => None,
+            },
+            StepKind::Stalwart => match &self.stalwart {
+                Some(_) if target.desired.domain.is_none() => {
+                    return Outcome::Skipped(Reason::NoMailDomain);
                 }
-                Outcome::Ok { external_id: Some(converged.external_id) }
-            }
-            Err(Error { failure, .. }) => Outcome::Failed(failure),
-        }
+                Some(stalwart) => Some(stalwart.run(target).await),
+                None => None,
+            },
+            StepKind::Ocis => match &self.ocis {
+                Some(ocis) => Some(ocis.run(target).await),
+                None => None,
+            },
+        };
+        outcome.unwrap_or(Outcome::Skipped(Reason::NotConfigured))
     }
 }

@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 
 use crate::tenant::{
-    Desired, MailDomain, PerStep, Ready, Reason, Services, Slug, Status, StepDesired, StepKind,
-    StepStatus, Tenant, TenantId, TenantName,
+    CreateIntent, Desired, MailDomain, PerStep, Ready, Reason, Services, Slug, Status, StepDesired,
+    StepKind, StepStatus, Tenant, TenantId, TenantName,
 };
 
 /// The fields that hold the desired state, in the order in which snapshots of it are taken.
@@ -210,6 +210,7 @@ fn read_step(step: &Document) -> StepStatus {
         reason: parsed(step, "reason"),
         message: text("message"),
         external_id: text("externalId"),
+        create_intent: parsed(step, "createIntent").map(|id| CreateIntent { id, fresh: false }),
         observed: step.get_document("observed").ok().and_then(read_observed),
         attempts: step
             .get("attempts")
@@ -256,6 +257,7 @@ pub(super) fn step_document(step: &StepStatus) -> Document {
     put("reason", step.reason.map(|reason| reason.name().into()));
     put("message", step.message.clone().map(Bson::from));
     put("externalId", step.external_id.clone().map(Bson::from));
+    put("createIntent", step.create_intent.map(|intent| intent.id.to_string().into()));
     put("observed", step.observed.as_ref().map(|observed| observed_document(observed).into()));
     put("lastAttemptAt", step.last_attempt_at.map(date));
     put("lastTransitionAt", step.last_transition_at.map(date));

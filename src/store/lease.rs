@@ -9,7 +9,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use mongodb::bson::{Bson, Document, doc};
+use mongodb::bson::{Bson, Document, doc, oid::ObjectId};
 use mongodb::options::ReturnDocument;
 
 use super::document::{
@@ -18,7 +18,9 @@ use super::document::{
 };
 use super::due::{content_due, current_desired, lease_held, time_due};
 use super::{Store, StoreError};
-use crate::tenant::{Ready, Reason, Status, StepKind, StepState, Tenant, TenantId, Transition};
+use crate::tenant::{
+    IntentId, Ready, Reason, Status, StepKind, StepState, Tenant, TenantId, Transition,
+};
 
 /// Who holds leases: one per process, never used twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +44,8 @@ impl fmt::Display for Holder {
 pub struct Claim {
     pub tenant: Tenant,
     epoch: i64,
+    /// The document said that nobody had claimed it before.
+    unclaimed: bool,
     holder: Holder,
     /// The desired state as stored when the claim was made.
     desired: Document,
@@ -51,9 +55,9 @@ pub struct Claim {
     claimed: Instant,
 }
 
-/// A document whose id is older than this, and that nobody has claimed, may have been claimed before
+/// A document that says nothing of claims, and whose id is older than this, may have been claimed before
 /// somebody replaced it as a whole.
-const YOUNG: Duration = Duration::from_secs(3600);
+const YOUNG: Duration = Duration::from_secs(60);
 
 impl Claim {
     /// The server's time, carried forward by the monotonic clock since the claim was answered.
@@ -61,12 +65,21 @@ impl Claim {
         self.claimed_at + self.claimed.elapsed()
     }
 
+    /// Whether an earlier reconcile may have made something for this step that nobody recorded.
+    pub fn may_have_made(&self, step: StepKind) -> bool {
+        match self.tenant.status.steps[step].create_intent {
+            // Whoever claimed before would have left an intent, unless the document was replaced since.
+            Some(intent) if step.needs_intent() => !intent.fresh || (self.epoch == 1 && !self.unclaimed),
+            _ => !self.is_first(),
+        }
+    }
+
     /// Whether this is the first claim of the tenant ever, so that no earlier reconcile can have
     /// made anything for it.
-    pub fn is_first(&self) -> bool {
+    fn is_first(&self) -> bool {
         let made_at = i64::from(self.tenant.id.made_at_seconds());
         let age = self.claimed_at.as_second() - made_at;
-        self.epoch == 1 && age < YOUNG.as_secs().cast_signed()
+        self.epoch == 1 && (self.unclaimed || age < YOUNG.as_secs().cast_signed())
     }
 }
 
@@ -126,12 +139,16 @@ impl Store {
         };
         let epoch = doc! { "$cond": [{ "$isNumber": "$lease.epoch" }, "$lease.epoch", 0_i64] };
         let scheduled = doc! { "$eq": [{ "$type": "$nextReconcileAt" }, "date"] };
-        let take = vec![doc! { "$set": {
+        let intent = new_intent();
+        let mut take = doc! {
             "lease": { "$mergeObjects": [{
                 "holder": &holder.0,
                 "epoch": { "$add": [epoch, 1_i64] },
                 "expiresAt": { "$add": ["$$NOW", millis(ttl)] },
                 "unscheduled": { "$not": [scheduled.clone()] },
+                "unclaimed": { "$and": [
+                    { "$isNumber": "$lease.epoch" }, { "$eq": ["$lease.epoch", 0] },
+                ] },
                 // A commit frees the lease: where there is a holder, none came.
                 "interrupted": { "$eq": [{ "$type": "$lease.holder" }, "string"] },
             }] },
@@ -140,7 +157,16 @@ impl Store {
             "nextReconcileAt": { "$cond": [
                 { "$and": [scheduled, time_due()] }, "$nextReconcileAt", "$$NOW",
             ] },
-        } }];
+        };
+        // What is about to be created must be known before it is: a request may be applied although
+        // its answer is lost, or we are.
+        for step in StepKind::ALL.into_iter().filter(|step| step.needs_intent()) {
+            let field = format!("steps.{step}.createIntent");
+            let recorded = format!("${field}");
+            let is_recorded = doc! { "$eq": [{ "$type": &recorded }, "string"] };
+            take.insert(field, doc! { "$cond": [is_recorded, &recorded, intent.to_string()] });
+        }
+        let take = vec![doc! { "$set": take }];
         let found = self
             .bounded(
                 "claim",
@@ -162,10 +188,16 @@ impl Store {
                     tenant.status.next_reconcile_at = None;
                 }
                 tenant.interrupted = lease.get_bool("interrupted").unwrap_or(false);
+                for step in StepKind::ALL {
+                    if let Some(recorded) = &mut tenant.status.steps[step].create_intent {
+                        recorded.fresh = recorded.id == intent;
+                    }
+                }
                 let expires_at = lease.get("expiresAt").and_then(timestamp).unwrap_or_default();
                 Ok(ClaimAnswer::Claimed(Box::new(Claim {
                     tenant: *tenant,
                     epoch,
+                    unclaimed: lease.get_bool("unclaimed").unwrap_or(false),
                     holder: holder.clone(),
                     desired: snapshot(&document),
                     request: document.get("reconcileRequestedAt").cloned().unwrap_or(Bson::Null),
@@ -313,6 +345,14 @@ impl Store {
     }
 }
 
+/// Four bytes of time and eight that nobody can guess: what carries an intent must be ours.
+fn new_intent() -> IntentId {
+    let mut bytes = [0; 12];
+    bytes[..4].copy_from_slice(&ObjectId::new().bytes()[..4]);
+    bytes[4..].copy_from_slice(&rand::random::<[u8; 8]>());
+    IntentId::from_bytes(bytes)
+}
+
 /// Nobody's. The epoch stays: the next claim must have a higher one.
 fn free_lease(claim: &Claim) -> Document {
     let superseded = doc! { "$ifNull": ["$lease.superseded", false] };
@@ -374,6 +414,12 @@ fn outcome_stages(claim: &Claim, plans: &Plans) -> Vec<Document> {
     for step in &plans.ran {
         let detail = choose(&|status| Some(step_document(&status.steps[*step]).into()));
         set.insert(format!("steps.{step}"), detail);
+    }
+    for step in StepKind::ALL.into_iter().filter(|step| !plans.ran.contains(step)) {
+        let claimed = claim.tenant.status.steps[step].create_intent;
+        if claimed.is_some() && current.steps[step].create_intent.is_none() {
+            set.insert(format!("steps.{step}.createIntent"), "$$REMOVE");
+        }
     }
     for step in StepKind::ALL {
         let state = choose(&|status| Some(status.steps[step].state.name().into()));

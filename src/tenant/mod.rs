@@ -7,6 +7,7 @@
 mod backoff;
 mod desired;
 mod due;
+mod health;
 mod id;
 mod mail_domain;
 mod name;
@@ -20,12 +21,13 @@ mod transition;
 pub use backoff::{Backoff, Jitter};
 pub use desired::{Desired, Services, StepDesired};
 pub use due::{due_steps, starts_afresh};
-pub use id::{InvalidTenantId, TenantId};
+pub use health::UpstreamHealth;
+pub use id::{IntentId, InvalidId, TenantId};
 pub use mail_domain::{InvalidMailDomain, MailDomain};
 pub use name::{InvalidTenantName, TenantName};
 pub use slug::{InvalidSlug, Slug};
 pub use status::{Phase, Ready, Status};
-pub use step::{PerStep, Reason, StepKind, StepState, StepStatus};
+pub use step::{CreateIntent, PerStep, Reason, StepKind, StepState, StepStatus};
 pub use transition::{Basis, Failure, FailureKind, Outcome, Policy, StepRun, Transition, transition};
 
 use jiff::Timestamp;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 
-use super::StepDesired;
+use super::{IntentId, StepDesired};
 
 /// A step, named after the upstream it drives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,6 +26,12 @@ impl StepKind {
             Self::Stalwart => "stalwart",
             Self::Ocis => "ocis",
         }
+    }
+
+    /// Whether nothing in the upstream is unique, so that a create whose outcome is unknown can only be
+    /// found again by a mark that was recorded before it was sent.
+    pub const fn needs_intent(self) -> bool {
+        matches!(self, Self::Ocis)
     }
 }
 
@@ -131,6 +137,8 @@ reasons! {
     InvalidDocument,
     /// The upstream is not configured in this controller.
     NotConfigured,
+    /// The tenant has no mail domain.
+    NoMailDomain,
     /// `services` switches the service off for this tenant.
     ServiceDisabled,
     /// The upstream could not be reached.
@@ -141,6 +149,10 @@ reasons! {
     UpstreamError,
     /// The upstream asked for fewer requests.
     RateLimited,
+    /// The upstream runs but is not ready for us: it starts, or has not been set up.
+    NotReady,
+    /// The upstream's storage is away. It then answers as if nothing existed, which is not believed.
+    StorageAway,
     /// The upstream answered something that its API does not say.
     UnexpectedAnswer,
     /// The resource belongs to another tenant, or to somebody whose it must stay.
@@ -153,6 +165,8 @@ reasons! {
     Forbidden,
     /// The upstream rejected our credentials: nothing works until a person mends them.
     CredentialsRejected,
+    /// The upstream accepts the token but not what it says of us: role, e-mail or user name.
+    ClaimsRejected,
     /// The upstream's TLS certificate is not trusted, or TLS failed otherwise.
     TlsFailed,
     /// The configured address does not lead to the upstream's API.
@@ -173,14 +187,25 @@ impl FromStr for Reason {
     }
 }
 
+/// The intention to create a resource, as a claim records it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CreateIntent {
+    pub id: IntentId,
+    /// Recorded by the claim that is being worked on: nothing can have been created for it before.
+    pub fresh: bool,
+}
+
 /// What is recorded of one step (`steps.<name>` in the document).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StepStatus {
     pub state: StepState,
     pub reason: Option<Reason>,
+    /// What is wrong, or, of a step that is well, what a person should know all the same.
     pub message: Option<String>,
     /// The upstream's own id of the resource. Kept through errors: it comes first when looking.
     pub external_id: Option<String>,
+    /// Where the upstream needs one: what may have been created without our knowing it.
+    pub create_intent: Option<CreateIntent>,
     /// What the step was last observed to match, in terms of the desired state.
     pub observed: Option<StepDesired>,
     /// Failed attempts in a row; the backoff grows with it.

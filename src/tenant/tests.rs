@@ -44,8 +44,8 @@ prop_compose! {
         matches in any::<bool>(),
         other in any_desired(),
         external_id in prop_oneof![Just(None), Just(Some("id".to_owned()))],
-        last in any_time(),
-        next in any_time(),
+        (last, next) in (any_time(), any_time()),
+        intent in prop_oneof![Just(None), any::<bool>().prop_map(Some)],
     ) -> StepStatus {
         let observed = if matches { desired.for_step(kind) } else { other.for_step(kind) };
         StepStatus {
@@ -53,6 +53,8 @@ prop_compose! {
             reason: Some(Reason::InSync),
             message: (state == StepState::Error).then(|| "went wrong".into()),
             external_id,
+            create_intent: intent
+                .map(|fresh| CreateIntent { id: IntentId::from_bytes([9; 12]), fresh }),
             observed: state.is_settled().then_some(observed),
             attempts,
             last_attempt_at: last,
@@ -66,7 +68,7 @@ fn any_tenant() -> impl Strategy<Value = Tenant> {
     any_desired().prop_flat_map(|desired| {
         let handled =
             prop_oneof![Just(None), Just(Some(desired.clone())), any_desired().prop_map(Some),];
-        let [a, b, c] = StepKind::ALL.map(|kind| any_step(desired.clone(), kind));
+        let [a, b, c] = StepKind::ALL.map(|kind| any_step(desired.clone(), kind).boxed());
         (
             Just(desired),
             (a, b, c),
@@ -105,22 +107,33 @@ fn any_tenant() -> impl Strategy<Value = Tenant> {
 }
 
 fn any_outcome() -> impl Strategy<Value = Outcome> {
-    let failed = |kind| {
-        Outcome::Failed(Failure {
-            kind,
-            reason: Reason::UpstreamError,
-            message: "went wrong".into(),
-            external_id: None,
-        })
+    let failed = |kind| failing(kind, false);
+    let well = |note: bool, look_again: Option<u64>| Outcome::Ok {
+        external_id: Some("id".into()),
+        note: note.then(|| "by the way".into()),
+        look_again: look_again.map(Duration::from_secs),
     };
     prop_oneof![
-        3 => Just(Outcome::Ok { external_id: Some("id".into()) }),
+        3 => Just(Outcome::ok("id")),
+        1 => (any::<bool>(), prop_oneof![Just(None), (0u64..20_000).prop_map(Some)])
+            .prop_map(move |(note, look_again)| well(note, look_again)),
         1 => Just(Outcome::Skipped(Reason::NotConfigured)),
         1 => prop_oneof![Just(None), (0u64..10_000).prop_map(|s| Some(Duration::from_secs(s)))]
             .prop_map(move |retry_after| failed(FailureKind::Transient { retry_after })),
+        1 => Just(failing(FailureKind::Transient { retry_after: None }, true)),
         1 => Just(failed(FailureKind::Terminal)),
         1 => Just(failed(FailureKind::Misconfigured { retry_after: Duration::from_secs(120) })),
     ]
+}
+
+fn failing(kind: FailureKind, unresolved: bool) -> Outcome {
+    Outcome::Failed(Failure {
+        kind,
+        reason: Reason::UpstreamError,
+        message: "went wrong".into(),
+        external_id: None,
+        unresolved,
+    })
 }
 
 fn any_policy() -> impl Strategy<Value = Policy> {
@@ -228,8 +241,31 @@ proptest! {
             let after = case.after(basis);
             for step in StepKind::ALL {
                 if case.ran(step).is_none() {
-                    prop_assert_eq!(&after.status.steps[step], &case.tenant.status.steps[step]);
+                    // But for an intent that the claim recorded in case it did.
+                    let mut before = case.tenant.status.steps[step].clone();
+                    if case.complete() {
+                        before.create_intent = before.create_intent.filter(|intent| !intent.fresh);
+                    }
+                    prop_assert_eq!(&after.status.steps[step], &before);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn an_intent_is_kept_exactly_while_something_may_have_been_created_for_it(case in any_case()) {
+        for basis in [Basis::Current, Basis::Superseded] {
+            let after = case.after(basis);
+            for run in &case.runs {
+                let before = case.tenant.status.steps[run.step].create_intent;
+                let older = before.is_some_and(|intent| !intent.fresh);
+                let kept = match &run.outcome {
+                    Outcome::Ok { look_again, .. } => look_again.is_some(),
+                    Outcome::Failed(failure) => failure.unresolved || older,
+                    Outcome::Skipped(_) => older,
+                };
+                let expected = before.filter(|_| kept);
+                prop_assert_eq!(after.status.steps[run.step].create_intent, expected);
             }
         }
     }
@@ -244,8 +280,12 @@ proptest! {
             let wait = Duration::try_from(wait).expect("never in the past");
             let Outcome::Failed(failure) = &run.outcome else {
                 prop_assert_eq!(step.attempts, 0);
-                prop_assert!(wait >= case.policy.resync.mul_f64(0.899));
-                prop_assert!(wait <= case.policy.resync.mul_f64(1.101));
+                let (mut least, mut most) =
+                    (case.policy.resync.mul_f64(0.899), case.policy.resync.mul_f64(1.101));
+                if let Outcome::Ok { look_again: Some(sooner), .. } = &run.outcome {
+                    (least, most) = (least.min(*sooner), most.min(*sooner));
+                }
+                prop_assert!((least..=most).contains(&wait), "{wait:?}");
                 continue;
             };
             let afresh = starts_afresh(&case.tenant, run.step);

@@ -36,10 +36,21 @@ pub enum Outcome {
     /// Observed to match the desired state that the reconcile was claimed for.
     Ok {
         external_id: Option<String>,
+        /// What a person should know all the same.
+        note: Option<String>,
+        /// A create whose outcome was never known may still take effect: look again after this long.
+        look_again: Option<Duration>,
     },
     /// Nothing to do; the reason says why.
     Skipped(Reason),
     Failed(Failure),
+}
+
+impl Outcome {
+    /// Plainly well.
+    pub fn ok(external_id: &str) -> Self {
+        Self::Ok { external_id: Some(external_id.to_owned()), note: None, look_again: None }
+    }
 }
 
 /// Why a step failed and what kind of retry that calls for.
@@ -51,6 +62,8 @@ pub struct Failure {
     pub message: String,
     /// The id of the resource where it was found although the step failed.
     pub external_id: Option<String>,
+    /// A create may have taken effect, or may still do so.
+    pub unresolved: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,8 +130,14 @@ pub fn transition(
         status.steps[run.step] = after_run(tenant, run, basis, recheck_at, policy);
     }
 
-    let complete = due.iter().all(|step| runs.iter().any(|run| run.step == *step));
+    let ran = |step: &StepKind| runs.iter().any(|run| run.step == *step);
+    let complete = due.iter().all(ran);
     if complete {
+        // The claim records an intent for every step that could need one; these did not.
+        for step in StepKind::ALL.into_iter().filter(|step| !ran(step)) {
+            let intent = &mut status.steps[step].create_intent;
+            *intent = intent.filter(|intent| !intent.fresh);
+        }
         status.last_handled_desired = Some(tenant.desired.clone());
         status.last_handled_reconcile_at = tenant.reconcile_requested_at;
         status.observed_generation = Some(tenant.generation);
@@ -164,14 +183,24 @@ fn after_run(
                 Outcome::Skipped(reason) => (StepState::Skipped, *reason),
                 _ => (StepState::Ok, Reason::InSync),
             };
-            if let Outcome::Ok { external_id } = &run.outcome {
+            step.message = None;
+            step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
+            let mut check_at = recheck_at;
+            if let Outcome::Ok { external_id, note, look_again } = &run.outcome {
                 step.external_id.clone_from(external_id);
+                step.message.clone_from(note);
+                match look_again {
+                    Some(wait) => {
+                        check_at = recheck_at.min(run.at + *wait);
+                        step.create_intent = before.create_intent;
+                    }
+                    None => step.create_intent = None,
+                }
             }
             step.observed = Some(tenant.desired.for_step(run.step));
             step.attempts = 0;
-            step.message = None;
             (step.state, step.reason, step.next_attempt_at) = match basis {
-                Basis::Current => (state, Some(reason), Some(recheck_at)),
+                Basis::Current => (state, Some(reason), Some(check_at)),
                 Basis::Superseded => {
                     (StepState::Pending, Some(Reason::DesiredStateChanged), Some(run.at))
                 }
@@ -183,6 +212,7 @@ fn after_run(
             step.state = StepState::Error;
             step.reason = Some(failure.reason);
             step.message = Some(failure.message.clone());
+            step.create_intent = step.create_intent.filter(|intent| failure.unresolved || !intent.fresh);
             if failure.external_id.is_some() {
                 step.external_id.clone_from(&failure.external_id);
             }

@@ -3,6 +3,8 @@
 //! * `converge`: tenants inserted at once until all are active, beside the ceiling that the database
 //!   sets: the same claim and commit commands, sent by the bare driver at the same concurrency.
 //! * `single`: one tenant after the other, from creation to active.
+//! * `three`: tenants inserted at once on all three upstreams, and how many requests each of them saw at
+//!   once.
 //! * `memory`: resident memory of an idle controller over fleets of different size.
 
 use std::process::Stdio;
@@ -18,6 +20,7 @@ use mongodb::{Client, Collection, Database};
 use tenantry::dev::authentik::{Release, Simulator};
 use tenantry::dev::faults::Fault;
 use tenantry::dev::mongod::{self, DataDir, Mongod};
+use tenantry::dev::{issuer, ocis, stalwart};
 use tenantry::store::{ClaimAnswer, Commit, Holder, Plans, Store, StoreOptions};
 use tenantry::tenant::{
     Backoff, Basis, Jitter, Outcome, Policy, Reason, StepKind, StepRun, TenantId, due_steps, transition,
@@ -33,7 +36,7 @@ async fn main() -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     // `cargo bench` adds `--bench`.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    let all = ["converge", "single", "memory"];
+    let all = ["converge", "single", "three", "memory"];
     if let Some(unknown) = wanted.iter().find(|name| !all.contains(&name.as_str())) {
         anyhow::bail!("there is no benchmark {unknown}; there are {}", all.join(", "));
     }
@@ -45,6 +48,9 @@ async fn main() -> anyhow::Result<()> {
     }
     if runs("single") {
         single(100, 20).await?;
+    }
+    if runs("three") {
+        three(10_000, 5).await?;
     }
     if runs("memory") {
         memory(&[1_000, 100_000]).await?;
@@ -103,6 +109,10 @@ impl World {
 
     /// Starts a controller in a process of its own; returns its telemetry address too.
     async fn controller(&self) -> anyhow::Result<(Child, String)> {
+        self.controller_with(&[]).await
+    }
+
+    async fn controller_with(&self, settings: &[(&str, &str)]) -> anyhow::Result<(Child, String)> {
         use tokio::io::{AsyncBufReadExt, BufReader};
         let mut command = Command::new(env!("CARGO_BIN_EXE_tenantry"));
         command
@@ -116,6 +126,7 @@ impl World {
             .env("WORKERS", WORKERS.to_string())
             .env("LOG_FORMAT", "json")
             .env("LOG_LEVEL", "tenantry::run=info,warn")
+            .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
@@ -284,7 +295,7 @@ async fn record_commands(world: &World) -> anyhow::Result<(Document, Document)> 
     let run = |step: &StepKind| StepRun {
         step: *step,
         outcome: match step {
-            StepKind::Authentik => Outcome::Ok { external_id: Some(format!("{:036}", 0)) },
+            StepKind::Authentik => Outcome::ok(&format!("{:036}", 0)),
             StepKind::Stalwart | StepKind::Ocis => Outcome::Skipped(Reason::NotConfigured),
         },
         at: claim.now(),
@@ -336,6 +347,64 @@ async fn single(rounds: usize, latency_ms: u64) -> anyhow::Result<()> {
     println!(
         "  upstream time (two requests)   {upstream:.1?}; p50 is {:.2} times that",
         p50.as_secs_f64() / upstream.as_secs_f64()
+    );
+    world.stop(controller).await
+}
+
+async fn three(tenants: usize, latency_ms: u64) -> anyhow::Result<()> {
+    let world = World::new(latency_ms).await?;
+    let options = stalwart::Options { unlimited_requests: true, ..stalwart::Options::default() };
+    let mail = stalwart::Simulator::new(0, "API_bench", options).await?;
+    let account = issuer::Account::new("tenantry", "pw", &["tenant-provisioners"]);
+    let options = issuer::Options { accounts: vec![account], ..issuer::Options::default() };
+    let issuer = issuer::Simulator::new(0, options).await?;
+    let trusted = issuer.issuer_url("ocis");
+    let options = ocis::Options::default();
+    let files = ocis::Simulator::new(0, ocis::Flavour::Ocis31, &trusted, options).await?;
+    for faults in [&mail.faults, &files.faults] {
+        faults.add(Fault { delay_ms: latency_ms, ..Fault::default() });
+    }
+    world.store().await?;
+    let (controller, _) = world
+        .controller_with(&[
+            ("STALWART_API_URL", &mail.url()),
+            ("STALWART_API_TOKEN", "API_bench"),
+            ("STALWART_MAX_PER_MINUTE", "0"),
+            ("OCIS_API_URL", &files.url()),
+            ("OCIS_OIDC_TOKEN_URL", &issuer.token_url()),
+            ("OCIS_OIDC_CLIENT_ID", "web"),
+            ("OCIS_OIDC_USERNAME", "tenantry"),
+            ("OCIS_OIDC_PASSWORD", "pw"),
+        ])
+        .await?;
+    let all =
+        [("authentik", &world.authentik.faults), ("stalwart", &mail.faults), ("ocis", &files.faults)];
+    all.iter().for_each(|(_, faults)| faults.forget_requests());
+    let now = DateTime::now();
+    let documents = (0..tenants).map(|n| {
+        doc! {
+            "slug": format!("t{n}"), "name": format!("Tenant {n}"), "domain": format!("t{n}.test"),
+            "status": "pending", "createdAt": now, "lease": { "epoch": 0_i64 },
+        }
+    });
+    let started = Instant::now();
+    world.tenants.insert_many(documents).await?;
+    world.active(tenants as u64 + 1, Duration::from_secs(1_200)).await?;
+    let took = started.elapsed();
+    println!(
+        "three: {tenants} tenants at once on all three, {WORKERS} workers, latency {latency_ms} ms"
+    );
+    println!("  tenantry                       {:8.0} tenants/s", tenants as f64 / took.as_secs_f64());
+    for (upstream, faults) in all {
+        println!(
+            "  {upstream:<10} {:6.3} requests per tenant, at most {} at once",
+            faults.total() as f64 / tenants as f64,
+            faults.most_at_once()
+        );
+    }
+    anyhow::ensure!(
+        (mail.count(), files.count(), files.enabled()) == (tenants, tenants + 1, tenants + 1),
+        "one resource each"
     );
     world.stop(controller).await
 }

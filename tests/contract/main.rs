@@ -10,7 +10,9 @@
 //! A real server may be shared: names are unique per run, everything made is removed again, and
 //! nothing is touched that a test did not make.
 
-mod stalwart;
 mod authentik;
 mod ocis;
+mod stalwart;
 mod support;
+mod traps;
+mod whole;

@@ -10,7 +10,7 @@ use tenantry::dev::authentik::{Release, Rights, Simulator};
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::integration::{Authentik, Converged, Effect, Error, Gate, Target, converge};
 use tenantry::metrics::Metrics;
-use tenantry::tenant::{Desired, FailureKind, Reason, Services, StepKind, TenantId};
+use tenantry::tenant::{Desired, FailureKind, PerStep, Reason, Services, StepKind, TenantId};
 
 use crate::support::{self, TOKEN};
 
@@ -56,6 +56,11 @@ fn connect(url: &str, token: &str) -> Authentik {
     support::authentik(url, token, Duration::from_secs(2), &Arc::new(Metrics::new()))
 }
 
+fn gate() -> Gate {
+    let board = tokio::sync::watch::Sender::new(PerStep::default());
+    Gate::new(StepKind::Authentik, Arc::new(Metrics::new()), board)
+}
+
 fn target() -> Target {
     let desired = Desired {
         name: "Acme".parse().unwrap(),
@@ -67,8 +72,10 @@ fn target() -> Target {
         id: TenantId::from_bytes(ObjectId::new().bytes()),
         slug: "acme".parse().unwrap(),
         desired: desired.for_step(StepKind::Authentik),
+        observed: None,
         recorded: None,
         may_exist: false,
+        intent: None,
     }
 }
 
@@ -399,7 +406,7 @@ async fn a_poisoned_group_fails_alone_and_is_not_overwritten() {
 #[tokio::test]
 async fn a_rejected_token_costs_one_request_however_many_tenants_wait() {
     let bench = Bench::with(Release::R2025_12, "wrong").await;
-    let gate = Gate::new(StepKind::Authentik, Arc::new(Metrics::new()));
+    let gate = gate();
     let runs = (0..1_000).map(|_| async {
         let target = target();
         gate.pass(converge(&bench.authentik, &target)).await
@@ -416,7 +423,7 @@ async fn a_rejected_token_costs_one_request_however_many_tenants_wait() {
 async fn an_unreachable_upstream_at_start_is_found_out_by_one_for_all_who_wait() {
     let bench = Bench::new().await;
     bench.server.faults.add(Fault { answer: FaultAnswer::Hang, ..Fault::default() });
-    let gate = Gate::new(StepKind::Authentik, Arc::new(Metrics::new()));
+    let gate = gate();
     let runs = (0..100).map(|_| async {
         let target = target();
         gate.pass(converge(&bench.authentik, &target)).await
@@ -433,7 +440,7 @@ async fn an_unreachable_upstream_at_start_is_found_out_by_one_for_all_who_wait()
 #[tokio::test]
 async fn a_probe_that_is_cancelled_passes_its_turn_on() {
     let bench = Bench::new().await;
-    let gate = Gate::new(StepKind::Authentik, Arc::new(Metrics::new()));
+    let gate = gate();
     let hanging = gate.pass(std::future::pending::<Result<(), Error>>());
     assert!(tokio::time::timeout(Duration::from_millis(20), hanging).await.is_err());
     gate.pass(converge(&bench.authentik, &target())).await.expect("the turn is free");
@@ -466,7 +473,7 @@ async fn a_failure_that_others_share_does_not_tell_them_of_this_tenants_group() 
     for answer in answers {
         let method = Some("PATCH".to_owned());
         bench.server.faults.add(Fault { method, answer, times: Some(1), ..Fault::default() });
-        let gate = Gate::new(StepKind::Authentik, Arc::new(Metrics::new()));
+        let gate = gate();
         let globex = Target { slug: "globex".parse().unwrap(), ..target() };
         let first = async { gate.pass(converge(&bench.authentik, &acme)).await };
         let second = async {
@@ -486,7 +493,7 @@ async fn a_failure_that_others_share_does_not_tell_them_of_this_tenants_group() 
 async fn a_failure_that_may_be_one_tenants_own_is_not_shared() {
     let bench = Bench::new().await;
     bench.server.plant("tenant-acme", json!({ "n": 1e20 }), &[]);
-    let gate = Gate::new(StepKind::Authentik, Arc::new(Metrics::new()));
+    let gate = gate();
     let (acme, globex) = (target(), Target { slug: "globex".parse().unwrap(), ..target() });
     let (poisoned, healthy) = tokio::join!(
         gate.pass(converge(&bench.authentik, &acme)),

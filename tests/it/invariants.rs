@@ -153,8 +153,10 @@ fn target(slug: &str) -> Target {
         id: TenantId::from_bytes(ObjectId::new().bytes()),
         slug: slug.parse().unwrap(),
         desired: desired.for_step(StepKind::Authentik),
+        observed: None,
         recorded: None,
         may_exist: false,
+        intent: None,
     }
 }
 

@@ -33,7 +33,7 @@ async fn claim(store: &Store, tenant: ObjectId, by: &str, ttl: Duration) -> Opti
 
 /// What a reconcile that found everything well would write.
 fn all_well(claim: &Claim) -> Plans {
-    plans(claim, |_| Outcome::Ok { external_id: Some("x".into()) })
+    plans(claim, |_| Outcome::ok("x"))
 }
 
 fn plans(claim: &Claim, outcome: impl Fn(StepKind) -> Outcome) -> Plans {
@@ -57,14 +57,16 @@ async fn a_tenant_is_claimed_by_one_at_a_time_and_not_again_before_it_is_due() {
     let world = World::new().await;
     let acme = world.insert("acme").await;
     let first = claim(&world.store, acme, "a", TTL).await.expect("it is due");
-    assert!(first.is_first());
+    assert!(!first.may_have_made(StepKind::Authentik), "it is new, and nobody has claimed it");
+    assert!(first.may_have_made(StepKind::Ocis), "only a document that says so is certainly unclaimed");
     assert!(claim(&world.store, acme, "b", TTL).await.is_none(), "it is held");
     let done = world.store.commit(&first, &all_well(&first)).await.unwrap();
     assert!(matches!(done, Commit::Done { interrupted: false, next: Some(_), .. }), "{done:?}");
     assert!(claim(&world.store, acme, "b", TTL).await.is_none(), "it is not due");
     world.set("acme", doc! { "name": "Acme, renamed" }).await;
     let second = claim(&world.store, acme, "b", TTL).await.expect("its desired state changed");
-    assert!(!second.is_first());
+    assert!(second.may_have_made(StepKind::Authentik));
+    assert!(!second.may_have_made(StepKind::Ocis), "an earlier claim would have left its intent");
 }
 
 #[tokio::test]
@@ -92,7 +94,7 @@ async fn the_fenced_out_stay_out() {
     .await;
     let current = taken.expect("just checked");
     let before = world.find("acme").await;
-    let lies = plans(&stale, |_| Outcome::Ok { external_id: Some("stale".into()) });
+    let lies = plans(&stale, |_| Outcome::ok("stale"));
     assert_eq!(world.store.commit(&stale, &lies).await.unwrap(), Commit::Fenced);
     assert_eq!(world.store.renew(&stale, TTL, Some(&lies)).await.unwrap(), Commit::Fenced);
     assert_eq!(world.store.release(&stale).await.unwrap(), Commit::Fenced);
@@ -125,7 +127,9 @@ async fn a_released_tenant_is_due_at_once_with_its_epoch_kept() {
     let first = claim(&world.store, acme, "a", TTL).await.expect("it is due");
     world.store.release(&first).await.unwrap();
     let second = claim(&world.store, acme, "b", TTL).await.expect("it is free and due");
-    assert!(!second.is_first(), "epochs never go back");
+    for step in StepKind::ALL {
+        assert!(second.may_have_made(step), "epochs never go back, and an intent stays");
+    }
     assert_eq!(world.store.commit(&first, &all_well(&first)).await.unwrap(), Commit::Fenced);
 }
 
@@ -200,6 +204,7 @@ async fn words_of_an_upstream_are_stored_as_they_are_even_if_they_look_like_a_fi
             reason: Reason::Rejected,
             message: words.into(),
             external_id: Some("$slug".into()),
+            unresolved: false,
         })
     });
     world.store.commit(&held, &failed).await.unwrap();
@@ -224,13 +229,14 @@ async fn the_legacy_fields_agree_with_the_detailed_ones_and_foreign_ones_stay() 
     let acme = legacy.get_object_id("_id").unwrap();
     let held = claim(&world.store, acme, "a", TTL).await.expect("nobody has looked at it yet");
     let mixed = plans(&held, |step| match step {
-        StepKind::Authentik => Outcome::Ok { external_id: Some("pk".into()) },
+        StepKind::Authentik => Outcome::ok("pk"),
         StepKind::Stalwart => Outcome::Skipped(Reason::NotConfigured),
         StepKind::Ocis => Outcome::Failed(tenantry::tenant::Failure {
             kind: tenantry::tenant::FailureKind::Transient { retry_after: None },
             reason: Reason::Timeout,
             message: "ocis: too slow".into(),
             external_id: None,
+            unresolved: false,
         }),
     });
     world.store.commit(&held, &mixed).await.unwrap();

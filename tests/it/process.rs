@@ -58,8 +58,11 @@ async fn dev_starts_everything_converges_its_samples_and_leaves_nothing_behind()
     let lines = lines_until(child.stdout.take().unwrap(), "Ctrl-C").await;
     let api = lines.iter().find(|line| line.contains("API ")).expect("it says where the API is");
     let api = api.split_whitespace().nth(1).unwrap().to_owned();
-    let groups = lines.iter().find_map(|line| line.split("groups: ").nth(1)).unwrap();
-    let groups = groups.trim_end_matches(')').to_owned();
+    let simulated = |what: &str| {
+        let line = lines.iter().find(|line| line.trim_start().starts_with(what));
+        let line = line.unwrap_or_else(|| panic!("it says where {what} is: {lines:?}"));
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
     assert_eq!(entries(temporary.path()), 1, "mongod's directory");
 
     let all_active = async || {
@@ -69,8 +72,17 @@ async fn dev_starts_everything_converges_its_samples_and_leaves_nothing_behind()
         tenants.len() == 3 && tenants.iter().all(|tenant| tenant["status"] == "active")
     };
     eventually("the samples are active", all_active).await;
-    let groups = http().get(groups).send().await.unwrap().text().await.unwrap();
-    assert!(groups.contains("tenant-acme"), "{groups}");
+    for (what, sample) in
+        [("Authentik", "tenant-acme"), ("Stalwart", "globex.test"), ("oCIS", "Initech")]
+    {
+        let there = http().get(simulated(what)).send().await.unwrap().text().await.unwrap();
+        assert!(there.contains(sample), "{what}: {there}");
+    }
+    let answer = http().get(format!("{api}/acme")).send().await.unwrap().text().await.unwrap();
+    let acme: Value = serde_json::from_str(&answer).unwrap();
+    for step in ["authentik", "stalwart", "ocis"] {
+        assert_eq!(acme["provisioningStatus"][step], "ok", "{acme}");
+    }
 
     let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
@@ -248,5 +260,29 @@ async fn logs_are_json_and_hold_no_secret() {
     let events = log.lines().filter(|line| !line.starts_with("tenantry: "));
     for line in events {
         serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+    }
+}
+
+#[tokio::test]
+async fn each_upstream_can_be_simulated_alone_and_ends_with_a_signal() {
+    for (which, path, status) in [
+        ("authentik", "/api/v3/core/groups/", 403),
+        ("stalwart", "/jmap/session", 200),
+        ("issuer", "/application/o/ocis/.well-known/openid-configuration", 200),
+        ("ocis", "/graph/v1.0/me", 401),
+        ("opencloud", "/graph/v1.0/me", 401),
+    ] {
+        let mut command = Process::command();
+        command.args(["sim", which]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let lines = lines_until(child.stdout.take().unwrap(), "Ctrl-C").await;
+        let url = lines[0].split_whitespace().last().unwrap().to_owned();
+        let answer = http().get(format!("{url}{path}")).send().await.unwrap();
+        assert_eq!(answer.status(), status, "{which}: {lines:?}");
+        let requests = http().get(format!("{url}/_sim/requests")).send().await.unwrap();
+        assert!(requests.text().await.unwrap().contains(path), "{which}");
+        let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(child.wait().await.unwrap().success(), "{which}");
     }
 }

@@ -12,7 +12,9 @@ use serde_json::Value;
 use tenantry::controller::{Controller, Settings};
 use tenantry::dev::authentik::{Release, Simulator};
 use tenantry::dev::mongod::{self, DataDir, Mongod};
-use tenantry::integration::{Authentik, BaseUrl, GroupTemplate, HttpClient, Integrations, Upstream};
+use tenantry::integration::{
+    Authentik, BaseUrl, Credentials, GroupTemplate, HttpClient, Integrations, Limits, Upstream,
+};
 use tenantry::metrics::Metrics;
 use tenantry::store::{Holder, Store, StoreOptions};
 use tenantry::tenant::{Backoff, Policy, StepKind};
@@ -171,9 +173,13 @@ impl World {
     }
 
     pub async fn step(&self, slug: &str) -> Document {
+        self.step_of(slug, "authentik").await
+    }
+
+    pub async fn step_of(&self, slug: &str, step: &str) -> Document {
         let tenant = self.find(slug).await;
         let steps = tenant.get_document("steps").cloned().unwrap_or_default();
-        steps.get_document("authentik").cloned().unwrap_or_default()
+        steps.get_document(step).cloned().unwrap_or_default()
     }
 
     pub async fn step_is(&self, slug: &str, state: &str) -> bool {
@@ -265,7 +271,8 @@ pub fn authentik(url: &str, token: &str, timeout: Duration, metrics: &Arc<Metric
         StepKind::Authentik,
         HttpClient::new(None, timeout).expect("TLS can be set up"),
         BaseUrl::parse(url, "api/v3").expect("the address is valid"),
-        SecretString::from(token),
+        Credentials::Bearer(SecretString::from(token)),
+        Limits::GENEROUS,
         Arc::clone(metrics),
     );
     Authentik::new(upstream, GroupTemplate::parse("tenant-{slug}").expect("the template is valid"))
@@ -409,6 +416,13 @@ pub struct Process {
 impl Process {
     /// Starts one on the world's database and upstreams; `settings` are added to its environment.
     pub fn start(world: &World, settings: &[(&str, &str)]) -> Self {
+        let mut command = Self::run(world);
+        command.envs(settings.iter().copied());
+        Self::spawn(command)
+    }
+
+    /// `tenantry run` on the world's database and its Authentik, in a hurry.
+    pub fn run(world: &World) -> tokio::process::Command {
         let mut command = Self::command();
         command
             .arg("run")
@@ -423,9 +437,8 @@ impl Process {
             .env("POLL_INTERVAL", "200ms")
             .env("BACKOFF_INITIAL", "50ms")
             .env("BACKOFF_MAX", "1s")
-            .env("REQUEST_TIMEOUT", "3s")
-            .envs(settings.iter().copied());
-        Self::spawn(command)
+            .env("REQUEST_TIMEOUT", "3s");
+        command
     }
 
     /// The program, with nothing of our own environment but what programs need to run.
@@ -476,6 +489,10 @@ impl Process {
         let line = log.iter().find(|line| line.contains("tenantry is starting")).expect("just seen");
         let line: Value = serde_json::from_str(line).expect("the log is JSON");
         line[of].as_str().expect("the address is told").to_owned()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {

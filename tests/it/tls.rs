@@ -7,6 +7,7 @@ use tenantry::dev::wheel::Wheel;
 use tokio::process::{Child, Command};
 
 use crate::support::{Process, World, eventually};
+use crate::three::Suite;
 
 /// A real reverse proxy. The wheel is for Linux on x86-64; elsewhere `TENANTRY_CADDY` names the program.
 const CADDY: Wheel = Wheel {
@@ -33,7 +34,8 @@ async fn proxy(upstream: &str) -> Proxy {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let config = format!(
         "{{\n admin off\n auto_https disable_redirects\n skip_install_trust\n default_bind 127.0.0.1\n}}\n\
-         https://localhost:{port} {{\n tls internal\n reverse_proxy {upstream}\n}}\n"
+         https://localhost:{port} {{\n tls internal\n reverse_proxy {upstream} {{\n  \
+         header_up Host {{upstream_hostport}}\n  header_up -X-Forwarded-Proto\n }}\n}}\n"
     );
     let file = folder.path().join("Caddyfile");
     std::fs::write(&file, config).unwrap();
@@ -70,8 +72,8 @@ async fn a_certificate_of_a_private_ca_is_refused_with_the_remedy_and_trusted_wi
     assert_eq!(world.authentik.faults.total(), 0, "nothing was sent");
     process.stop().await;
 
-    let root = proxy.root.to_string_lossy();
-    let settings = [("AUTHENTIK_API_URL", &*proxy.url), ("EXTRA_CA_FILE", &root)];
+    let root = proxy.root.to_string_lossy().into_owned();
+    let settings = [("AUTHENTIK_API_URL", &*proxy.url), ("EXTRA_CA_FILE", &*root)];
     let process = Process::start(&world, &settings);
     process.says("watching for tenants").await;
     world
@@ -83,5 +85,40 @@ async fn a_certificate_of_a_private_ca_is_refused_with_the_remedy_and_trusted_wi
         .await
         .unwrap();
     world.active("acme").await;
+    process.stop().await;
+}
+
+#[tokio::test]
+async fn stalwart_ocis_and_its_issuer_are_reached_through_tls_as_well() {
+    let suite = Suite::new().await;
+    let (mail, files) = (proxy(&suite.stalwart.url()).await, proxy(&suite.files.server.url()).await);
+    let tokens = proxy(&suite.files.issuer.url()).await;
+    // A token that was asked for by another name says another issuer; the proxy tells the name by which
+    // the file server knows it.
+    let token_url = format!("{}/application/o/token/", tokens.url);
+    let roots = tempfile::NamedTempFile::new().unwrap();
+    let bundle: String =
+        [&mail, &files, &tokens].map(|proxy| std::fs::read_to_string(&proxy.root).unwrap()).concat();
+    std::fs::write(roots.path(), bundle).unwrap();
+    let addresses = [
+        ("STALWART_API_URL", mail.url.as_str()),
+        ("OCIS_API_URL", &files.url),
+        ("OCIS_OIDC_TOKEN_URL", &token_url),
+    ];
+    suite.create("acme").await;
+    let process = suite.process(&addresses);
+    for step in ["stalwart", "ocis"] {
+        eventually(&format!("{step} does not trust the certificate"), async || {
+            let step = suite.world.step_of("acme", step).await;
+            step.get_str("reason").is_ok_and(|reason| reason == "TlsFailed")
+        })
+        .await;
+    }
+    process.stop().await;
+    let roots = roots.path().to_string_lossy().into_owned();
+    let process = suite.process(&[&addresses[..], &[("EXTRA_CA_FILE", &roots)]].concat());
+    process.says("watching for tenants").await;
+    suite.reconcile("acme").await;
+    suite.audit("acme").await;
     process.stop().await;
 }

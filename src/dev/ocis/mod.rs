@@ -180,14 +180,14 @@ impl Simulator {
     }
 
     /// Puts a space there without asking the API; returns its id. Understood are `name`, `description`,
-    /// `driveAlias`, `quota.total`, `disabled`, and `managers`, the names of users: the built-in `admin`
+    /// `driveAlias`, `quota`, `disabled`, and `managers`, the names of users: the built-in `admin`
     /// where it is absent, so that our service user is no member.
     pub fn plant(&self, body: Value) -> String {
         self.shared.plant(&body)
     }
 
     /// Changes a space as somebody else might: `name`, `description` (empty clears it), `driveAlias`,
-    /// `quota.total`.
+    /// `quota.total`, and `quota.used`, which is what people store.
     pub fn change(&self, id: &str, patch: Value) -> bool {
         self.shared.change(id, &patch)
     }
@@ -296,6 +296,9 @@ impl Shared {
             }
             if let Some(total) = patch.pointer("/quota/total").and_then(Value::as_i64) {
                 drive.quota = total;
+            }
+            if let Some(used) = patch.pointer("/quota/used").and_then(Value::as_i64) {
+                drive.used = used;
             }
             drive.touch();
         });

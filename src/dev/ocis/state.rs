@@ -19,6 +19,8 @@ pub struct Drive {
     pub description: String,
     /// Bytes; 0 is unlimited.
     pub quota: i64,
+    /// Bytes that somebody has stored.
+    pub used: i64,
     pub modified: jiff::Timestamp,
     pub etag: u128,
     pub disabled: bool,
@@ -77,6 +79,7 @@ impl Drive {
             alias,
             description: String::new(),
             quota,
+            used: 0,
             modified: jiff::Timestamp::now(),
             etag: rand::random(),
             disabled: false,

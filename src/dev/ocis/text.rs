@@ -131,7 +131,7 @@ fn write_drive(out: &mut String, scene: &Scene, drive: &Drive, shape: Shape) {
     if bare {
         let _ = write!(out, "\"total\":{}}}", drive.quota);
     } else {
-        write_quota(out, scene, drive.quota);
+        write_quota(out, scene, drive.quota, drive.used);
     }
     out.push_str(",\"root\":{");
     if drive.disabled {
@@ -165,13 +165,16 @@ fn write_drive(out: &mut String, scene: &Scene, drive: &Drive, shape: Shape) {
     );
 }
 
-fn write_quota(out: &mut String, scene: &Scene, total: i64) {
+fn write_quota(out: &mut String, scene: &Scene, total: i64, used: i64) {
     let remaining = match (total, scene.flavour) {
         (0, Flavour::Ocis31) => FREE,
         (0, Flavour::OpenCloud) => i64::MAX,
-        _ => total,
+        _ => total.saturating_sub(used),
     };
-    let _ = write!(out, "\"remaining\":{remaining},\"state\":\"normal\",\"total\":{total},\"used\":0}}");
+    let _ = write!(
+        out,
+        "\"remaining\":{remaining},\"state\":\"normal\",\"total\":{total},\"used\":{used}}}"
+    );
 }
 
 /// `{"user":{…}}` or `{"group":{…}}`.
@@ -234,7 +237,7 @@ fn write_personal(out: &mut String, scene: &Scene, user: &User) {
     );
     field(out, "name", &user.display_name);
     let _ = write!(out, ",\"owner\":{{\"user\":{{\"displayName\":\"\",\"id\":\"{id}\"}}}},\"quota\":{{");
-    write_quota(out, scene, 0);
+    write_quota(out, scene, 0, 0);
     let _ = write!(
         out,
         ",\"root\":{{\"eTag\":\"\\\"{:032x}\\\"\",\"id\":\"{storage}${id}\",\"webDavUrl\":\"{url}/dav/spaces/{storage}${id}\"}},\"webUrl\":\"{url}/f/{storage}${id}\"}}",

@@ -193,6 +193,13 @@ impl Simulator {
         planted(state.registry.create(object, &properties, true))
     }
 
+    /// How many DKIM keys the server has made for the domain of that name.
+    pub fn dkim_keys(&self, domain: &str) -> usize {
+        let mut state = self.lock();
+        state.registry.settle();
+        state.registry.domain_named(domain).map_or(0, |id| state.registry.keys_of(id))
+    }
+
     /// Wrong logins so far.
     pub fn failed_logins(&self) -> u64 {
         self.lock().access.failed_logins

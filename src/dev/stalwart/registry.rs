@@ -94,6 +94,11 @@ impl Registry {
         self.by_name.get(name).copied()
     }
 
+    pub fn keys_of(&self, domain: Id) -> usize {
+        let links = self.links.get(&domain).into_iter().flatten();
+        links.filter(|(object, _)| *object == Object::DkimSignature).count()
+    }
+
     pub fn domain_with_alias(&self, alias: &str) -> Option<Id> {
         self.by_alias.get(alias).copied()
     }

@@ -1,0 +1,244 @@
+//! The simulated upstreams of `tenantry dev` and `tenantry sim`, set up as the real ones are recommended
+//! to be, with credentials that are no secrets: they listen on loopback only, and hold nothing.
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use tokio_util::sync::CancellationToken;
+
+use super::authentik::{self, Release};
+use super::{issuer, ocis, stalwart};
+use crate::config::Given;
+
+pub const AUTHENTIK_TOKEN: &str = "dev-authentik-token";
+pub const STALWART_KEY: &str = "API_dev-stalwart-key";
+pub const ISSUER_SLUG: &str = "ocis";
+pub const CLIENT: &str = "web";
+pub const ACCOUNT: &str = "tenantry";
+pub const APP_PASSWORD: &str = "dev-app-password";
+const SPACE_ADMINS: &str = "tenant-provisioners";
+
+/// Where the simulators listen; a port that is 0 or absent is a free one.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Ports {
+    /// Port of the simulated Authentik; 0 takes a free one [default: 0]
+    #[arg(long, env = "TENANTRY_AUTHENTIK_PORT", value_name = "PORT", help_heading = "Dev")]
+    pub authentik_port: Option<u16>,
+    /// Port of the simulated Stalwart; 0 takes a free one [default: 0]
+    #[arg(long, env = "TENANTRY_STALWART_PORT", value_name = "PORT", help_heading = "Dev")]
+    pub stalwart_port: Option<u16>,
+    /// Port of the simulated issuer of oCIS' tokens; 0 takes a free one [default: 0]
+    #[arg(long, env = "TENANTRY_ISSUER_PORT", value_name = "PORT", help_heading = "Dev")]
+    pub issuer_port: Option<u16>,
+    /// Port of the simulated oCIS; 0 takes a free one [default: 0]
+    #[arg(long, env = "TENANTRY_OCIS_PORT", value_name = "PORT", help_heading = "Dev")]
+    pub ocis_port: Option<u16>,
+}
+
+/// Those that run; an upstream whose real address is given is not simulated.
+#[derive(Default)]
+pub struct Upstreams {
+    pub authentik: Option<authentik::Simulator>,
+    pub stalwart: Option<stalwart::Simulator>,
+    pub files: Option<(issuer::Simulator, ocis::Simulator)>,
+}
+
+fn is_given(setting: &Option<String>) -> bool {
+    setting.as_ref().is_some_and(|setting| !setting.is_empty())
+}
+
+impl Upstreams {
+    /// Starts the ones that `given` does not name, and lets it name them.
+    pub async fn start(ports: Ports, given: &mut Given) -> anyhow::Result<Self> {
+        let mut upstreams = Self::default();
+        if !is_given(&given.authentik_api_url) {
+            let simulator = start_authentik(ports.authentik_port.unwrap_or(0)).await?;
+            given.authentik_api_url = Some(simulator.url());
+            given.authentik_api_token = Some(AUTHENTIK_TOKEN.into());
+            given.authentik_api_token_file = None;
+            upstreams.authentik = Some(simulator);
+        }
+        if !is_given(&given.stalwart_api_url) {
+            let simulator = start_stalwart(ports.stalwart_port.unwrap_or(0)).await?;
+            given.stalwart_api_url = Some(simulator.url());
+            given.stalwart_api_token = Some(STALWART_KEY.into());
+            (given.stalwart_api_token_file, given.stalwart_username) = (None, None);
+            (given.stalwart_username_file, given.stalwart_password) = (None, None);
+            given.stalwart_password_file = None;
+            upstreams.stalwart = Some(simulator);
+        }
+        if !is_given(&given.ocis_api_url) {
+            let issuer = start_issuer(ports.issuer_port.unwrap_or(0)).await?;
+            let trusted = issuer.issuer_url(ISSUER_SLUG);
+            let files =
+                start_ocis(ports.ocis_port.unwrap_or(0), ocis::Flavour::Ocis31, &trusted).await?;
+            given.ocis_api_url = Some(files.url());
+            given.ocis_oidc_token_url = Some(issuer.token_url());
+            given.ocis_oidc_client_id = Some(CLIENT.into());
+            given.ocis_oidc_username = Some(ACCOUNT.into());
+            given.ocis_oidc_password = Some(APP_PASSWORD.into());
+            (given.ocis_oidc_issuer, given.ocis_oidc_client_secret) = (None, None);
+            (given.ocis_oidc_client_secret_file, given.ocis_oidc_password_file) = (None, None);
+            given.ocis_oidc_scope = None;
+            upstreams.files = Some((issuer, files));
+        }
+        Ok(upstreams)
+    }
+
+    /// What the settings of upstreams that will be simulated must not be checked for.
+    pub fn forget_settings(given: &mut Given) {
+        if !is_given(&given.authentik_api_url) {
+            (given.authentik_api_token, given.authentik_api_token_file) = (None, None);
+        }
+        if !is_given(&given.stalwart_api_url) {
+            (given.stalwart_api_token, given.stalwart_api_token_file) = (None, None);
+            (given.stalwart_username, given.stalwart_username_file) = (None, None);
+            (given.stalwart_password, given.stalwart_password_file) = (None, None);
+        }
+    }
+
+    /// For people: what listens where.
+    pub fn describe(&self) -> Vec<[String; 2]> {
+        let mut lines = Vec::new();
+        let mut say = |what: &str, text: String| lines.push([what.to_owned(), text]);
+        if let Some(authentik) = &self.authentik {
+            say("Authentik", describe_authentik(authentik));
+        }
+        if let Some(stalwart) = &self.stalwart {
+            say("Stalwart", describe_stalwart(stalwart));
+        }
+        if let Some((issuer, files)) = &self.files {
+            say("oCIS", describe_ocis(files));
+            say("its issuer", describe_issuer(issuer));
+        }
+        lines
+    }
+}
+
+fn describe_authentik(simulator: &authentik::Simulator) -> String {
+    format!("{0}/_sim/groups  (simulated; token {AUTHENTIK_TOKEN})", simulator.url())
+}
+
+fn describe_stalwart(simulator: &stalwart::Simulator) -> String {
+    format!("{0}/_sim/domains  (simulated; API key {STALWART_KEY})", simulator.url())
+}
+
+fn describe_ocis(simulator: &ocis::Simulator) -> String {
+    format!("{0}/_sim/drives  (simulated)", simulator.url())
+}
+
+fn describe_issuer(simulator: &issuer::Simulator) -> String {
+    format!(
+        "{}  (simulated; client {CLIENT}, account {ACCOUNT}, app password {APP_PASSWORD})",
+        simulator.token_url()
+    )
+}
+
+async fn start_authentik(port: u16) -> anyhow::Result<authentik::Simulator> {
+    let started = authentik::Simulator::new(port, AUTHENTIK_TOKEN, Release::R2025_12).await;
+    started.context("cannot start the simulated Authentik")
+}
+
+async fn start_stalwart(port: u16) -> anyhow::Result<stalwart::Simulator> {
+    let options = stalwart::Options { unlimited_requests: true, ..stalwart::Options::default() };
+    let started = stalwart::Simulator::new(port, STALWART_KEY, options).await;
+    started.context("cannot start the simulated Stalwart")
+}
+
+async fn start_issuer(port: u16) -> anyhow::Result<issuer::Simulator> {
+    let account = issuer::Account::new(ACCOUNT, APP_PASSWORD, &[SPACE_ADMINS]);
+    let provider = issuer::Provider::public(ISSUER_SLUG, CLIENT);
+    let options = issuer::Options {
+        providers: vec![provider],
+        accounts: vec![account],
+        ..issuer::Options::default()
+    };
+    let started = issuer::Simulator::new(port, options).await;
+    started.context("cannot start the simulated issuer")
+}
+
+async fn start_ocis(port: u16, flavour: ocis::Flavour, issuer: &str) -> anyhow::Result<ocis::Simulator> {
+    let started = ocis::Simulator::new(port, flavour, issuer, ocis::Options::default()).await;
+    started.context("cannot start the simulated oCIS")
+}
+
+/// `tenantry sim`: one upstream alone.
+#[derive(Debug, Clone, Args)]
+pub struct Sim {
+    /// Which one to simulate
+    #[arg(value_enum)]
+    pub which: Which,
+    /// Port on 127.0.0.1; 0 takes a free one
+    #[arg(long, default_value_t = 0, value_name = "PORT")]
+    pub port: u16,
+    /// The issuer that ocis and opencloud trust, to the letter; without it one is simulated as well
+    #[arg(long, value_name = "URL")]
+    pub issuer: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Which {
+    /// Authentik 2025.12: groups
+    Authentik,
+    /// Stalwart 0.16: mail domains, over JMAP
+    Stalwart,
+    /// An OIDC issuer as Authentik is one: discovery, keys, tokens
+    Issuer,
+    /// oCIS 3.1: project spaces
+    Ocis,
+    /// OpenCloud 0.1: project spaces
+    Opencloud,
+}
+
+impl Sim {
+    /// Runs until `shutdown`.
+    pub async fn execute(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        // What an arm starts lives until its end.
+        match self.which {
+            Which::Authentik => {
+                let simulator = start_authentik(self.port).await?;
+                serve(&simulator.url(), &[describe_authentik(&simulator)], &shutdown).await;
+            }
+            Which::Stalwart => {
+                let simulator = start_stalwart(self.port).await?;
+                serve(&simulator.url(), &[describe_stalwart(&simulator)], &shutdown).await;
+            }
+            Which::Issuer => {
+                let simulator = start_issuer(self.port).await?;
+                let issuer = simulator.issuer_url(ISSUER_SLUG);
+                serve(&simulator.url(), &[issuer, describe_issuer(&simulator)], &shutdown).await;
+            }
+            Which::Ocis | Which::Opencloud => {
+                let flavour = match self.which {
+                    Which::Opencloud => ocis::Flavour::OpenCloud,
+                    _ => ocis::Flavour::Ocis31,
+                };
+                let own = match &self.issuer {
+                    Some(_) => None,
+                    None => Some(start_issuer(0).await?),
+                };
+                let trusted = match (&self.issuer, &own) {
+                    (None, Some(own)) => own.issuer_url(ISSUER_SLUG),
+                    (given, _) => given.clone().unwrap_or_default(),
+                };
+                let simulator = start_ocis(self.port, flavour, &trusted).await?;
+                let tokens = own.as_ref().map_or(trusted, describe_issuer);
+                serve(&simulator.url(), &[describe_ocis(&simulator), tokens], &shutdown).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn serve(url: &str, described: &[String], shutdown: &CancellationToken) {
+    println!("  listening  {url}");
+    for line in described {
+        println!("             {line}");
+    }
+    println!("  torment    curl -X POST {url}/_sim/faults -H 'Content-Type: application/json' \\");
+    println!(
+        "                  -d '{{\"answer\":{{\"status\":{{\"status\":503}}}}}}'   (DELETE ends it)"
+    );
+    println!("             curl {url}/_sim/requests");
+    println!("  Ctrl-C ends it.");
+    shutdown.cancelled().await;
+}

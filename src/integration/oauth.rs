@@ -1,0 +1,378 @@
+//! Access tokens by client credentials (RFC 6749, section 4.4), for an upstream whose issuer is another
+//! server.
+//!
+//! # Guarantees
+//!
+//! * One token for everybody, renewed at 80 % of its life, by one request however many wait; while it is
+//!   renewed the old one goes on being used, so that an issuer that is away harms nobody before it must.
+//! * A token that the upstream refuses (401) is replaced once. If its successor is refused as well, that
+//!   one is *kept*: what helps then (a clock that lags, keys that are being fetched, an issuer that is
+//!   down) is time, and each new token would start the wait anew (observed with oCIS and Authentik).
+//! * A token whose claims the upstream does not take is thrown away, and the next one fetched only after
+//!   a pause: the upstream remembers bad claims as long as the token lives (observed).
+//! * No token, secret or password is ever in a message or a log.
+//!
+//! The `oauth2` crate is not used: this is one form sent by the shared client, and which failures are
+//! the configuration's and which will pass is the point of it.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use reqwest::{Method, StatusCode};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use url::Url;
+
+use super::Error;
+use super::upstream::{Answer, Call, Purpose, To, Upstream, redact};
+use crate::tenant::Reason;
+
+/// Where tokens come from.
+#[derive(Debug, Clone)]
+pub enum TokenEndpoint {
+    Url(Url),
+    /// The endpoint is looked up in the issuer's discovery document.
+    DiscoveredFrom(Url),
+}
+
+/// What is sent there.
+#[derive(Debug, Clone)]
+pub struct ClientCredentials {
+    pub endpoint: TokenEndpoint,
+    pub client_id: String,
+    pub client_secret: Option<SecretString>,
+    /// A service account with an app password, as Authentik has them.
+    pub account: Option<(String, SecretString)>,
+    pub scope: String,
+}
+
+/// An access token. Debug output does not show it.
+#[derive(Clone)]
+pub struct Token {
+    secret: Arc<SecretString>,
+    /// Tells tokens apart.
+    number: u64,
+    renew_at: Instant,
+    expires_at: Instant,
+}
+
+impl Token {
+    pub fn expose(&self) -> &str {
+        self.secret.expose_secret()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({})", self.number)
+    }
+}
+
+type Fetch = Shared<BoxFuture<'static, Result<Token, Error>>>;
+
+/// See the module.
+pub struct TokenSource {
+    /// The issuer's side; its address is that of the endpoint.
+    issuer: Arc<Upstream>,
+    credentials: Arc<ClientCredentials>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    token: Option<Token>,
+    fetching: Option<Fetch>,
+    /// The token was fetched because its predecessor was refused, and has not been accepted since.
+    replacement: bool,
+    /// Until then nothing is fetched, for this reason.
+    held: Option<(Instant, Error)>,
+    /// Fetches that failed in a row.
+    failures: u32,
+    tokens: u64,
+    discovered: Option<Url>,
+}
+
+/// Part of a token's life after which it is renewed.
+const RENEW_AFTER: f64 = 0.8;
+/// For an issuer that does not say how long its tokens live.
+const USUAL_LIFE: Duration = Duration::from_secs(300);
+/// Between fetches that fail; doubled after each.
+const FIRST_HOLD: Duration = Duration::from_secs(1);
+const LONGEST_HOLD: Duration = Duration::from_secs(60);
+/// After a token was thrown away for its claims.
+const CLAIMS_HOLD: Duration = Duration::from_secs(15);
+
+#[derive(Deserialize)]
+struct Granted {
+    access_token: String,
+    expires_in: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Discovery {
+    issuer: String,
+    token_endpoint: Url,
+}
+
+impl TokenSource {
+    /// `issuer` sends the requests; it needs no credentials of its own.
+    pub fn new(issuer: Upstream, credentials: ClientCredentials) -> Self {
+        Self { issuer: Arc::new(issuer), credentials: Arc::new(credentials), state: Arc::default() }
+    }
+
+    /// The token to use now.
+    pub async fn current(&self) -> Result<Token, Error> {
+        let fetch = {
+            let mut state = self.lock();
+            let now = Instant::now();
+            match state.token.clone() {
+                Some(token) if now < token.renew_at => return Ok(token),
+                Some(token) if now < token.expires_at => {
+                    if state.fetching.is_none() && !state.is_held(now) {
+                        // It goes on by itself; nobody needs to wait for it.
+                        tokio::spawn(self.fetch(&mut state));
+                    }
+                    return Ok(token);
+                }
+                _ => self.fetch_unless_held(&mut state)?,
+            }
+        };
+        fetch.await
+    }
+
+    /// After a 401: another token to try with, or `None` when `refused` is to be kept.
+    pub async fn after_refusal(&self, refused: &Token) -> Result<Option<Token>, Error> {
+        let fetch = {
+            let mut state = self.lock();
+            match &state.token {
+                Some(token) if token.number != refused.number => return Ok(Some(token.clone())),
+                Some(_) if state.replacement => return Ok(None),
+                _ => {}
+            }
+            let fetch = self.fetch_unless_held(&mut state)?;
+            state.replacement = true;
+            fetch
+        };
+        let fetched = fetch.await;
+        if fetched.is_err() {
+            self.lock().replacement = false;
+        }
+        // Why there is no other one says more than the 401.
+        fetched.map(Some)
+    }
+
+    /// The upstream took the token.
+    pub fn accepted(&self, token: &Token) {
+        let mut state = self.lock();
+        if state.token.as_ref().is_some_and(|current| current.number == token.number) {
+            state.replacement = false;
+        }
+    }
+
+    /// The upstream does not take the token's claims; returns what that means.
+    pub fn discard(&self, token: &Token) -> Error {
+        let message = format!(
+            "{}: 500 without a word, twice: the token was accepted but not what it says of us. Does the \
+             account {:?} have an e-mail address, a user name without blanks or a leading digit, and a \
+             group that maps to a role with the right to manage spaces; does the scope {:?} bring these \
+             claims? (Or a service inside the file server is away.)",
+            self.issuer.step,
+            self.account(),
+            self.credentials.scope,
+        );
+        let error = Error::misconfigured(Reason::ClaimsRejected, message);
+        let mut state = self.lock();
+        if state.token.as_ref().is_some_and(|current| current.number == token.number) {
+            state.token = None;
+            state.held = Some((Instant::now() + CLAIMS_HOLD, error.clone()));
+        }
+        error
+    }
+
+    /// Who we are, for messages.
+    pub fn account(&self) -> &str {
+        let account = self.credentials.account.as_ref();
+        account.map_or(&self.credentials.client_id, |(user, _)| user)
+    }
+
+    /// `text` without our secrets.
+    pub fn redact(&self, text: &str) -> String {
+        let mut text = self.credentials.redact(text);
+        if let Some(token) = &self.lock().token {
+            text = redact(&text, &token.secret);
+        }
+        text
+    }
+
+    fn fetch_unless_held(&self, state: &mut State) -> Result<Fetch, Error> {
+        match (&state.fetching, &state.held) {
+            (None, Some((until, error))) if Instant::now() < *until => Err(error.clone()),
+            _ => Ok(self.fetch(state)),
+        }
+    }
+
+    /// Joins the fetch that is under way, or begins one.
+    fn fetch(&self, state: &mut State) -> Fetch {
+        if let Some(fetching) = &state.fetching {
+            return fetching.clone();
+        }
+        let (issuer, credentials, shared) =
+            (Arc::clone(&self.issuer), Arc::clone(&self.credentials), Arc::clone(&self.state));
+        let discovered = state.discovered.clone();
+        let fetch = async move {
+            let fetched = request(&issuer, &credentials, discovered).await;
+            lock(&shared).learn(fetched)
+        };
+        let fetch = fetch.boxed().shared();
+        state.fetching = Some(fetch.clone());
+        fetch
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A grant, when it was asked for, and the endpoint that gave it.
+struct Fetched {
+    granted: Granted,
+    asked: Instant,
+    endpoint: Url,
+}
+
+impl State {
+    fn is_held(&self, now: Instant) -> bool {
+        self.held.as_ref().is_some_and(|(until, _)| now < *until)
+    }
+
+    fn learn(&mut self, fetched: Result<Fetched, Error>) -> Result<Token, Error> {
+        self.fetching = None;
+        match fetched {
+            Ok(Fetched { granted, asked, endpoint }) => {
+                self.failures = 0;
+                self.held = None;
+                self.discovered = Some(endpoint);
+                self.tokens += 1;
+                let life = granted.expires_in.map_or(USUAL_LIFE, Duration::from_secs);
+                let token = Token {
+                    secret: Arc::new(SecretString::from(granted.access_token)),
+                    number: self.tokens,
+                    renew_at: asked + life.mul_f64(RENEW_AFTER),
+                    expires_at: asked + life,
+                };
+                self.token = Some(token.clone());
+                Ok(token)
+            }
+            Err(error) => {
+                let hold = FIRST_HOLD * 2_u32.saturating_pow(self.failures.min(6));
+                self.failures = self.failures.saturating_add(1);
+                self.held = Some((Instant::now() + hold.min(LONGEST_HOLD), error.clone()));
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Asks for a token.
+async fn request(
+    issuer: &Upstream,
+    credentials: &ClientCredentials,
+    discovered: Option<Url>,
+) -> Result<Fetched, Error> {
+    let endpoint = match (&credentials.endpoint, discovered) {
+        (TokenEndpoint::Url(url), _) => url.clone(),
+        (TokenEndpoint::DiscoveredFrom(_), Some(url)) => url,
+        (TokenEndpoint::DiscoveredFrom(url), None) => discover(issuer, url).await?,
+    };
+    let mut form = vec![
+        ("grant_type", "client_credentials"),
+        ("client_id", &credentials.client_id),
+        ("scope", &credentials.scope),
+    ];
+    // In the body: of a header's secret Authentik does not decode what RFC 6749 says to encode (observed).
+    if let Some(secret) = &credentials.client_secret {
+        form.push(("client_secret", secret.expose_secret()));
+    }
+    if let Some((user, password)) = &credentials.account {
+        form.extend([("username", user.as_str()), ("password", password.expose_secret())]);
+    }
+    let mut call = Call::new("get_token", Method::POST, &[]).form(&form);
+    call.to = To::Url(&endpoint);
+    let asked = Instant::now();
+    // A token more than needed harms nobody, so it may be asked for again.
+    let answer = issuer.answer(&call, Purpose::Read).await?;
+    let refusal = || credentials.redact(&issuer.refusal(&call, &answer));
+    match answer.status {
+        StatusCode::OK => {
+            let granted = answer.json::<Granted>().filter(|granted| !granted.access_token.is_empty());
+            // Not its body, which may hold a token all the same.
+            let message = format!("{}: the answer holds no access_token", issuer.what(&call));
+            let granted = granted.ok_or(Error::transient(Reason::UnexpectedAnswer, message))?;
+            Ok(Fetched { granted, asked, endpoint: endpoint.clone() })
+        }
+        // Always 400, never 401, whatever is wrong with them (observed).
+        StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            let message = format!(
+                "{}. The issuer refuses OCIS_OIDC_CLIENT_ID with OCIS_OIDC_CLIENT_SECRET or \
+                 OCIS_OIDC_USERNAME and _PASSWORD (wrong or replaced, the account deactivated, or not \
+                 allowed by the application's policies)",
+                refusal(),
+            );
+            Err(Error::misconfigured(Reason::CredentialsRejected, message))
+        }
+        // Authentik's answer to an error inside it (observed).
+        StatusCode::METHOD_NOT_ALLOWED if answer.body.is_empty() => {
+            let message = format!("{} (in Authentik: an error inside the server)", refusal());
+            Err(Error::transient(Reason::UpstreamError, message))
+        }
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+            let message = format!("{}. Is {endpoint} the issuer's token endpoint?", refusal());
+            Err(Error::misconfigured(Reason::WrongAddress, message))
+        }
+        _ => {
+            let expected = issuer.expected(&call, Purpose::Read, answer)?;
+            let message = issuer.refusal(&call, &expected);
+            Err(Error::transient(Reason::UnexpectedAnswer, credentials.redact(&message)))
+        }
+    }
+}
+
+/// Looks the token endpoint up.
+async fn discover(issuer: &Upstream, url: &Url) -> Result<Url, Error> {
+    let mut document = url.clone();
+    let path = format!("{}/.well-known/openid-configuration", url.path().trim_end_matches('/'));
+    document.set_path(&path);
+    let mut call = Call::get("discover_issuer", &[]);
+    call.to = To::Url(&document);
+    let answer: Answer = issuer.read(&call).await?;
+    let discovery = answer.json::<Discovery>().filter(|_| answer.status == StatusCode::OK);
+    let Some(discovery) = discovery else {
+        let message = format!(
+            "{}. There is no discovery document at {document}: is OCIS_OIDC_ISSUER the issuer's address?",
+            issuer.refusal(&call, &answer),
+        );
+        return Err(Error::misconfigured(Reason::WrongAddress, message));
+    };
+    if discovery.issuer != url.as_str() {
+        // Its tokens will say so, and whoever compares will refuse them.
+        tracing::warn!(
+            configured = %url, says = %discovery.issuer,
+            "the issuer calls itself otherwise than OCIS_OIDC_ISSUER; file servers compare letter by letter"
+        );
+    }
+    Ok(discovery.token_endpoint)
+}
+
+impl ClientCredentials {
+    fn redact(&self, text: &str) -> String {
+        let secrets = self.client_secret.iter().chain(self.account.iter().map(|(_, password)| password));
+        secrets.fold(text.to_owned(), |text, secret| redact(&text, secret))
+    }
+}

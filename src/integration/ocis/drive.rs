@@ -1,0 +1,247 @@
+//! A drive (a space) as LibreGraph shows it, the marks that it carries, and the names that it may have.
+
+use serde::Deserialize;
+
+use crate::tenant::{IntentId, TenantId, TenantName};
+
+/// A drive, as far as we look at it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Drive {
+    pub id: String,
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub drive_alias: Option<String>,
+    /// Absent when it is empty (observed).
+    #[serde(default)]
+    pub description: Option<String>,
+    #[serde(default)]
+    pub drive_type: String,
+    #[serde(default)]
+    pub quota: Quota,
+    #[serde(default)]
+    pub root: Root,
+}
+
+/// Of a disabled drive, and in oCIS 3.1's answer to a create, only `total` (observed).
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Quota {
+    /// In bytes; 0 is unlimited.
+    #[serde(default)]
+    pub total: Option<i64>,
+    #[serde(default)]
+    pub used: Option<i64>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Root {
+    #[serde(default)]
+    pub deleted: Option<Deleted>,
+    #[serde(default)]
+    pub permissions: Vec<Permission>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Deleted {
+    #[serde(default)]
+    pub state: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Permission {
+    #[serde(default)]
+    pub granted_to_identities: Vec<Identities>,
+    #[serde(default)]
+    pub roles: Vec<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Identities {
+    #[serde(default)]
+    pub group: Option<Identity>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    #[serde(default)]
+    pub display_name: String,
+}
+
+impl Drive {
+    /// Whether somebody disabled it. It is still listed, and can be restored.
+    pub fn is_disabled(&self) -> bool {
+        self.root.deleted.as_ref().is_some_and(|deleted| deleted.state == "trashed")
+    }
+
+    /// The tenants that its alias and its description name as the owner.
+    pub fn marks(&self) -> Marks {
+        Marks {
+            alias: self.drive_alias.as_deref().and_then(Mark::from_alias),
+            description: self.description.as_deref().and_then(Mark::from_description),
+        }
+    }
+
+    /// The roles that a group of this name has in it.
+    pub fn roles_of_group<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        let is_it = move |permission: &&Permission| {
+            permission.granted_to_identities.iter().any(|identities| {
+                identities.group.as_ref().is_some_and(|group| group.display_name == name)
+            })
+        };
+        self.root.permissions.iter().filter(is_it).flat_map(|p| p.roles.iter().map(String::as_str))
+    }
+}
+
+/// What is written on a drive: whose it is, and which create made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    pub tenant: TenantId,
+    pub intent: Option<IntentId>,
+}
+
+/// Both places that a mark can be in. Every manager of a space can change either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks {
+    pub alias: Option<Mark>,
+    pub description: Option<Mark>,
+}
+
+impl Marks {
+    pub fn name(&self, tenant: TenantId) -> bool {
+        self.tenants().any(|named| named == tenant)
+    }
+
+    /// Another tenant that one of them names.
+    pub fn another_than(&self, tenant: TenantId) -> Option<TenantId> {
+        self.tenants().find(|named| *named != tenant)
+    }
+
+    pub fn intent(&self) -> Option<IntentId> {
+        self.all().find_map(|mark| mark.intent)
+    }
+
+    /// Everybody whom they name.
+    pub fn tenants(&self) -> impl Iterator<Item = TenantId> {
+        self.all().map(|mark| mark.tenant)
+    }
+
+    fn all(&self) -> impl Iterator<Item = Mark> {
+        self.alias.into_iter().chain(self.description)
+    }
+}
+
+const ALIAS: &str = "tenantry/";
+const WORD: &str = "[tenantry ";
+
+impl Mark {
+    /// `tenantry/<tenant>/<intent>`: the alias is part of the space's address in the web interface.
+    pub fn alias(&self) -> String {
+        match self.intent {
+            Some(intent) => format!("{ALIAS}{}/{intent}", self.tenant),
+            None => format!("{ALIAS}{}", self.tenant),
+        }
+    }
+
+    /// `[tenantry <tenant>/<intent>]`, beside whatever people write.
+    fn word(&self) -> String {
+        format!("{WORD}{}]", &self.alias()[ALIAS.len()..])
+    }
+
+    /// What people wrote, with this mark instead of any other.
+    pub fn describe(&self, before: Option<&str>) -> String {
+        let text = before.unwrap_or_default();
+        let text = match text.split_once(WORD) {
+            Some((before, rest)) => {
+                let after = rest.split_once(']').map_or("", |(_, after)| after);
+                format!("{}{after}", before.trim_end())
+            }
+            None => text.to_owned(),
+        };
+        format!("{} {}", text.trim(), self.word()).trim().to_owned()
+    }
+
+    fn from_alias(alias: &str) -> Option<Self> {
+        Self::parse(alias.strip_prefix(ALIAS)?)
+    }
+
+    fn from_description(description: &str) -> Option<Self> {
+        let (_, rest) = description.split_once(WORD)?;
+        Self::parse(rest.split_once(']')?.0)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        match text.split_once('/') {
+            Some((tenant, intent)) => {
+                Some(Self { tenant: tenant.parse().ok()?, intent: Some(intent.parse().ok()?) })
+            }
+            None => Some(Self { tenant: text.parse().ok()?, intent: None }),
+        }
+    }
+}
+
+/// Characters that no space name may hold (observed, with both flavours).
+const FORBIDDEN: [char; 10] = ['/', '\\', '.', ':', '?', '*', '"', '>', '<', '|'];
+/// The longest space name, in bytes (observed).
+const LONGEST: usize = 255;
+
+/// The tenant's name as a space may be called: forbidden characters become `-`, and it ends at 255
+/// bytes.
+pub fn legal_name(name: &TenantName, otherwise: &str) -> String {
+    let mut legal: String =
+        name.as_str().chars().map(|c| if FORBIDDEN.contains(&c) { '-' } else { c }).collect();
+    while legal.len() > LONGEST {
+        legal.pop();
+    }
+    let legal = legal.trim_matches(|c: char| c == '-' || c.is_whitespace());
+    if legal.is_empty() { otherwise.to_owned() } else { legal.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark() -> Mark {
+        Mark { tenant: TenantId::from_bytes([1; 12]), intent: Some(IntentId::from_bytes([2; 12])) }
+    }
+
+    #[test]
+    fn a_mark_survives_being_written_to_either_place() {
+        for mark in [mark(), Mark { intent: None, ..mark() }] {
+            assert_eq!(Mark::from_alias(&mark.alias()), Some(mark));
+            assert_eq!(Mark::from_description(&mark.describe(None)), Some(mark));
+            assert_eq!(Mark::from_description(&mark.describe(Some("Our files"))), Some(mark));
+        }
+        for foreign in ["project/acme", "tenantry/", "tenantry/xyz", "tenantry/0101/02"] {
+            assert_eq!(Mark::from_alias(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn what_people_wrote_stays_beside_the_mark_and_there_is_only_one() {
+        let mark = mark();
+        let once = mark.describe(Some("Our files."));
+        assert_eq!(once, format!("Our files. [tenantry {}/{}]", mark.tenant, mark.intent.unwrap()));
+        assert_eq!(mark.describe(Some(&once)), once);
+        let other = Mark { tenant: TenantId::from_bytes([9; 12]), intent: None };
+        assert_eq!(mark.describe(Some(&other.describe(Some("Our files.")))), once);
+        assert_eq!(
+            mark.describe(Some(&format!("{once} More."))),
+            format!("Our files. More. {}", mark.word())
+        );
+    }
+
+    #[test]
+    fn a_name_is_made_legal_and_stays_one() {
+        let legal = |name: &str| legal_name(&name.parse().unwrap(), "acme");
+        assert_eq!(legal("Acme Corporation"), "Acme Corporation");
+        assert_eq!(legal("Acme Inc."), "Acme Inc");
+        assert_eq!(legal("a/b: c.d?"), "a-b- c-d");
+        assert_eq!(legal("..."), "acme");
+        let long = legal(&"ü".repeat(200));
+        assert_eq!(long.len(), 254);
+        assert!(long.chars().all(|c| c == 'ü'));
+    }
+}

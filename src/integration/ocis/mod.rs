@@ -1,0 +1,472 @@
+//! oCIS and OpenCloud: one project space per tenant, LibreGraph `/graph/v1.0/drives`.
+//!
+//! Source: what oCIS 3.1 and OpenCloud 0.1 were observed to do.
+//!
+//! * Nothing is unique, there are no ids of our choosing and no idempotency key. A create carries a mark
+//!   (tenant and intent) in alias and description, and the intent is recorded before it is sent: whether a
+//!   create whose answer was lost was applied is found out by looking for that mark.
+//! * A request that is applied late can still leave a second space, a *twin*. The recorded one is kept;
+//!   a twin in which nothing is stored is disabled, never purged.
+//! * "Gone" can be a lie: while its storage is away, oCIS answers 404 and empty lists. Absence counts only
+//!   if our own personal drive can be seen in the same breath.
+//! * oCIS 3.1 hides a space from an account that is no member (any manager of it can remove us), but lists
+//!   it. So a space that cannot be got is looked for in the list before anything is believed.
+//! * Every manager of a space may rename it, clear its marks, or disable it: all that is mended.
+
+mod drive;
+mod list_reader;
+mod members;
+mod search;
+
+pub use drive::Drive;
+pub use members::{Membership, SpaceRole};
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use self::drive::{Mark, legal_name};
+use self::members::Members;
+use self::search::{Search, Wanted};
+use super::Error;
+use super::converge::{Checked, Drift, Integration, Owner, Remarks, Target};
+use super::upstream::{Answer, Call, Purpose, Upstream};
+use crate::metrics::Metrics;
+use crate::tenant::{Reason, StepKind};
+
+/// The integration with one oCIS or OpenCloud.
+pub struct Ocis {
+    upstream: Arc<Upstream>,
+    search: Search,
+    members: Option<Members>,
+    metrics: Arc<Metrics>,
+}
+
+/// A tenant's space.
+pub struct Space {
+    drive: Drive,
+    /// Other spaces with the tenant's mark that nobody has disabled yet.
+    twins: Vec<Drive>,
+    /// Whether the group still has to be given its role.
+    group_missing: bool,
+    /// A create whose outcome was never known may still be applied.
+    twin_possible: bool,
+    notes: Vec<String>,
+}
+
+const DRIVES: [&str; 3] = ["graph", "v1.0", "drives"];
+/// How late a request is expected to be applied, at the most.
+const LATEST: Duration = Duration::from_secs(900);
+/// Between looks for a twin; the older the intent, the longer.
+const FIRST_LOOK: Duration = Duration::from_secs(60);
+/// Built-in roles that may manage all spaces; their ids are fixed (observed).
+const SPACE_ADMINS: [&str; 2] =
+    ["2aadd357-682c-406b-8874-293091995fdd", "71881883-1768-46bd-a24d-a356a2afdf7f"];
+const REMEDY: &str = "Our account needs the role Space Admin: map one of its groups to the role \
+                      spaceadmin in the proxy's role_assignment, or assign the role in the settings";
+
+impl Ocis {
+    /// `patience` is the longest that a list may pause.
+    pub fn new(
+        upstream: Upstream,
+        membership: Option<Membership>,
+        patience: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let upstream = Arc::new(upstream);
+        let search = Search::new(Arc::clone(&upstream), patience);
+        Self { upstream, search, members: membership.map(Members::new), metrics }
+    }
+
+    /// Reads the list of all project spaces, holding one of them at a time. An error means that there
+    /// may be others; an empty list proves nothing, see [`Ocis::see_our_own`].
+    pub async fn each_space(&self, each: impl FnMut(Drive)) -> Result<(), Error> {
+        self.search.each_project("list_spaces", each).await
+    }
+
+    async fn get(&self, id: &str) -> Result<Option<Drive>, Error> {
+        let path = drive_path(id);
+        let call = Call::get("get_space", &path);
+        let answer = self.upstream.read(&call).await?;
+        match answer.status {
+            StatusCode::OK => self.parse(&call, Purpose::Read, &answer).map(Some),
+            StatusCode::NOT_FOUND if graph_code(&answer).is_some() => Ok(None),
+            _ => Err(refused(&self.upstream, &call, Purpose::Read, answer)),
+        }
+    }
+
+    /// The canary: our own personal drive was made at our first login, and nobody removes it. While it
+    /// cannot be seen, nothing that cannot be seen is gone.
+    ///
+    /// # Errors
+    /// [`Reason::StorageAway`].
+    pub async fn see_our_own(&self) -> Result<(), Error> {
+        let call = Call::get("see_own_drive", &["graph", "v1.0", "me", "drive"]);
+        let answer = self.upstream.read(&call).await?;
+        match answer.status {
+            StatusCode::OK => Ok(()),
+            StatusCode::NOT_FOUND => {
+                let message = format!(
+                    "{}. Not even our own drive can be seen: oCIS' storage is away, and what seems to be \
+                     gone is not believed to be",
+                    self.upstream.refusal(&call, &answer)
+                );
+                Err(Error::transient(Reason::StorageAway, message))
+            }
+            _ => Err(refused(&self.upstream, &call, Purpose::Read, answer)),
+        }
+    }
+
+    fn parse<T: for<'de> Deserialize<'de>>(
+        &self,
+        call: &Call<'_>,
+        purpose: Purpose,
+        answer: &Answer,
+    ) -> Result<T, Error> {
+        answer.json().ok_or_else(|| {
+            let message = self.upstream.refusal(call, answer);
+            Error::transient(Reason::UnexpectedAnswer, message).after(purpose)
+        })
+    }
+
+    /// The tenant's space among those that carry its mark or are recorded as its own.
+    fn choose(target: &Target, mut drives: Vec<Drive>) -> Option<(Drive, Vec<Drive>)> {
+        let intent = target.intent.map(|intent| intent.id);
+        // Whoever looks must choose the same one: the recorded, else one of this very intent, else one
+        // that is not disabled, else the first by id.
+        drives.sort_by_key(|drive| {
+            (
+                target.recorded.as_ref() != Some(&drive.id),
+                drive.marks().intent() != intent,
+                drive.is_disabled(),
+                drive.id.clone(),
+            )
+        });
+        drives.dedup_by(|a, b| a.id == b.id);
+        let mut drives = drives.into_iter();
+        let chosen = drives.next()?;
+        let twins = drives.filter(|drive| !drive.is_disabled() && drive.marks().name(target.id));
+        Some((chosen, twins.collect()))
+    }
+
+    fn space(&self, target: &Target, drive: Drive, twins: Vec<Drive>, twin_possible: bool) -> Space {
+        let group_missing = self.members.as_ref().is_some_and(|members| {
+            let (group, role) = (members.group(&target.slug), members.membership.role.name());
+            !drive.roles_of_group(&group).any(|given| given == role)
+        });
+        Space { drive, twins, group_missing, twin_possible, notes: Vec::new() }
+    }
+
+    /// The mark that the tenant's space carries: the one that it was made with, if it still does.
+    fn mark(target: &Target, drive: &Drive) -> Mark {
+        let marks = drive.marks();
+        let made_with = marks.name(target.id).then(|| marks.intent()).flatten();
+        let intent = target.intent.map(|intent| intent.id);
+        Mark { tenant: target.id, intent: made_with.or(intent) }
+    }
+
+    /// Disables a twin, unless somebody keeps something in it.
+    async fn disable_twin(&self, kept: &Drive, twin: &Drive) -> Result<String, Error> {
+        if twin.quota.used.is_some_and(|used| used > 0) {
+            let message = format!(
+                "ocis: the spaces {} and {} both carry this tenant's mark; the first is its space. In the \
+                 second {} bytes are stored: move them, and it will be disabled",
+                kept.id,
+                twin.id,
+                twin.quota.used.unwrap_or_default(),
+            );
+            return Err(Error::terminal(Reason::Duplicate, message).about(&kept.id));
+        }
+        let path = drive_path(&twin.id);
+        let call = Call::new("disable_duplicate_space", Method::DELETE, &path);
+        let answer = self.upstream.write(&call).await?;
+        match answer.status {
+            StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => {}
+            _ => return Err(refused(&self.upstream, &call, Purpose::Write, answer)),
+        }
+        self.metrics.twins_disabled.inc();
+        tracing::warn!(
+            upstream = "ocis", kept = %kept.id, disabled = %twin.id,
+            "a request that was applied late had made a second space; it is disabled, not purged"
+        );
+        Ok(format!("a second space of this tenant ({}) was disabled; it can be restored", twin.id))
+    }
+
+    /// Makes the drive's own fields match.
+    async fn patch(&self, target: &Target, drive: &Drive) -> Result<Drive, Error> {
+        let mut body = serde_json::Map::new();
+        let name = legal_name(&target.desired.name, target.slug.as_str());
+        if drive.name != name {
+            body.insert("name".into(), name.into());
+        }
+        let mark = Self::mark(target, drive);
+        if drive.marks().alias != Some(mark) {
+            body.insert("driveAlias".into(), mark.alias().into());
+        }
+        if drive.marks().description != Some(mark) {
+            body.insert("description".into(), mark.describe(drive.description.as_deref()).into());
+        }
+        if let Some(total) = target.desired.storage_bytes
+            && drive.quota.total != Some(total)
+        {
+            body.insert("quota".into(), json!({ "total": total }));
+        }
+        let restores = drive.is_disabled();
+        if body.is_empty() && !restores {
+            return Ok(drive.clone());
+        }
+        let path = drive_path(&drive.id);
+        let operation = if restores { "restore_space" } else { "update_space" };
+        let mut call = Call::new(operation, Method::PATCH, &path).json(&Value::Object(body));
+        if restores {
+            // With a body, even an empty one (observed).
+            call = call.header("restore", "T");
+        }
+        let answer = self.upstream.write(&call).await?;
+        match answer.status {
+            StatusCode::OK => self.parse(&call, Purpose::Write, &answer),
+            // Gone since we looked.
+            StatusCode::NOT_FOUND if graph_code(&answer).is_some() => {
+                let message = self.upstream.refusal(&call, &answer);
+                Err(Error::transient(Reason::UnexpectedAnswer, message).stale())
+            }
+            _ => Err(refused(&self.upstream, &call, Purpose::Write, answer).about(&drive.id)),
+        }
+    }
+}
+
+fn drive_path(id: &str) -> [&str; 4] {
+    ["graph", "v1.0", "drives", id]
+}
+
+/// The code of an error that the graph itself gave, which a proxy's page is not.
+fn graph_code(answer: &Answer) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Body {
+        error: Code,
+    }
+    #[derive(Deserialize)]
+    struct Code {
+        code: String,
+    }
+    answer.json::<Body>().map(|body| body.error.code)
+}
+
+/// What a refusal means.
+fn refused(upstream: &Upstream, call: &Call<'_>, purpose: Purpose, answer: Answer) -> Error {
+    let message = upstream.refusal(call, &answer);
+    match answer.status {
+        // Of the proxy, which says nothing, and says it also when it cannot ask the issuer (observed).
+        StatusCode::UNAUTHORIZED if graph_code(&answer).is_none() => {
+            let message = format!(
+                "{message}. oCIS refuses a token that was just issued. Is its issuer, to the letter, the \
+                 one that oCIS is configured with (OCIS_OIDC_TOKEN_URL must be the public address); do \
+                 the clocks agree; does oCIS reach the issuer; does the account exist? What heals by \
+                 itself is waited for with the same token"
+            );
+            Error::misconfigured(Reason::CredentialsRejected, message)
+        }
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            Error::terminal(Reason::Forbidden, format!("{message}. {REMEDY}"))
+        }
+        StatusCode::NOT_FOUND if graph_code(&answer).is_none() => {
+            let message = format!("{message}. Is OCIS_API_URL the address of an oCIS or OpenCloud?");
+            Error::misconfigured(Reason::WrongAddress, message)
+        }
+        status if status.is_client_error() => Error::terminal(Reason::Rejected, message),
+        _ => Error::transient(Reason::UnexpectedAnswer, message).after(purpose),
+    }
+}
+
+impl Integration for Ocis {
+    type Resource = Space;
+
+    fn step(&self) -> StepKind {
+        StepKind::Ocis
+    }
+
+    async fn observe(&self, target: &Target) -> Result<Option<Space>, Error> {
+        let open = target.intent.is_some_and(|intent| intent.open);
+        let got = match &target.recorded {
+            Some(id) => self.get(id).await?,
+            None => None,
+        };
+        match &got {
+            Some(drive) if !open => {
+                return Ok(Some(self.space(target, drive.clone(), Vec::new(), false)));
+            }
+            None if target.recorded.is_none() && !open => {
+                // Nothing was ever sent for it as far as anybody knows; but for a document that does not
+                // say that nobody has claimed it, that is not far.
+                let own = self.see_our_own();
+                if !target.may_exist || !self.search.shows(target.id, own).await? {
+                    return Ok(None);
+                }
+            }
+            _ => {}
+        }
+        let wanted = Wanted { tenant: target.id, id: target.recorded.clone() };
+        let mut drives = self.search.find(wanted).await?;
+        // What could be got says more than the list.
+        let twin_possible = open && got.is_some();
+        if let Some(got) = got {
+            drives.retain(|drive| drive.id != got.id);
+            drives.push(got);
+        }
+        match Self::choose(target, drives) {
+            Some((drive, twins)) => Ok(Some(self.space(target, drive, twins, twin_possible))),
+            None => {
+                self.see_our_own().await?;
+                Ok(None)
+            }
+        }
+    }
+
+    async fn create(&self, target: &Target) -> Result<Space, Error> {
+        let mark = Mark { tenant: target.id, intent: target.intent.map(|intent| intent.id) };
+        let mut body = json!({
+            "name": legal_name(&target.desired.name, target.slug.as_str()),
+            "driveAlias": mark.alias(),
+            "description": mark.describe(None),
+        });
+        if let Some(total) = target.desired.storage_bytes {
+            body["quota"] = json!({ "total": total });
+        }
+        let call = Call::new("create_space", Method::POST, &DRIVES).json(&body);
+        let answer = self.upstream.write(&call).await?;
+        match answer.status {
+            StatusCode::CREATED => {
+                let drive = self.parse(&call, Purpose::Write, &answer)?;
+                self.search.made(target.id);
+                // One that was sent before may still be applied.
+                let twin_possible = target.intent.is_some_and(|intent| intent.open);
+                Ok(self.space(target, drive, Vec::new(), twin_possible))
+            }
+            _ => Err(refused(&self.upstream, &call, Purpose::Write, answer)),
+        }
+    }
+
+    async fn update(&self, target: &Target, space: Space) -> Result<Space, Error> {
+        let Space { drive, twins, twin_possible, mut notes, .. } = space;
+        let drive = self.patch(target, &drive).await?;
+        for twin in &twins {
+            notes.push(self.disable_twin(&drive, twin).await?);
+        }
+        let mut space = self.space(target, drive, Vec::new(), twin_possible);
+        if let Some(members) = self.members.as_ref().filter(|_| space.group_missing) {
+            // Whatever came of it, it is not tried again in this run.
+            space.group_missing = false;
+            if let Err(note) = members.add(&self.upstream, &space.drive.id, &target.slug).await? {
+                notes.push(note);
+            }
+        }
+        space.notes = notes;
+        Ok(space)
+    }
+
+    fn external_id(space: &Space) -> &str {
+        &space.drive.id
+    }
+
+    fn owner(&self, target: &Target, space: &Space) -> Owner {
+        let drive = &space.drive;
+        let marks = drive.marks();
+        if marks.name(target.id) {
+            return Owner::Us;
+        }
+        match marks.another_than(target.id) {
+            Some(other) => Owner::Other(format!(
+                "ocis: the space {:?} ({}) is marked as that of tenant {other}, not of {}",
+                drive.name, drive.id, target.id,
+            )),
+            // By its id it is ours; somebody cleared its marks.
+            None => Owner::Us,
+        }
+    }
+
+    fn drift(&self, target: &Target, space: &Space) -> Vec<Drift> {
+        let drive = &space.drive;
+        let mut drift = Vec::new();
+        let mut compare = |field, observed: &str, desired: &str| {
+            if observed != desired {
+                let (observed, desired) = (observed.to_owned(), desired.to_owned());
+                drift.push(Drift { field, observed, desired });
+            }
+        };
+        compare("name", &drive.name, &legal_name(&target.desired.name, target.slug.as_str()));
+        let mark = Self::mark(target, drive);
+        let none = || "(none)".to_owned();
+        if drive.marks().alias != Some(mark) {
+            compare("driveAlias", &drive.drive_alias.clone().unwrap_or_else(none), &mark.alias());
+        }
+        if drive.marks().description != Some(mark) {
+            let before = drive.description.as_deref();
+            compare("description", before.unwrap_or("(none)"), &mark.describe(before));
+        }
+        if let Some(total) = target.desired.storage_bytes {
+            let observed = drive.quota.total.map_or_else(none, |total| total.to_string());
+            compare("quota", &observed, &total.to_string());
+        }
+        compare("state", if drive.is_disabled() { "disabled" } else { "enabled" }, "enabled");
+        for twin in &space.twins {
+            compare("duplicate", &twin.id, "(none)");
+        }
+        if let Some(members) = self.members.as_ref().filter(|_| space.group_missing) {
+            let group = members.group(&target.slug);
+            let roles: Vec<_> = drive.roles_of_group(&group).collect();
+            let roles = if roles.is_empty() { none() } else { roles.join(", ") };
+            compare("group role", &roles, members.membership.role.name());
+        }
+        drift
+    }
+
+    fn remarks(&self, target: &Target, space: &Space) -> Remarks {
+        let mut notes = space.notes.clone();
+        if space.drive.name != target.desired.name.as_str() {
+            notes.push(format!(
+                "the space is called {:?}, because oCIS does not allow the tenant's name",
+                space.drive.name
+            ));
+        }
+        let age = target.intent.map(|intent| intent.age).filter(|_| space.twin_possible);
+        Remarks {
+            note: (!notes.is_empty()).then(|| format!("ocis: {}", notes.join("; "))),
+            look_again: age.filter(|age| *age < LATEST).map(|age| age.max(FIRST_LOOK)),
+        }
+    }
+
+    async fn check(&self) -> Result<Checked, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Me {
+            #[serde(default)]
+            app_role_assignments: Vec<Assignment>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Assignment {
+            #[serde(default)]
+            app_role_id: String,
+        }
+        let query = [("$expand", "appRoleAssignments")];
+        let call = Call::get("check", &["graph", "v1.0", "me"]).query(&query);
+        let answer = self.upstream.read(&call).await?;
+        if answer.status != StatusCode::OK {
+            return Err(refused(&self.upstream, &call, Purpose::Read, answer));
+        }
+        let me: Me = self.parse(&call, Purpose::Read, &answer)?;
+        if let Some(members) = &self.members {
+            members.learn(&self.upstream).await?;
+        }
+        let is_admin =
+            me.app_role_assignments.iter().any(|role| SPACE_ADMINS.contains(&&*role.app_role_id));
+        Ok(Checked {
+            version: answer.header("x-graph-version").map(ToOwned::to_owned),
+            lacks: if is_admin { Vec::new() } else { vec!["the role Space Admin".into()] },
+            remedy: REMEDY.to_owned(),
+        })
+    }
+}

@@ -1,0 +1,262 @@
+//! The wire: JMAP requests to Stalwart's management, and what their answers mean.
+//!
+//! Everything here was observed with server 0.16.18.
+//!
+//! * The address is the configured one. The session's `apiUrl` is built from the server's public name,
+//!   and leads elsewhere from inside a cluster.
+//! * An HTTP 200 may hold an error for each call.
+//! * The explanation of a malformed request echoes it whole, secrets included: it is never shown.
+//! * A hundred failed logins ban our address for ever; the ban looks like a broken connection.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::super::upstream::{Answer, Call, Purpose, Upstream};
+use super::super::{Effect, Error};
+use crate::tenant::Reason;
+
+/// Several method calls in one HTTP request.
+pub struct Batch {
+    operation: &'static str,
+    purpose: Purpose,
+    calls: Vec<Value>,
+}
+
+impl Batch {
+    pub fn new(operation: &'static str, purpose: Purpose) -> Self {
+        Self { operation, purpose, calls: Vec::new() }
+    }
+
+    /// Adds a call; `id` finds its answer, and lets later calls refer to it.
+    pub fn call(&mut self, method: &str, arguments: Value, id: &str) -> &mut Self {
+        self.calls.push(json!([method, arguments, id]));
+        self
+    }
+}
+
+/// The answers to a batch.
+pub struct Answers {
+    responses: Vec<(String, Value, String)>,
+    operation: &'static str,
+    purpose: Purpose,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Responses {
+    method_responses: Vec<(String, Value, String)>,
+}
+
+/// RFC 7807, as far as it is safe to show.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Problem {
+    r#type: String,
+    title: String,
+    limit: String,
+}
+
+#[derive(Deserialize)]
+struct MethodError {
+    r#type: String,
+    #[serde(default)]
+    description: String,
+}
+
+/// Why an object was not created, changed or destroyed.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SetError {
+    pub r#type: String,
+    #[serde(default)]
+    pub description: Option<String>,
+    /// The object that stands in the way.
+    #[serde(default)]
+    pub object_id: Option<ObjectRef>,
+    /// The objects that hold this one.
+    #[serde(default)]
+    pub linked_objects: Vec<ObjectRef>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct ObjectRef {
+    pub object: String,
+    pub id: String,
+}
+
+/// What a `/set` says of one object.
+pub enum Written {
+    Done,
+    Refused(SetError),
+}
+
+/// Sends a batch.
+pub async fn send(upstream: &Upstream, batch: &Batch) -> Result<Answers, Error> {
+    let Batch { operation, purpose, calls } = batch;
+    let body = json!({
+        "using": ["urn:ietf:params:jmap:core", "urn:stalwart:jmap"],
+        "methodCalls": calls,
+    });
+    let call = Call::new(operation, Method::POST, &["jmap"]).json(&body);
+    let answer = upstream.answer(&call, *purpose).await?;
+    let answer = accepted(upstream, &call, *purpose, answer)?;
+    let Some(Responses { method_responses }) = answer.json() else {
+        let message = format!("{}: the answer is not JMAP", upstream.what(&call));
+        return Err(Error::transient(Reason::UnexpectedAnswer, message).after(*purpose));
+    };
+    Ok(Answers { responses: method_responses, operation, purpose: *purpose })
+}
+
+/// An answer with status 200, or what it means that it is none.
+pub fn accepted(
+    upstream: &Upstream,
+    call: &Call<'_>,
+    purpose: Purpose,
+    answer: Answer,
+) -> Result<Answer, Error> {
+    let status = answer.status;
+    let problem = answer.json::<Problem>().unwrap_or_default();
+    let title = upstream.printable(&problem.title);
+    let message = format!("{}: {status}: {title}", upstream.what(call));
+    match status {
+        StatusCode::OK => Ok(answer),
+        StatusCode::UNAUTHORIZED => {
+            let message = format!(
+                "{message}. Give the secret of an API key in STALWART_API_TOKEN, or an administrator's \
+                 STALWART_USERNAME and STALWART_PASSWORD. A hundred failed logins ban our address for \
+                 ever, so this is tried again only rarely"
+            );
+            Err(Error::misconfigured(Reason::CredentialsRejected, message))
+        }
+        StatusCode::FORBIDDEN => {
+            let message = format!("{message}. The API key lacks the permission `authenticate`");
+            Err(Error::misconfigured(Reason::CredentialsRejected, message))
+        }
+        StatusCode::TOO_MANY_REQUESTS if problem.title.contains("Authentication") => {
+            let message = format!(
+                "{message}: our address is banned, until an administrator lifts it (x:BlockedIp/set \
+                 destroy, then x:Action/set ReloadBlockedIps). Mend the credentials first"
+            );
+            Err(Error::misconfigured(Reason::CredentialsRejected, message))
+        }
+        StatusCode::BAD_REQUEST if problem.r#type.ends_with(":limit") => {
+            let message = format!("{}: over the limit {}", upstream.what(call), problem.limit);
+            Err(Error::throttled(message, Some(Duration::from_secs(1))))
+        }
+        StatusCode::BAD_REQUEST => {
+            let kind = upstream.printable(&problem.r#type);
+            let message = format!(
+                "{}: {status}: {kind} (its explanation echoes the request, and is left out)",
+                upstream.what(call)
+            );
+            Err(Error::terminal(Reason::Rejected, message))
+        }
+        StatusCode::NOT_FOUND => {
+            let message = format!(
+                "{message}. There is no JMAP at {}: is STALWART_API_URL the address of a Stalwart 0.16 \
+                 or newer, without /jmap or /api?",
+                upstream.base()
+            );
+            Err(Error::misconfigured(Reason::WrongAddress, message))
+        }
+        _ => {
+            let answer = upstream.expected(call, purpose, answer)?;
+            let message = upstream.refusal(call, &answer);
+            Err(Error::transient(Reason::UnexpectedAnswer, message).after(purpose))
+        }
+    }
+}
+
+impl Answers {
+    /// The answer to call `id`, or what its error means.
+    pub fn of(&self, id: &str) -> Result<&Value, Error> {
+        let found = self.responses.iter().find(|(_, _, answered)| answered == id);
+        let Some((method, arguments, _)) = found else {
+            return Err(self.unexpected("the answer to one of the calls is missing"));
+        };
+        if method != "error" {
+            return Ok(arguments);
+        }
+        let Ok(error) = MethodError::deserialize(arguments) else {
+            return Err(self.unexpected("a call failed without saying why"));
+        };
+        let MethodError { r#type: kind, description } = error;
+        let message = format!("{}: {kind}: {description}", self.what());
+        Err(match kind.as_str() {
+            "forbidden" if description.contains("bootstrap mode") => {
+                let message = format!("{message}. Finish Stalwart's setup and restart it");
+                Error::transient(Reason::NotReady, message)
+            }
+            "forbidden" => {
+                Error::terminal(Reason::Forbidden, format!("{message}. {}", super::PERMISSIONS))
+            }
+            // A lost race, or a part of it was done all the same.
+            "serverUnavailable" | "serverFail" | "serverPartialFail" => {
+                Error::transient(Reason::UpstreamError, message).after(self.purpose)
+            }
+            _ => Error::terminal(Reason::Rejected, message),
+        })
+    }
+
+    /// The list of a `/get`.
+    pub fn list<T: DeserializeOwned>(&self, id: &str) -> Result<Vec<T>, Error> {
+        let list = self.of(id)?.get("list").cloned().unwrap_or_else(|| json!([]));
+        serde_json::from_value(list).map_err(|_| self.unexpected("an object is not of the known form"))
+    }
+
+    /// What became of creation `id` of a `/set`.
+    pub fn created(&self, call: &str, id: &str) -> Result<Written, Error> {
+        self.written(call, id, "created", "notCreated")
+    }
+
+    /// What became of the update of object `id`.
+    pub fn updated(&self, call: &str, id: &str) -> Result<Written, Error> {
+        self.written(call, id, "updated", "notUpdated")
+    }
+
+    /// What became of the destruction of object `id`.
+    pub fn destroyed(&self, call: &str, id: &str) -> Result<Written, Error> {
+        let gone = self.of(call)?.get("destroyed").and_then(Value::as_array);
+        if gone.is_some_and(|gone| gone.iter().any(|gone| gone == id)) {
+            return Ok(Written::Done);
+        }
+        self.written(call, id, "", "notDestroyed")
+    }
+
+    /// An id that cannot be parsed is in neither list: it was dropped without a word.
+    fn written(&self, call: &str, id: &str, done: &str, refused: &str) -> Result<Written, Error> {
+        let set = self.of(call)?;
+        if set.get(done).and_then(|done| done.get(id)).is_some() {
+            return Ok(Written::Done);
+        }
+        match set.get(refused).and_then(|refused| refused.get(id)).map(SetError::deserialize) {
+            Some(Ok(error)) => Ok(Written::Refused(error)),
+            _ => Err(self.unexpected("the answer says nothing of the object that was to be written")),
+        }
+    }
+
+    pub fn what(&self) -> String {
+        format!("stalwart: {}", self.operation.replace('_', " "))
+    }
+
+    fn unexpected(&self, why: &str) -> Error {
+        let message = format!("{}: {why}", self.what());
+        Error::transient(Reason::UnexpectedAnswer, message).after(self.purpose)
+    }
+}
+
+impl SetError {
+    /// A refusal that concerns this object only.
+    pub fn terminal(&self, what: &str) -> Error {
+        let description = self.description.as_deref().unwrap_or_default();
+        let message = format!("{what}: {}: {description}", self.r#type);
+        let reason = if self.r#type == "forbidden" { Reason::Forbidden } else { Reason::Rejected };
+        let mut error = Error::terminal(reason, message.trim_end_matches([':', ' ']).to_owned());
+        error.effect = Effect::None;
+        error
+    }
+}

@@ -1,0 +1,522 @@
+//! Stalwart: one mail domain per tenant, managed over JMAP (`x:Domain`).
+//!
+//! Source: what server 0.16.18 was observed to do; it has no other documentation of most of this.
+//!
+//! * Domain names are unique, over names and aliases. Ids are the server's.
+//! * The only free field is `description`; it carries the tenant's name and mark. It is indexed by word,
+//!   so that a domain is found by its mark, which is therefore one unbroken word.
+//! * Filters are exact and not normalised; results are compared again here.
+//! * There is no state and no version: to notice a change is to look again.
+//! * A tenant whose domain changes gets the new one first. The former one is removed as soon as nothing is
+//!   in it but what the server itself put there (DKIM signatures); accounts, lists and aliases are never
+//!   touched.
+
+mod jmap;
+
+use std::fmt;
+use std::str::FromStr;
+
+use reqwest::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use self::jmap::{Answers, Batch, ObjectRef, Written, accepted, send};
+use super::Error;
+use super::converge::{Checked, Drift, Integration, Owner, Remarks, Target};
+use super::upstream::{Call, Purpose, Upstream};
+use crate::tenant::{MailDomain, Reason, StepKind, TenantId};
+
+/// Who makes a new domain's DKIM keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DkimManagement {
+    /// The server, about half a second after the domain was made.
+    #[default]
+    Automatic,
+    /// Whoever wants them.
+    Manual,
+}
+
+impl DkimManagement {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Automatic => "Automatic",
+            Self::Manual => "Manual",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be automatic or manual")]
+pub struct InvalidDkimManagement;
+
+impl FromStr for DkimManagement {
+    type Err = InvalidDkimManagement;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDkimManagement> {
+        match text {
+            "automatic" => Ok(Self::Automatic),
+            "manual" => Ok(Self::Manual),
+            _ => Err(InvalidDkimManagement),
+        }
+    }
+}
+
+/// The integration with one Stalwart server.
+pub struct Stalwart {
+    upstream: Upstream,
+    dkim: DkimManagement,
+}
+
+/// A domain, as far as we look at it: everything else, such as its DNS zone, is long.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Domain {
+    pub id: String,
+    pub name: String,
+    #[serde(default)]
+    pub description: Option<String>,
+    #[serde(default = "enabled")]
+    pub is_enabled: bool,
+    #[serde(default)]
+    aliases: serde_json::Map<String, Value>,
+}
+
+fn enabled() -> bool {
+    true
+}
+
+/// What a tenant has.
+pub struct MailService {
+    domain: Domain,
+    /// Domains of ours with other names: what the tenant had before.
+    former: Vec<Former>,
+}
+
+struct Former {
+    domain: Domain,
+    /// Why it cannot be removed.
+    kept: Option<String>,
+}
+
+const PROPERTIES: [&str; 4] = ["name", "description", "isEnabled", "aliases"];
+/// What a search brings; names and marks are unique, so more than a few are noise.
+const FEW: u32 = 20;
+/// Domains in a page of a list; the most that `/get` gives (observed).
+const PAGE: usize = 500;
+/// What our account must be able to do.
+const NEEDED: [&str; 7] = [
+    "sysDomainGet",
+    "sysDomainQuery",
+    "sysDomainCreate",
+    "sysDomainUpdate",
+    "sysDomainDestroy",
+    "sysDkimSignatureQuery",
+    "sysDkimSignatureDestroy",
+];
+const PERMISSIONS: &str = "The API key needs the permissions authenticate, \
+                           sysDomain{Get,Query,Create,Update,Destroy} and \
+                           sysDkimSignature{Query,Destroy}";
+
+impl Stalwart {
+    pub fn new(upstream: Upstream, dkim: DkimManagement) -> Self {
+        Self { upstream, dkim }
+    }
+
+    /// A page of all domains, in order of their names, after the first `position`.
+    ///
+    /// The order is given because the default one, cut into pages, repeats some and never shows others
+    /// (observed).
+    pub async fn list(&self, position: usize) -> Result<Vec<Domain>, Error> {
+        let mut batch = Batch::new("list_domains", Purpose::Read);
+        query(&mut batch, json!({ "position": position, "limit": PAGE }), "list");
+        send(&self.upstream, &batch).await?.list("list.get")
+    }
+
+    /// Asks for everything that could be the tenant's, in one request.
+    async fn look(&self, target: &Target, name: &MailDomain) -> Result<Found, Error> {
+        let mut batch = Batch::new("find_domain", Purpose::Read);
+        if let Some(id) = &target.recorded {
+            batch.call("x:Domain/get", json!({ "ids": [id], "properties": PROPERTIES }), "recorded");
+        }
+        query(&mut batch, json!({ "filter": { "name": name.as_str() }, "limit": FEW }), "named");
+        query(&mut batch, json!({ "filter": { "aliases": name.as_str() }, "limit": FEW }), "alias");
+        let mark = target.id.to_string();
+        query(&mut batch, json!({ "filter": { "text": mark }, "limit": FEW }), "marked");
+        let answers = send(&self.upstream, &batch).await?;
+        let mut found =
+            Found { domains: self.marked_by(&answers, target)?, alias_of: answers.list("alias.get")? };
+        if target.recorded.is_some() {
+            found.domains.extend(answers.list::<Domain>("recorded")?);
+        }
+        found.domains.extend(answers.list::<Domain>("named.get")?.into_iter().filter(|domain| {
+            // The filter is exact, but that is the server's word.
+            domain.name == name.as_str()
+        }));
+        found.domains.sort_by(|a, b| a.id.cmp(&b.id));
+        found.domains.dedup_by(|a, b| a.id == b.id);
+        found.alias_of.retain(|domain| domain.aliases.contains_key(name.as_str()));
+        Ok(found)
+    }
+
+    /// Of a search by mark, those that really carry it: leading words that match nothing are ignored by
+    /// the server (observed), and names are searched too.
+    fn marked_by(&self, answers: &Answers, target: &Target) -> Result<Vec<Domain>, Error> {
+        let mut domains: Vec<Domain> = answers.list("marked.get")?;
+        domains.retain(|domain| domain.mark() == Some(target.id));
+        Ok(domains)
+    }
+
+    /// The former domains among ours, beside the one called `name`.
+    fn former(name: &str, ours: Vec<Domain>, mark: TenantId) -> Vec<Former> {
+        let former =
+            ours.into_iter().filter(|domain| domain.name != name && domain.mark() == Some(mark));
+        former.map(|domain| Former { domain, kept: None }).collect()
+    }
+
+    /// Removes a domain in which nobody has anything. Says why it stays if it must.
+    async fn remove(&self, domain: &Domain) -> Result<Option<String>, Error> {
+        let id = domain.id.as_str();
+        let mut batch = Batch::new("remove_domain", Purpose::Write);
+        // As it is, first: only the answer tells for certain what is in it.
+        batch.call("x:Domain/set", json!({ "destroy": [id] }), "remove");
+        let answers = send(&self.upstream, &batch).await?;
+        let refused = match answers.destroyed("remove", id)? {
+            Written::Done => return Ok(None),
+            Written::Refused(refused) => refused,
+        };
+        match refused.r#type.as_str() {
+            "notFound" => return Ok(None),
+            "objectIsLinked" => {}
+            _ => return Err(refused.terminal(&answers.what())),
+        }
+        let linked = &refused.linked_objects;
+        if linked.is_empty() || linked.iter().any(|object| object.object != "DkimSignature") {
+            return Ok(Some(what_is_in(&domain.name, linked)));
+        }
+        let mut batch = Batch::new("remove_domain", Purpose::Write);
+        batch
+            .call("x:DkimSignature/query", json!({ "filter": { "domainId": id } }), "keys")
+            .call(
+                "x:DkimSignature/set",
+                json!({ "#destroy": reference("keys", "x:DkimSignature/query") }),
+                "drop",
+            )
+            .call("x:Domain/set", json!({ "destroy": [id] }), "remove");
+        let answers = send(&self.upstream, &batch).await?;
+        answers.of("keys")?;
+        answers.of("drop")?;
+        match answers.destroyed("remove", id)? {
+            Written::Done => Ok(None),
+            Written::Refused(refused) if refused.r#type == "objectIsLinked" => {
+                Ok(Some(what_is_in(&domain.name, &refused.linked_objects)))
+            }
+            Written::Refused(refused) => Err(refused.terminal(&answers.what())),
+        }
+    }
+}
+
+/// What one look found.
+struct Found {
+    /// In order of their ids.
+    domains: Vec<Domain>,
+    /// Domains that have the wanted name as an alias.
+    alias_of: Vec<Domain>,
+}
+
+/// A query, always sorted, and a `/get` of what it found, answered as `{id}.get`.
+fn query(batch: &mut Batch, mut arguments: Value, id: &str) {
+    arguments["sort"] = json!([{ "property": "name", "isAscending": true }]);
+    let ids = reference(id, "x:Domain/query");
+    batch.call("x:Domain/query", arguments, id).call(
+        "x:Domain/get",
+        json!({ "#ids": ids, "properties": PROPERTIES }),
+        &format!("{id}.get"),
+    );
+}
+
+fn reference(call: &str, method: &str) -> Value {
+    json!({ "resultOf": call, "name": method, "path": "/ids" })
+}
+
+/// For people: what keeps a domain from being removed.
+fn what_is_in(name: &str, linked: &[ObjectRef]) -> String {
+    let count = |object: &str| linked.iter().filter(|linked| linked.object == object).count();
+    let mut parts = Vec::new();
+    for (object, one, many) in
+        [("Account", "account", "accounts"), ("MailingList", "mailing list", "mailing lists")]
+    {
+        match count(object) {
+            0 => {}
+            1 => parts.push(format!("1 {one}")),
+            n => parts.push(format!("{n} {many}")),
+        }
+    }
+    let known = ["Account", "MailingList", "DkimSignature"];
+    let others = linked.iter().filter(|linked| !known.contains(&linked.object.as_str()));
+    parts.extend(others.map(|linked| format!("{} {}", linked.object, linked.id)));
+    if parts.is_empty() {
+        parts.push("something".into());
+    }
+    format!("{} still in {name}", parts.join(", "))
+}
+
+impl Domain {
+    /// The tenant that the description names as the owner.
+    pub fn mark(&self) -> Option<TenantId> {
+        let description = self.description.as_deref()?;
+        let (_, rest) = description.rsplit_once(MARK_BEFORE)?;
+        rest.split_once(MARK_AFTER)?.0.parse().ok()
+    }
+
+    fn is_marked_by_something(&self) -> bool {
+        self.description.as_deref().is_some_and(|text| text.contains(MARK_BEFORE))
+    }
+}
+
+const MARK_BEFORE: &str = "[tenantry ";
+const MARK_AFTER: char = ']';
+
+/// What a domain's description says: `Acme Corporation [tenantry 65f0…]`.
+fn description(target: &Target) -> String {
+    format!("{} {MARK_BEFORE}{}{MARK_AFTER}", target.desired.name, target.id)
+}
+
+/// The step is only run for tenants that have one.
+fn wanted(target: &Target) -> Result<&MailDomain, Error> {
+    target.desired.domain.as_ref().ok_or_else(|| {
+        Error::terminal(Reason::NoMailDomain, "stalwart: the tenant has no mail domain".into())
+    })
+}
+
+impl Integration for Stalwart {
+    type Resource = MailService;
+
+    fn step(&self) -> StepKind {
+        StepKind::Stalwart
+    }
+
+    async fn observe(&self, target: &Target) -> Result<Option<MailService>, Error> {
+        let name = wanted(target)?;
+        let Found { mut domains, alias_of } = self.look(target, name).await?;
+        // The same name as before on a domain that now has another one: somebody renamed it. Another name
+        // than before: the tenant moves.
+        let moves = target.observed.as_ref().and_then(|last| last.domain.as_ref()) != Some(name);
+        let recorded = |domain: &Domain| target.recorded.as_ref() == Some(&domain.id);
+        let chosen = domains
+            .iter()
+            .position(|domain| domain.name == name.as_str())
+            .or_else(|| domains.iter().position(|domain| !moves && recorded(domain)))
+            .or_else(|| domains.iter().position(|domain| !moves && domain.mark() == Some(target.id)));
+        if let Some(chosen) = chosen {
+            let domain = domains.swap_remove(chosen);
+            let former = Self::former(name.as_str(), domains, target.id);
+            return Ok(Some(MailService { domain, former }));
+        }
+        if let Some(holder) = alias_of.first() {
+            return Err(Error::terminal(
+                Reason::Conflict,
+                format!(
+                    "stalwart: {name} is an alias of the domain {} ({}); remove the alias there to make \
+                     it a domain of its own",
+                    holder.name, holder.id
+                ),
+            ));
+        }
+        Ok(None)
+    }
+
+    async fn create(&self, target: &Target) -> Result<MailService, Error> {
+        let name = wanted(target)?;
+        let domain = json!({
+            "name": name.as_str(),
+            "description": description(target),
+            "dkimManagement": { "@type": self.dkim.name() },
+        });
+        let mut batch = Batch::new("create_domain", Purpose::Write);
+        batch.call("x:Domain/set", json!({ "create": { "new": domain } }), "create");
+        let read = json!({ "ids": ["#new"], "properties": PROPERTIES });
+        batch.call("x:Domain/get", read, "read");
+        // Where the tenant has moved from.
+        let mark = target.id.to_string();
+        query(&mut batch, json!({ "filter": { "text": mark }, "limit": FEW }), "marked");
+        let answers = send(&self.upstream, &batch).await?;
+        match answers.created("create", "new")? {
+            Written::Done => {}
+            Written::Refused(refused) if refused.r#type == "primaryKeyViolation" => {
+                let holder = refused.object_id.as_ref();
+                let holder = holder.map_or_else(String::new, |holder| format!(" ({})", holder.id));
+                let message = format!("stalwart: the name {name} is taken by another domain{holder}");
+                // Somebody was faster, or it is an alias there.
+                return Err(Error::terminal(Reason::Conflict, message).stale());
+            }
+            Written::Refused(refused) => return Err(refused.terminal(&answers.what())),
+        }
+        let domain = answers.list::<Domain>("read").ok().and_then(|mut list| list.pop());
+        let domain = domain.ok_or_else(|| {
+            let message = format!("stalwart: domain {name} cannot be read after its creation");
+            Error::transient(Reason::UnexpectedAnswer, message).after(Purpose::Write)
+        })?;
+        // Whether or not that worked, the domain is there; the next look finds the former ones too.
+        let ours = self.marked_by(&answers, target).unwrap_or_default();
+        Ok(MailService { domain, former: Self::former(name.as_str(), ours, target.id) })
+    }
+
+    async fn update(&self, target: &Target, service: MailService) -> Result<MailService, Error> {
+        let MailService { mut domain, mut former } = service;
+        let name = wanted(target)?;
+        let mut patch = serde_json::Map::new();
+        if domain.name != name.as_str() {
+            patch.insert("name".into(), name.as_str().into());
+        }
+        let description = description(target);
+        if domain.description.as_ref() != Some(&description) {
+            patch.insert("description".into(), description.into());
+        }
+        if !domain.is_enabled {
+            patch.insert("isEnabled".into(), true.into());
+        }
+        if !patch.is_empty() {
+            let id = domain.id.as_str();
+            let mut batch = Batch::new("update_domain", Purpose::Write);
+            batch.call("x:Domain/set", json!({ "update": { id: patch } }), "update");
+            batch.call("x:Domain/get", json!({ "ids": [id], "properties": PROPERTIES }), "read");
+            let answers = send(&self.upstream, &batch).await?;
+            match answers.updated("update", id)? {
+                Written::Done => {}
+                Written::Refused(refused) => match refused.r#type.as_str() {
+                    // Gone since we looked.
+                    "notFound" => return Err(refused.terminal(&answers.what()).stale()),
+                    "primaryKeyViolation" => {
+                        let message = format!(
+                            "stalwart: the tenant's domain was renamed to {}, and {name} is taken by \
+                             another domain",
+                            domain.name
+                        );
+                        return Err(Error::terminal(Reason::Conflict, message).about(id));
+                    }
+                    _ => return Err(refused.terminal(&answers.what()).about(id)),
+                },
+            }
+            let read = answers.list::<Domain>("read")?.pop();
+            domain = read.ok_or_else(|| {
+                let message = format!("stalwart: domain {name} cannot be read after its change");
+                Error::transient(Reason::UnexpectedAnswer, message).after(Purpose::Write)
+            })?;
+        }
+        // Only once the tenant's domain is as it should be.
+        let mut kept = Vec::new();
+        for Former { domain: old, kept: why } in former.drain(..) {
+            let why = match why {
+                Some(why) => Some(why),
+                None => self.remove(&old).await?,
+            };
+            if why.is_some() {
+                kept.push(Former { domain: old, kept: why });
+            }
+        }
+        Ok(MailService { domain, former: kept })
+    }
+
+    fn external_id(service: &MailService) -> &str {
+        &service.domain.id
+    }
+
+    fn owner(&self, target: &Target, service: &MailService) -> Owner {
+        let domain = &service.domain;
+        match domain.mark() {
+            Some(mark) if mark == target.id => Owner::Us,
+            Some(mark) => Owner::Other(format!(
+                "stalwart: the domain {} ({}) is marked as that of tenant {mark}, not of {}",
+                domain.name, domain.id, target.id,
+            )),
+            None if target.recorded.as_ref() == Some(&domain.id) => Owner::Us,
+            None if domain.is_marked_by_something() => Owner::Other(format!(
+                "stalwart: the domain {} ({}) carries a mark that cannot be read",
+                domain.name, domain.id,
+            )),
+            None => Owner::Nobody,
+        }
+    }
+
+    fn drift(&self, target: &Target, service: &MailService) -> Vec<Drift> {
+        let domain = &service.domain;
+        let mut drift = Vec::new();
+        let mut compare = |field, observed: &dyn fmt::Display, desired: &dyn fmt::Display| {
+            let (observed, desired) = (observed.to_string(), desired.to_string());
+            if observed != desired {
+                drift.push(Drift { field, observed, desired });
+            }
+        };
+        if let Some(name) = &target.desired.domain {
+            compare("name", &domain.name, name);
+        }
+        let said = domain.description.as_deref().unwrap_or("(none)");
+        compare("description", &said, &description(target));
+        compare("isEnabled", &domain.is_enabled, &true);
+        for former in service.former.iter().filter(|former| former.kept.is_none()) {
+            compare("former domain", &former.domain.name, &"(none)");
+        }
+        drift
+    }
+
+    fn remarks(&self, _target: &Target, service: &MailService) -> Remarks {
+        let kept: Vec<_> = service.former.iter().filter_map(|former| former.kept.clone()).collect();
+        let note = (!kept.is_empty()).then(|| format!("stalwart: kept: {}", kept.join("; ")));
+        Remarks { note, look_again: None }
+    }
+
+    async fn check(&self) -> Result<Checked, Error> {
+        #[derive(Deserialize)]
+        struct Account {
+            permissions: Vec<String>,
+            #[serde(default)]
+            edition: String,
+        }
+        let call = Call::get("check", &["api", "account"]);
+        let answer = self.upstream.answer(&call, Purpose::Read).await?;
+        if answer.status == StatusCode::OK
+            && let Some(account) = answer.json::<Account>()
+        {
+            let lacks = NEEDED.iter().filter(|needed| !account.permissions.iter().any(|p| p == *needed));
+            return Ok(Checked {
+                version: Some(format!("0.16 or newer, edition {}", account.edition)),
+                lacks: lacks.map(ToString::to_string).collect(),
+                remedy: PERMISSIONS.to_owned(),
+            });
+        }
+        accepted(&self.upstream, &call, Purpose::Read, answer)?;
+        let message = "stalwart: check: the answer does not tell our permissions".to_owned();
+        Err(Error::transient(Reason::UnexpectedAnswer, message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_read_from_a_description_whatever_the_name_before_it() {
+        let id = TenantId::from_bytes([7; 12]);
+        let domain = |text: &str| Domain {
+            id: "b".into(),
+            name: "acme.test".into(),
+            description: Some(text.to_owned()),
+            is_enabled: true,
+            aliases: serde_json::Map::new(),
+        };
+        assert_eq!(domain(&format!("Acme [tenantry {id}]")).mark(), Some(id));
+        assert_eq!(domain(&format!("[tenantry x] [tenantry {id}]")).mark(), Some(id));
+        assert_eq!(domain("Acme").mark(), None);
+        assert!(!domain("Acme").is_marked_by_something());
+        assert!(domain("[tenantry soon]").is_marked_by_something());
+    }
+
+    #[test]
+    fn what_keeps_a_domain_is_told_in_words() {
+        let linked = |object: &str| ObjectRef { object: object.into(), id: "d".into() };
+        let accounts = [linked("Account"), linked("Account"), linked("DkimSignature")];
+        assert_eq!(what_is_in("acme.test", &accounts), "2 accounts still in acme.test");
+        let odd = [linked("MailingList"), linked("SystemSettings")];
+        assert_eq!(what_is_in("acme.test", &odd), "1 mailing list, SystemSettings d still in acme.test");
+    }
+}

@@ -1,0 +1,578 @@
+//! One upstream's connection: address, credentials, limits and metrics, and the meaning of those answers
+//! that mean the same everywhere.
+//!
+//! Messages name system, operation, status and the upstream's own words, never a secret. What an answer
+//! may hold is bounded.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
+use reqwest::{Method, Response, StatusCode};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
+use url::Url;
+
+use super::Error;
+use super::http::{BaseUrl, HttpClient, innermost};
+use super::limits::{Limiter, Limits};
+use super::oauth::{Token, TokenSource};
+use crate::metrics::Metrics;
+use crate::tenant::{FailureKind, Reason, StepKind};
+
+/// The longest answer that is read whole, in bytes. The largest expected one, a page of 100 groups with
+/// generous attributes, is a tenth of it.
+const MAX_ANSWER: usize = 8 << 20;
+/// As good as no time limit.
+const LONGEST: Duration = Duration::from_secs(86_400);
+/// How much of an upstream's own words goes into a message, in characters.
+const MAX_WORDS: usize = 300;
+
+/// How we show who we are.
+#[derive(Clone)]
+pub enum Credentials {
+    /// Nothing in the header.
+    None,
+    Bearer(SecretString),
+    Basic {
+        user: String,
+        password: SecretString,
+    },
+    /// Tokens of an issuer, renewed as they age.
+    Tokens(Arc<TokenSource>),
+}
+
+/// See the module.
+pub struct Upstream {
+    pub(super) step: StepKind,
+    http: HttpClient,
+    base: BaseUrl,
+    credentials: Credentials,
+    limiter: Limiter,
+    metrics: Arc<Metrics>,
+}
+
+/// A request to an upstream.
+pub struct Call<'a> {
+    /// Names the request in metrics and messages: `create_group`.
+    pub operation: &'static str,
+    pub method: Method,
+    pub to: To<'a>,
+    pub query: &'a [(&'a str, &'a str)],
+    pub header: Option<(&'static str, &'static str)>,
+    pub body: Option<Body>,
+    /// The answer may take as long as it is long; whoever reads it bounds each piece.
+    pub unhurried: bool,
+}
+
+/// Where a request goes.
+#[derive(Clone, Copy)]
+pub enum To<'a> {
+    /// Below the base address; an empty last segment gives a trailing slash.
+    Path(&'a [&'a str]),
+    /// Elsewhere.
+    Url(&'a Url),
+}
+
+pub struct Body {
+    kind: &'static str,
+    bytes: Bytes,
+}
+
+impl<'a> Call<'a> {
+    pub fn new(operation: &'static str, method: Method, path: &'a [&'a str]) -> Self {
+        let to = To::Path(path);
+        Self { operation, method, to, query: &[], header: None, body: None, unhurried: false }
+    }
+
+    pub fn get(operation: &'static str, path: &'a [&'a str]) -> Self {
+        Self::new(operation, Method::GET, path)
+    }
+
+    #[must_use]
+    pub fn query(mut self, query: &'a [(&'a str, &'a str)]) -> Self {
+        self.query = query;
+        self
+    }
+
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: &'static str) -> Self {
+        self.header = Some((name, value));
+        self
+    }
+
+    #[must_use]
+    pub fn without_time_limit(mut self) -> Self {
+        self.unhurried = true;
+        self
+    }
+
+    /// # Panics
+    /// When `body` is of a type that is no JSON, such as a map whose keys are not text.
+    #[must_use]
+    pub fn json(mut self, body: &impl Serialize) -> Self {
+        let bytes = serde_json::to_vec(body).expect("our own types are JSON").into();
+        self.body = Some(Body { kind: "application/json", bytes });
+        self
+    }
+
+    #[must_use]
+    pub fn form(mut self, fields: &[(&str, &str)]) -> Self {
+        let text = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+        self.body = Some(Body { kind: "application/x-www-form-urlencoded", bytes: text.into() });
+        self
+    }
+}
+
+/// What a request is for, and so what its failure may mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Changes nothing, and may be repeated.
+    Read,
+    /// May have been applied, whatever the answer. See [`Effect`](super::Effect).
+    Write,
+}
+
+/// An answer of the upstream, whatever its status.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub body: Vec<u8>,
+    headers: HeaderMap,
+}
+
+impl Answer {
+    /// The body as a JSON value of this form, if it is one.
+    pub fn json<T: DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_slice(&self.body).ok()
+    }
+
+    pub fn header(&self, name: impl reqwest::header::AsHeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.header(RETRY_AFTER).and_then(parse_retry_after)
+    }
+}
+
+/// An answer whose body has not been read yet. It counts as a request under way until it is dropped.
+pub struct Begun {
+    response: Response,
+    started: Instant,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Begun {
+    pub fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    /// The next piece of the body; `None` at its end.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Broken> {
+        self.response.chunk().await.map_err(Broken::from)
+    }
+}
+
+impl Upstream {
+    pub fn new(
+        step: StepKind,
+        http: HttpClient,
+        base: BaseUrl,
+        credentials: Credentials,
+        limits: Limits,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { step, http, base, credentials, limiter: Limiter::new(limits), metrics }
+    }
+
+    pub fn base(&self) -> &BaseUrl {
+        &self.base
+    }
+
+    /// Reads something. A connection that broke before the answer is tried once more: servers close
+    /// idle connections, and Authentik recycles its workers every thousand requests.
+    pub async fn read(&self, call: &Call<'_>) -> Result<Answer, Error> {
+        let answer = self.answer(call, Purpose::Read).await?;
+        self.expected(call, Purpose::Read, answer)
+    }
+
+    /// Changes something. See [`Effect`](super::Effect) for what a failure may have done.
+    pub async fn write(&self, call: &Call<'_>) -> Result<Answer, Error> {
+        let answer = self.answer(call, Purpose::Write).await?;
+        self.expected(call, Purpose::Write, answer)
+    }
+
+    /// The answer, whatever its status.
+    pub async fn answer(&self, call: &Call<'_>, purpose: Purpose) -> Result<Answer, Error> {
+        match (self.exchange(call, purpose).await, purpose) {
+            (Err(Broken::Connection(_)), Purpose::Read) => self.exchange(call, purpose).await,
+            (other, _) => other,
+        }
+        .map_err(|broken| self.broken(call, purpose, broken))
+    }
+
+    /// Begins to read something that is too long to be held in memory. An answer other than 200 is
+    /// returned whole.
+    pub async fn open(&self, call: &Call<'_>) -> Result<Result<Begun, Answer>, Error> {
+        let begun = match self.begin(call, Purpose::Read).await {
+            Ok(begun) if begun.status() == StatusCode::OK => {
+                self.measure(call, begun.started, "200");
+                return Ok(Ok(begun));
+            }
+            Ok(begun) => self.finish(call, begun).await,
+            Err(broken) => Err(broken),
+        };
+        begun.map(Err).map_err(|broken| self.broken(call, Purpose::Read, broken))
+    }
+
+    async fn exchange(&self, call: &Call<'_>, purpose: Purpose) -> Result<Answer, Broken> {
+        let begun = self.begin(call, purpose).await?;
+        self.finish(call, begun).await
+    }
+
+    /// Sends the request, with another token where that may help.
+    async fn begin(&self, call: &Call<'_>, purpose: Purpose) -> Result<Begun, Broken> {
+        let Credentials::Tokens(tokens) = &self.credentials else {
+            return self.send(call, None).await;
+        };
+        let mut token = tokens.current().await?;
+        let mut begun = self.send(call, Some(&token)).await?;
+        if is_refusal(&begun)
+            && let Some(another) = tokens.after_refusal(&token).await?
+        {
+            self.measure(call, begun.started, "401");
+            drop(begun);
+            token = another;
+            begun = self.send(call, Some(&token)).await?;
+        }
+        if !is_refusal(&begun) {
+            tokens.accepted(&token);
+        }
+        if is_empty_500(&begun) && purpose == Purpose::Read {
+            // Two first requests of a new account at once, perhaps.
+            self.measure(call, begun.started, "500");
+            drop(begun);
+            begun = self.send(call, Some(&token)).await?;
+            if is_empty_500(&begun) {
+                self.measure(call, begun.started, "500");
+                return Err(tokens.discard(&token).into());
+            }
+        }
+        Ok(begun)
+    }
+
+    async fn send(&self, call: &Call<'_>, token: Option<&Token>) -> Result<Begun, Broken> {
+        let place = self.limiter.admit().await;
+        let started = Instant::now();
+        let url = match call.to {
+            To::Path(path) => self.base.join(path),
+            To::Url(url) => url.clone(),
+        };
+        let mut request = self
+            .http
+            .client
+            .request(call.method.clone(), url)
+            // Without it Authentik's proxy answers in HTML while it starts.
+            .header(ACCEPT, "application/json")
+            // An upstream's logs and ours can be laid side by side.
+            .header("x-request-id", format!("tenantry-{:016x}", rand::random::<u64>()));
+        request = match (&self.credentials, token) {
+            (_, Some(token)) => request.bearer_auth(token.expose()),
+            (Credentials::Bearer(token), None) => request.bearer_auth(token.expose_secret()),
+            (Credentials::Basic { user, password }, None) => {
+                request.basic_auth(user, Some(password.expose_secret()))
+            }
+            (Credentials::None | Credentials::Tokens(_), None) => request,
+        };
+        if call.unhurried {
+            request = request.timeout(LONGEST);
+        }
+        if let Some((name, value)) = call.header {
+            request = request.header(HeaderName::from_static(name), value);
+        }
+        if !call.query.is_empty() {
+            request = request.query(call.query);
+        }
+        if let Some(body) = &call.body {
+            request = request.header(CONTENT_TYPE, body.kind).body(body.bytes.clone());
+        }
+        let sent = request.send().await.map_err(Broken::from);
+        if let Err(broken) = &sent {
+            self.measure(call, started, broken.label());
+        }
+        Ok(Begun { response: sent?, started, _place: place })
+    }
+
+    /// Reads the whole answer.
+    async fn finish(&self, call: &Call<'_>, mut begun: Begun) -> Result<Answer, Broken> {
+        let body = whole(&mut begun).await;
+        let status = begun.status();
+        self.measure(
+            call,
+            begun.started,
+            match &body {
+                Ok(_) => status.as_str(),
+                Err(broken) => broken.label(),
+            },
+        );
+        Ok(Answer { status, body: body?, headers: begun.response.headers().clone() })
+    }
+
+    fn measure(&self, call: &Call<'_>, started: Instant, status: &str) {
+        self.metrics
+            .upstream_seconds
+            .with_label_values(&[self.step.name(), call.operation, status])
+            .observe(started.elapsed().as_secs_f64());
+    }
+
+    /// Turns answers that mean the same for every upstream into errors.
+    pub fn expected(&self, call: &Call<'_>, purpose: Purpose, answer: Answer) -> Result<Answer, Error> {
+        let status = answer.status;
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            return Err(Error::throttled(self.refusal(call, &answer), answer.retry_after()));
+        }
+        if status.is_server_error() {
+            let mut error = Error::transient(Reason::UpstreamError, self.refusal(call, &answer));
+            if let Some(wait) = answer.retry_after() {
+                error.failure.kind = FailureKind::Transient { retry_after: Some(wait) };
+            }
+            return Err(error.after(purpose));
+        }
+        if status.is_redirection() {
+            let to = answer.header(LOCATION).unwrap_or("elsewhere");
+            let message = format!(
+                "{}: {status}: {} redirects to {}; configure the address it leads to",
+                self.what(call),
+                self.base,
+                self.printable(to),
+            );
+            return Err(Error::misconfigured(Reason::WrongAddress, message));
+        }
+        Ok(answer)
+    }
+
+    /// Turns what kept a request from being answered into an error.
+    pub fn broken(&self, call: &Call<'_>, purpose: Purpose, broken: Broken) -> Error {
+        let what = self.what(call);
+        let to: &dyn std::fmt::Display = match call.to {
+            To::Path(_) => &self.base,
+            To::Url(url) => url,
+        };
+        match broken {
+            Broken::Connect(why) => {
+                let message = format!("{what}: cannot connect to {to}: {why}");
+                Error::transient(Reason::Unreachable, message)
+            }
+            Broken::Tls(why) => {
+                let message = format!(
+                    "{what}: TLS with {to} failed: {why}. For a certificate of a private CA, give \
+                     the CA's certificate in EXTRA_CA_FILE"
+                );
+                Error::misconfigured(Reason::TlsFailed, message)
+            }
+            Broken::Timeout => {
+                let message = format!("{what}: {to} did not answer in time");
+                Error::transient(Reason::Timeout, message).after(purpose)
+            }
+            Broken::Connection(why) => {
+                let message = format!("{what}: the connection to {to} broke: {why}");
+                Error::transient(Reason::Unreachable, message).after(purpose)
+            }
+            Broken::TooLong => {
+                let message = format!("{what}: the answer is longer than {MAX_ANSWER} bytes");
+                Error::transient(Reason::UnexpectedAnswer, message).after(purpose)
+            }
+            Broken::Unprintable => {
+                let message = format!("{what}: the credentials hold characters that no header may hold");
+                Error::misconfigured(Reason::CredentialsRejected, message)
+            }
+            Broken::Credential(error) => *error,
+        }
+    }
+
+    /// A message about an answer that refuses: who, what, status and the upstream's own words.
+    pub fn refusal(&self, call: &Call<'_>, answer: &Answer) -> String {
+        format!("{}: {}: {}", self.what(call), answer.status, self.words(&answer.body))
+    }
+
+    pub fn what(&self, call: &Call<'_>) -> String {
+        format!("{}: {}", self.step, call.operation.replace('_', " "))
+    }
+
+    /// What the upstream said, shortened, on one line, and without our secrets should it echo them.
+    fn words(&self, body: &[u8]) -> String {
+        let text = String::from_utf8_lossy(body);
+        let text = text.trim();
+        if text.is_empty() {
+            return "no explanation".into();
+        }
+        if text.starts_with('<') {
+            let language = if text.starts_with("<?xml") { "XML" } else { "HTML" };
+            return format!("a page of {language}");
+        }
+        self.printable(text)
+    }
+
+    pub fn printable(&self, text: &str) -> String {
+        let text = self.credentials.redact(text);
+        let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut short: String = line.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect();
+        if short.len() < line.len() {
+            short.push('…');
+        }
+        short
+    }
+}
+
+impl Credentials {
+    fn redact(&self, text: &str) -> String {
+        match self {
+            Self::None => text.to_owned(),
+            Self::Bearer(secret) => redact(text, secret),
+            Self::Basic { password, .. } => redact(text, password),
+            Self::Tokens(tokens) => tokens.redact(text),
+        }
+    }
+}
+
+const REDACTED: &str = "[redacted]";
+
+pub(super) fn redact(text: &str, secret: &SecretString) -> String {
+    match secret.expose_secret() {
+        "" => text.to_owned(),
+        secret => text.replace(secret, REDACTED),
+    }
+}
+
+/// Whether it is the token that is refused. The graph behind oCIS' proxy, which names its version, says 401
+/// also for a missing right (observed).
+fn is_refusal(begun: &Begun) -> bool {
+    begun.status() == StatusCode::UNAUTHORIZED
+        && !begun.response.headers().contains_key("x-graph-version")
+}
+
+/// The proxy before oCIS says nothing when it takes the token but not its claims (observed); what the
+/// graph itself refuses has a body.
+fn is_empty_500(begun: &Begun) -> bool {
+    begun.status() == StatusCode::INTERNAL_SERVER_ERROR && begun.response.content_length() == Some(0)
+}
+
+async fn whole(begun: &mut Begun) -> Result<Vec<u8>, Broken> {
+    let mut body = Vec::new();
+    while let Some(chunk) = begun.chunk().await? {
+        if body.len() + chunk.len() > MAX_ANSWER {
+            return Err(Broken::TooLong);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// What kept a request from being answered.
+pub enum Broken {
+    /// Nothing was sent.
+    Connect(String),
+    Tls(String),
+    Timeout,
+    /// The connection ended in the middle.
+    Connection(String),
+    TooLong,
+    Unprintable,
+    /// There was no token to send it with, or there is none any more.
+    Credential(Box<Error>),
+}
+
+impl Broken {
+    const fn label(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "connect",
+            Self::Tls(_) => "tls",
+            Self::Timeout => "timeout",
+            Self::Connection(_) => "broken",
+            Self::TooLong => "too_long",
+            Self::Unprintable | Self::Credential(_) => "credential",
+        }
+    }
+}
+
+impl From<Error> for Broken {
+    fn from(error: Error) -> Self {
+        Self::Credential(Box::new(error))
+    }
+}
+
+impl From<reqwest::Error> for Broken {
+    fn from(error: reqwest::Error) -> Self {
+        let why = innermost(&error);
+        if error.is_builder() {
+            Self::Unprintable
+        } else if is_tls(&error) {
+            Self::Tls(why)
+        } else if error.is_connect() {
+            Self::Connect(why)
+        } else if error.is_timeout() {
+            Self::Timeout
+        } else {
+            Self::Connection(why)
+        }
+    }
+}
+
+fn is_tls(error: &reqwest::Error) -> bool {
+    let mut source: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = source {
+        if error.is::<rustls::Error>() {
+            return true;
+        }
+        // An I/O error's own cause is not in the chain, but inside.
+        source = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
+}
+
+/// Seconds, or an HTTP date.
+fn parse_retry_after(value: &str) -> Option<Duration> {
+    let value = value.trim();
+    if let Ok(seconds) = value.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = httpdate::parse_http_date(value).ok()?;
+    Some(at.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_read_as_seconds_and_as_a_date() {
+        assert_eq!(parse_retry_after("18"), Some(Duration::from_secs(18)));
+        assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(parse_retry_after("soon"), None);
+    }
+
+    #[test]
+    fn an_upstreams_words_lose_the_token_and_are_bounded() {
+        let http = HttpClient::new(None, Duration::from_secs(1)).unwrap();
+        let upstream = Upstream::new(
+            StepKind::Authentik,
+            http,
+            BaseUrl::parse("http://acme.test", "").unwrap(),
+            Credentials::Bearer(SecretString::from("s3cret-token")),
+            Limits::GENEROUS,
+            Arc::default(),
+        );
+        let echo = format!("your token s3cret-token\nis bad {}", "x".repeat(10_000));
+        let words = upstream.words(echo.as_bytes());
+        assert!(words.starts_with("your token [redacted] is bad xxx"), "{words}");
+        assert!(words.chars().count() <= MAX_WORDS + 1);
+    }
+}
