@@ -10,6 +10,10 @@ pub const CREATING: &str = "integration::creating";
 pub const CREATED: &str = "integration::created";
 /// Integration: the upstream said that it changed the resource.
 pub const UPDATED: &str = "integration::updated";
+/// Integration: the upstream said that it let the resource go.
+pub const RELEASED: &str = "integration::released";
+/// Controller: nothing is left of a tenant but its document, which is about to go.
+pub const REMOVING: &str = "controller::removing";
 /// Controller: the lease was taken; nothing else has happened.
 pub const CLAIMED: &str = "controller::claimed";
 /// Controller: every due step has run; nothing is recorded yet.

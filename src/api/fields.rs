@@ -54,6 +54,14 @@ impl Fields {
         self.text(field)
     }
 
+    fn flag(&mut self, field: &str) -> Option<bool> {
+        match self.take(field)? {
+            Value::Bool(on) => return Some(on),
+            _ => self.wrong(field, "must be true or false"),
+        }
+        None
+    }
+
     fn object<T>(&mut self, field: &str, read: impl FnOnce(&mut Self) -> T) -> Option<T> {
         match self.take(field)? {
             Value::Object(object) => {
@@ -103,14 +111,17 @@ fn read_new_tenant(object: Map<String, Value>) -> Result<NewTenant, Vec<FieldErr
             }
         })
     });
+    let (paused, adopt) = (fields.flag("paused"), fields.flag("adopt"));
     let errors = fields.finish();
     match (slug, name) {
         (Some(slug), Some(name)) if errors.is_empty() => {
             let desired = Desired {
-                name,
                 domain,
                 storage_bytes: storage_bytes.flatten(),
                 services: services.unwrap_or_default(),
+                paused: paused.unwrap_or(false),
+                adopt: adopt.unwrap_or(false),
+                ..Desired::new(name)
             };
             Ok(NewTenant { slug, desired })
         }

@@ -55,7 +55,10 @@ impl Api {
     pub fn router(self) -> Router {
         Router::new()
             .route("/tenants", post(tenants::create).get(tenants::list))
-            .route("/tenants/{slug}", get(tenants::show))
+            .route("/tenants/{slug}", get(tenants::show).delete(tenants::delete))
+            .route("/tenants/{slug}/undelete", post(tenants::undelete))
+            .route("/tenants/{slug}/pause", post(tenants::pause))
+            .route("/tenants/{slug}/resume", post(tenants::resume))
             .route("/tenants/{slug}/reconcile", post(tenants::reconcile))
             .route("/livez", get(health::live))
             .route("/readyz", get(health::ready))

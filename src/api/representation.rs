@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::store::{InvalidDocument, Record};
-use crate::tenant::{Reason, StepKind, StepState, StepStatus, Tenant};
+use crate::tenant::{Phase, Reason, StepKind, StepState, StepStatus, Tenant};
 
 /// One tenant, whether its document makes sense or not.
 #[derive(Debug, Serialize)]
@@ -26,6 +26,11 @@ pub struct ValidTenant {
     domain: Option<String>,
     quota: Quota,
     services: BTreeMap<&'static str, bool>,
+    /// Whether it is only looked at.
+    paused: bool,
+    /// Set while the tenant is to go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deletion: Option<DeletionView>,
     status: &'static str,
     provisioning_status: BTreeMap<&'static str, &'static str>,
     provisioning_errors: BTreeMap<&'static str, String>,
@@ -46,6 +51,13 @@ pub struct ValidTenant {
 struct Quota {
     /// Bytes; 0 is unlimited, null leaves it to oCIS.
     storage_bytes: Option<i64>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DeletionView {
+    policy: &'static str,
+    requested_at: Option<Timestamp>,
 }
 
 #[derive(Debug, Serialize)]
@@ -128,7 +140,15 @@ impl From<&Tenant> for ValidTenant {
             domain: tenant.desired.domain.as_ref().map(ToString::to_string),
             quota: Quota { storage_bytes: tenant.desired.storage_bytes },
             services: each_step(|step| tenant.desired.services.has(step)),
-            status: status.phase.name(),
+            paused: tenant.desired.paused,
+            deletion: tenant.desired.deletion.map(|policy| DeletionView {
+                policy: policy.name(),
+                requested_at: tenant.deletion_requested_at,
+            }),
+            status: match tenant.desired.deletion {
+                Some(_) => Phase::Deleting.name(),
+                None => status.phase.name(),
+            },
             provisioning_status: each_step(|step| state(step).name()),
             provisioning_errors: StepKind::ALL.into_iter().filter_map(error).collect(),
             steps: each_step(|step| StepView::new(&status.steps[step], state(step))),

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::problem::{FieldError, Problem};
 use super::representation::TenantView;
-use crate::store::{NewTenant, PageQuery, Store};
-use crate::tenant::{Phase, Slug};
+use crate::store::{NewTenant, PageQuery, Record, Store};
+use crate::tenant::{DeletionPolicy, Phase, Slug};
 
 /// Tenants on a page, unless asked otherwise, and at most.
 const DEFAULT_LIMIT: u16 = 50;
@@ -47,6 +47,73 @@ pub async fn reconcile(State(store): State<Store>, Named(slug): Named) -> Result
     let token = requested.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
     let body = Json(ReconcileRequest { slug: slug.to_string(), token });
     Ok((StatusCode::ACCEPTED, body).into_response())
+}
+
+/// What should become of a deleted tenant's resources.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeletionParameters {
+    policy: Option<String>,
+    purge: Option<String>,
+}
+
+impl DeletionParameters {
+    fn read(self) -> Result<DeletionPolicy, Problem> {
+        let mut errors = Vec::new();
+        let mut wrong = |field: &str, message: &str| {
+            errors.push(FieldError { field: field.into(), message: message.into() });
+        };
+        let purge = match self.purge.as_deref() {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(_) => {
+                wrong("purge", "must be true or false");
+                false
+            }
+        };
+        let policy = match (self.policy.as_deref(), purge) {
+            (None | Some("retain"), false) => DeletionPolicy::Retain,
+            (Some("delete"), false) => DeletionPolicy::Delete,
+            (Some("delete"), true) => DeletionPolicy::Purge,
+            (None | Some("retain"), true) => {
+                wrong("purge", "purges what is deleted: it needs policy=delete");
+                DeletionPolicy::Retain
+            }
+            (Some(_), _) => {
+                wrong("policy", "must be retain or delete");
+                DeletionPolicy::Retain
+            }
+        };
+        if errors.is_empty() { Ok(policy) } else { Err(Problem::invalid(errors)) }
+    }
+}
+
+/// Asks for a tenant's deletion. It is visible all along, and goes last.
+pub async fn delete(
+    State(store): State<Store>,
+    Named(slug): Named,
+    parameters: Result<Query<DeletionParameters>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(parameters) = parameters.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let asked = store.request_deletion(&slug, parameters.read()?).await?;
+    accepted(&slug, asked)
+}
+
+pub async fn undelete(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
+    accepted(&slug, store.undelete(&slug).await?)
+}
+
+pub async fn pause(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
+    accepted(&slug, store.set_paused(&slug, true).await?)
+}
+
+pub async fn resume(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
+    accepted(&slug, store.set_paused(&slug, false).await?)
+}
+
+fn accepted(slug: &Slug, record: Option<Record>) -> Result<Response, Problem> {
+    let record = record.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
+    Ok((StatusCode::ACCEPTED, Json(TenantView::from(&record))).into_response())
 }
 
 /// Filters of a list. Numbers come as text, so that every mistake can be named in one answer.

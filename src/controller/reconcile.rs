@@ -8,14 +8,14 @@ use tokio::time::{MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::failpoint;
-use crate::integration::{Integrations, Intent, Target};
+use crate::integration::{Integrations, Intent, Mode, Target};
 use crate::metrics::Metrics;
 use crate::store::{
     Claim, ClaimAnswer, Commit, Holder, InvalidDocument, Plans, Store, StoreError, Urgency,
 };
 use crate::tenant::{
     Basis, Failure, FailureKind, Jitter, Outcome, Phase, Policy, Reason, Status, StepKind, StepRun,
-    StepState, TenantId, due_steps, starts_afresh, transition,
+    StepState, Tenant, TenantId, due_steps, starts_afresh, transition,
 };
 
 /// What reconciling needs; shared by all workers.
@@ -177,6 +177,10 @@ impl Reconciler {
                 observed: recorded.observed.clone(),
                 recorded: recorded.external_id.clone(),
                 may_exist: claim.may_have_made(step),
+                mode: match tenant.desired.paused {
+                    true => Mode::Observe(Reason::Paused),
+                    false => Mode::Change,
+                },
                 intent: recorded.create_intent.map(|intent| Intent {
                     id: intent.id,
                     open: !intent.fresh,
@@ -196,7 +200,8 @@ impl Reconciler {
     fn ran(&self, claim: &Claim, step: StepKind, outcome: Outcome, took: Duration) -> StepRun {
         let label = match &outcome {
             Outcome::Ok { .. } => StepState::Ok.name(),
-            Outcome::Skipped(_) => StepState::Skipped.name(),
+            Outcome::Skipped(_) | Outcome::Released { .. } => StepState::Skipped.name(),
+            Outcome::Held { .. } | Outcome::Disbelieved => "held",
             Outcome::Failed(failure) => {
                 self.metrics.step_errors.with_label_values(&[step.name(), failure.reason.name()]).inc();
                 StepState::Error.name()
@@ -227,6 +232,18 @@ impl Reconciler {
         held_until: Instant,
     ) -> (&'static str, Verdict) {
         let plans = self.plans(claim, due, runs);
+        if nothing_left(claim, &plans.current.status) {
+            failpoint::reach(failpoint::REMOVING);
+            match self.store.remove(claim).await {
+                Ok(Commit::Done { .. }) => {
+                    self.removed(claim);
+                    return ("removed", Verdict::Done);
+                }
+                // Somebody changed their mind, which the commit finds out, or it is gone already.
+                Ok(Commit::Fenced) => {}
+                Err(error) => return self.store_failed(claim.tenant.id, &error),
+            }
+        }
         let mut pause = Duration::from_millis(100);
         let mut unclear = false;
         let commit = loop {
@@ -306,6 +323,10 @@ impl Reconciler {
         }
     }
 
+    fn removed(&self, claim: &Claim) {
+        tracing::info!(slug = %claim.tenant.slug, "tenant is gone");
+    }
+
     fn fenced(&self, claim: &Claim) -> (&'static str, Verdict) {
         self.metrics.claims_lost.inc();
         tracing::warn!(
@@ -324,6 +345,13 @@ impl Reconciler {
             ("refused", Verdict::Refused)
         }
     }
+}
+
+/// Whether the tenant is to go and every step has let go.
+fn nothing_left(claim: &Claim, after: &Status) -> bool {
+    let tenant = Tenant { status: after.clone(), ..claim.tenant.clone() };
+    tenant.desired.deletion.is_some()
+        && StepKind::ALL.into_iter().all(|step| tenant.current_state(step).is_settled())
 }
 
 fn seconds(span: i64) -> Duration {

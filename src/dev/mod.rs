@@ -26,7 +26,7 @@ use crate::config::Given;
 use crate::run::{self, Addresses};
 use crate::store::{NewTenant, Store, StoreOptions};
 use crate::telemetry;
-use crate::tenant::{Desired, Services};
+use crate::tenant::Desired;
 
 /// Settings of `tenantry dev` beside those of `tenantry run`.
 #[derive(Debug, Clone, Default, Args)]
@@ -118,10 +118,9 @@ async fn seed(uri: String, database: String, operation_timeout: Duration) -> any
     store.prepare().await?;
     for (slug, name, domain, storage_bytes) in SAMPLES {
         let desired = Desired {
-            name: name.parse()?,
             domain: domain.map(str::parse).transpose()?,
             storage_bytes,
-            services: Services::default(),
+            ..Desired::new(name.parse()?)
         };
         store.insert(&NewTenant { slug: slug.parse()?, desired }).await?;
     }

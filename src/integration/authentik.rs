@@ -20,7 +20,7 @@ use serde_json::value::RawValue;
 
 use super::Error;
 use super::GroupTemplate;
-use super::converge::{Checked, Drift, Integration, Owner, Target};
+use super::converge::{Checked, Drift, Integration, Owner, Release, Released, Target, Usage};
 use super::upstream::{Answer, Call, Purpose, To, Upstream};
 use crate::tenant::{Reason, StepKind, TenantId};
 
@@ -29,6 +29,8 @@ use crate::tenant::{Reason, StepKind, TenantId};
 const MARK: &str = "tenantry_id";
 const SLUG: &str = "tenantry_slug";
 const NAME: &str = "tenantry_name";
+/// Absent while the group is in use.
+const USAGE: &str = "tenantry_status";
 
 /// More pages than any fleet has: 100 000 groups at 100 a page.
 const MAX_PAGES: u32 = 1_000;
@@ -276,6 +278,10 @@ fn purpose(call: &Call<'_>) -> Purpose {
 }
 
 impl Group {
+    fn usage(&self) -> Usage {
+        self.text(USAGE).and_then(|usage| Usage::parse(&usage)).unwrap_or_default()
+    }
+
     /// An attribute that is a string.
     fn text(&self, key: &str) -> Option<String> {
         serde_json::from_str(self.attributes.get(key)?.get()).ok()
@@ -366,6 +372,7 @@ impl Integration for Authentik {
         let name = self.template.name_for(&target.slug);
         let path = group_path(&group.pk);
         let mut attributes = group.attributes.clone();
+        attributes.remove(USAGE);
         for (key, value) in Self::our_attributes(target) {
             attributes.insert(key.to_owned(), raw_string(&value));
         }
@@ -402,6 +409,17 @@ impl Integration for Authentik {
             (_, Some(mark)) if mark == target.id.to_string() => Owner::Us,
             // Marked with something that no controller writes. If it is ours by its id, a person did.
             (Some(_), mark) if recorded && !mark.as_ref().is_some_and(|m| is_mark(m)) => Owner::Us,
+            (Some(_), Some(mark)) if group.usage() == Usage::Released && is_mark(&mark) => {
+                if target.desired.adopt {
+                    Owner::Nobody
+                } else {
+                    Owner::Other(format!(
+                        "authentik: group {:?} ({}) was released by tenant {mark}; to take it over, give \
+                         this tenant \"adopt\": true",
+                        group.name, group.pk,
+                    ))
+                }
+            }
             (Some(mark), _) => Owner::Other(format!(
                 "authentik: group {:?} ({}) is marked as the group of tenant {}, not of {}",
                 group.name,
@@ -416,6 +434,30 @@ impl Integration for Authentik {
             )),
             (None, _) => Owner::Nobody,
         }
+    }
+
+    async fn release(&self, _target: &Target, group: Group, how: Release) -> Result<Released, Error> {
+        let path = group_path(&group.pk);
+        let Release::Keep(usage) = how else {
+            let call = Call::new("delete_group", Method::DELETE, &path);
+            let answer = self.upstream.write(&call).await?;
+            return match answer.status {
+                StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(Released::default()),
+                _ => Err(self.refused(&call, &answer).about(&group.pk)),
+            };
+        };
+        if group.usage() != usage {
+            let mut attributes = group.attributes.clone();
+            attributes.insert(USAGE.to_owned(), raw_string(usage.name()));
+            let body = GroupBody { name: None, attributes };
+            let call = Call::new("release_group", Method::PATCH, &path).json(&body);
+            let answer = self.upstream.write(&call).await?;
+            if answer.status != StatusCode::OK {
+                return Err(self.refused(&call, &answer).about(&group.pk));
+            }
+        }
+        let note = format!("authentik: group {:?} is kept, marked {}", group.name, usage.name());
+        Ok(Released { external_id: Some(group.pk), note: Some(note) })
     }
 
     async fn check(&self) -> Result<Checked, Error> {
@@ -455,6 +497,7 @@ impl Integration for Authentik {
         for (key, value) in Self::our_attributes(target) {
             compare(key, group.text(key), value);
         }
+        compare(USAGE, Some(group.usage().name().into()), Usage::InUse.name().into());
         for twin in &group.twins {
             compare("duplicate", Some(twin.pk.clone()), "(none)".into());
         }

@@ -9,13 +9,14 @@
 //!   show that it worked, the run fails, and a later one looks again. A create that is applied late
 //!   therefore meets no second create right behind it.
 
+use std::fmt;
 use std::future::Future;
 
 use std::time::Duration;
 
 use super::{Effect, Error};
 use crate::failpoint;
-use crate::tenant::{IntentId, Reason, Slug, StepDesired, StepKind, TenantId};
+use crate::tenant::{DeletionPolicy, IntentId, Presence, Reason, Slug, StepDesired, StepKind, TenantId};
 
 /// What one step should bring about for one tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +32,65 @@ pub struct Target {
     pub may_exist: bool,
     /// What a create is marked with, where the upstream needs that.
     pub intent: Option<Intent>,
+    pub mode: Mode,
+}
+
+/// How much a run may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Whatever is needed.
+    #[default]
+    Change,
+    /// Nothing, for this reason: it looks, and says what it would change.
+    Observe(Reason),
+    /// What is new, and what a person asked for; but not what would undo a change in the upstream, because
+    /// too much has changed there at once to be believed.
+    Disbelieve,
+}
+
+/// Whether the upstream shows a resource as in use by its tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Usage {
+    #[default]
+    InUse,
+    /// The tenant has switched the service off.
+    Off,
+    /// The tenant is gone.
+    Released,
+}
+
+impl Usage {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InUse => "in use",
+            Self::Off => "off",
+            Self::Released => "released",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Off, Self::Released].into_iter().find(|usage| usage.name() == name)
+    }
+}
+
+/// How a resource is to be let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// It stays, marked like this.
+    Keep(Usage),
+    /// As far as nothing of people's is lost: what can be restored, or is empty.
+    Delete,
+    /// For ever.
+    Purge,
+}
+
+/// What came of letting a resource go.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Released {
+    /// Where something of it stays.
+    pub external_id: Option<String>,
+    /// For people: what became of it.
+    pub note: Option<String>,
 }
 
 /// A create intent, as the run of a step sees it.
@@ -95,6 +155,17 @@ pub trait Integration: Sync {
         Remarks::default()
     }
 
+    /// Lets the tenant's resource go.
+    ///
+    /// # Errors
+    /// [`Reason::NotEmpty`] when something of people's would be lost.
+    fn release(
+        &self,
+        target: &Target,
+        resource: Self::Resource,
+        how: Release,
+    ) -> impl Future<Output = Result<Released, Error>> + Send;
+
     /// Looks whether the upstream answers, knows us, and lets us do what we must, changing nothing.
     fn check(&self) -> impl Future<Output = Result<Checked, Error>> + Send;
 }
@@ -125,6 +196,93 @@ pub struct Converged {
     /// What had to be changed on a resource that was there already.
     pub repaired: Vec<Drift>,
     pub remarks: Remarks,
+}
+
+/// What a run of a step came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reached {
+    Matches(Converged),
+    LetGo(Released),
+    /// It differs like this, and was to be left alone.
+    Held {
+        reason: Reason,
+        message: String,
+    },
+    /// What was seen is not believed.
+    Disbelieved,
+}
+
+/// Runs a step as far as its target allows.
+pub async fn run<I: Integration>(integration: &I, target: &Target) -> Result<Reached, Error> {
+    let how = match target.desired.presence {
+        Presence::Present => return ensure(integration, target).await,
+        Presence::Off => Release::Keep(Usage::Off),
+        Presence::Gone(DeletionPolicy::Retain) => Release::Keep(Usage::Released),
+        Presence::Gone(DeletionPolicy::Delete) => Release::Delete,
+        Presence::Gone(DeletionPolicy::Purge) => Release::Purge,
+    };
+    let reason = match target.mode {
+        Mode::Change => None,
+        Mode::Observe(reason) => Some(reason),
+        // What seems to be gone would be forgotten.
+        Mode::Disbelieve => Some(Reason::Stopped),
+    };
+    if let Some(reason) = reason {
+        let message = format!("{}: the resource would be let go", integration.step());
+        return Ok(Reached::Held { reason, message });
+    }
+    let Some(resource) = integration.observe(target).await? else {
+        return Ok(Reached::LetGo(Released::default()));
+    };
+    match integration.owner(target, &resource) {
+        Owner::Us => {
+            let released = integration.release(target, resource, how).await?;
+            failpoint::reach(failpoint::RELEASED);
+            Ok(Reached::LetGo(released))
+        }
+        Owner::Nobody | Owner::Other(_) => Ok(Reached::LetGo(Released::default())),
+    }
+}
+
+async fn ensure<I: Integration>(integration: &I, target: &Target) -> Result<Reached, Error> {
+    if target.mode == Mode::Change {
+        return converge(integration, target).await.map(Reached::Matches);
+    }
+    let found = integration.observe(target).await?;
+    let drift = match &found {
+        None => None,
+        Some(resource) => {
+            if let Owner::Other(why) = integration.owner(target, resource) {
+                return Err(Error::terminal(Reason::Conflict, why));
+            }
+            Some(integration.drift(target, resource))
+        }
+    };
+    match (target.mode, found, drift) {
+        (_, Some(resource), Some(drift)) if drift.is_empty() => Ok(Reached::Matches(Converged {
+            external_id: I::external_id(&resource).to_owned(),
+            repaired: Vec::new(),
+            remarks: integration.remarks(target, &resource),
+        })),
+        (Mode::Observe(reason), _, drift) => {
+            let differs = match drift {
+                None => "there is none".to_owned(),
+                Some(drift) => drift.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+            };
+            let message = format!("{}: would change: {differs}", integration.step());
+            Ok(Reached::Held { reason, message })
+        }
+        (_, None, _) if target.recorded.is_some() => Ok(Reached::Disbelieved),
+        (_, Some(_), _) if target.observed.as_ref() == Some(&target.desired) => Ok(Reached::Disbelieved),
+        // New, or asked for.
+        _ => converge(integration, target).await.map(Reached::Matches),
+    }
+}
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} -> {:?}", self.field, self.observed, self.desired)
+    }
 }
 
 /// Writes in one run: a create whose answer shows something left to update, and one try more.

@@ -16,7 +16,10 @@ mod template;
 mod upstream;
 
 pub use authentik::Authentik;
-pub use converge::{Checked, Converged, Drift, Integration, Intent, Owner, Remarks, Target, converge};
+pub use converge::{
+    Checked, Converged, Drift, Integration, Intent, Mode, Owner, Reached, Release, Released, Remarks,
+    Target, Usage, converge, run,
+};
 pub use error::{Effect, Error};
 pub use gate::{Gate, HealthBoard};
 pub use http::{BaseUrl, HttpClient, HttpClientError, InvalidBaseUrl, extra_roots};
@@ -32,7 +35,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
-use crate::tenant::{Outcome, PerStep, Reason, StepKind, UpstreamHealth};
+use crate::tenant::{DeletionPolicy, Outcome, PerStep, Presence, Reason, StepKind, UpstreamHealth};
 
 /// The integrations that this process has, one slot per step.
 pub struct Integrations {
@@ -52,8 +55,18 @@ struct Guarded<I> {
 impl<I: Integration> Guarded<I> {
     async fn run(&self, target: &Target) -> Outcome {
         let step = self.integration.step();
-        match self.gate.pass(converge(&self.integration, target)).await {
-            Ok(Converged { external_id, repaired, remarks }) => {
+        match self.gate.pass(run(&self.integration, target)).await {
+            Ok(Reached::Held { reason, message }) => Outcome::Held { reason, message },
+            Ok(Reached::Disbelieved) => Outcome::Disbelieved,
+            Ok(Reached::LetGo(Released { external_id, note })) => {
+                let reason = match target.desired.presence {
+                    Presence::Present | Presence::Off => Reason::ServiceDisabled,
+                    Presence::Gone(DeletionPolicy::Retain) => Reason::Released,
+                    Presence::Gone(_) => Reason::Deleted,
+                };
+                Outcome::Released { reason, external_id, note }
+            }
+            Ok(Reached::Matches(Converged { external_id, repaired, remarks })) => {
                 for drift in &repaired {
                     tracing::info!(
                         slug = %target.slug, upstream = %step, field = drift.field,
@@ -107,8 +120,17 @@ impl Integrations {
     /// Dropping the future leaves at most one request with an unknown effect, which the next run
     /// finds out by looking.
     pub async fn run(&self, step: StepKind, target: &Target) -> Outcome {
-        if !target.desired.enabled {
-            return Outcome::Skipped(Reason::ServiceDisabled);
+        // Nothing was ever made, so there is nothing to let go.
+        let nothing = target.recorded.is_none() && !target.may_exist;
+        match target.desired.presence {
+            Presence::Off if target.recorded.is_none() => {
+                return Outcome::Skipped(Reason::ServiceDisabled);
+            }
+            Presence::Gone(DeletionPolicy::Retain) if nothing => {
+                return Outcome::Skipped(Reason::Released);
+            }
+            Presence::Gone(_) if nothing => return Outcome::Skipped(Reason::Deleted),
+            Presence::Present | Presence::Off | Presence::Gone(_) => {}
         }
         let outcome = match step {
             StepKind::Authentik => match &self.authentik {
@@ -116,7 +138,10 @@ impl Integrations {
                 None => None,
             },
             StepKind::Stalwart => match &self.stalwart {
-                Some(_) if target.desired.domain.is_none() => {
+                Some(_)
+                    if target.desired.domain.is_none()
+                        && target.desired.presence == Presence::Present =>
+                {
                     return Outcome::Skipped(Reason::NoMailDomain);
                 }
                 Some(stalwart) => Some(stalwart.run(target).await),

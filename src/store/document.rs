@@ -11,12 +11,22 @@ use jiff::Timestamp;
 use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 
 use crate::tenant::{
-    CreateIntent, Desired, MailDomain, PerStep, Ready, Reason, Services, Slug, Status, StepDesired,
-    StepKind, StepStatus, Tenant, TenantId, TenantName,
+    CreateIntent, DeletionPolicy, Desired, MailDomain, PerStep, Presence, Ready, Reason, Services, Slug,
+    Status, StepDesired, StepKind, StepStatus, Tenant, TenantId, TenantName,
 };
 
 /// The fields that hold the desired state, in the order in which snapshots of it are taken.
-pub(super) const DESIRED: [&str; 5] = ["slug", "name", "domain", "quota", "services"];
+pub(super) const DESIRED: [&str; 9] = [
+    "slug",
+    "name",
+    "domain",
+    "quota",
+    "services",
+    "paused",
+    "adopt",
+    "deletionRequestedAt",
+    "deletionPolicy",
+];
 
 /// A stored document, whether it makes sense or not.
 #[derive(Debug, Clone)]
@@ -106,6 +116,7 @@ fn read_tenant(document: &Document) -> Result<Tenant, Vec<String>> {
         desired,
         generation: document.get("generation").and_then(integer).unwrap_or(1),
         reconcile_requested_at,
+        deletion_requested_at: at("deletionRequestedAt"),
         status: read_status(document),
         interrupted: false,
         created_at: at("createdAt").unwrap_or(made_at),
@@ -147,7 +158,38 @@ fn read_desired(document: &Document, problems: &mut Vec<String>) -> Option<Desir
             Services::default()
         }
     };
-    (problems.len() == before).then_some(Desired { name: name?, domain, storage_bytes, services })
+    let mut flag = |field: &str| match document.get(field) {
+        None | Some(Bson::Null) => false,
+        Some(Bson::Boolean(on)) => *on,
+        Some(_) => {
+            problems.push(format!("{field}: must be true or false"));
+            false
+        }
+    };
+    let (paused, adopt) = (flag("paused"), flag("adopt"));
+    let deletion = read_deletion(document, problems);
+    let (true, Some(name)) = (problems.len() == before, name) else { return None };
+    Some(Desired { name, domain, storage_bytes, services, paused, adopt, deletion })
+}
+
+fn read_deletion(document: &Document, problems: &mut Vec<String>) -> Option<DeletionPolicy> {
+    let policy = match document.get("deletionPolicy") {
+        None | Some(Bson::Null) => DeletionPolicy::Retain,
+        // A guess could delete what was to stay.
+        Some(policy) => policy.as_str().and_then(|policy| policy.parse().ok()).unwrap_or_else(|| {
+            let names = DeletionPolicy::ALL.map(DeletionPolicy::name).join(", ");
+            problems.push(format!("deletionPolicy: must be one of {names}"));
+            DeletionPolicy::Retain
+        }),
+    };
+    match document.get("deletionRequestedAt") {
+        None | Some(Bson::Null) => None,
+        Some(Bson::DateTime(_)) => Some(policy),
+        Some(_) => {
+            problems.push("deletionRequestedAt: must be a date".to_owned());
+            None
+        }
+    }
 }
 
 fn required<T: FromStr<Err: fmt::Display>>(
@@ -225,7 +267,13 @@ fn read_step(step: &Document) -> StepStatus {
 
 fn read_observed(observed: &Document) -> Option<StepDesired> {
     Some(StepDesired {
-        enabled: observed.get_bool("enabled").ok()?,
+        presence: parsed(observed, "presence").or_else(|| {
+            // As versions before this one wrote it.
+            let enabled = observed.get_bool("enabled").ok()?;
+            Some(if enabled { Presence::Present } else { Presence::Off })
+        })?,
+        paused: observed.get_bool("paused").unwrap_or(false),
+        adopt: observed.get_bool("adopt").unwrap_or(false),
         name: parsed(observed, "name")?,
         domain: parsed(observed, "domain"),
         storage_bytes: observed.get("storageBytes").and_then(integer),
@@ -266,7 +314,12 @@ pub(super) fn step_document(step: &StepStatus) -> Document {
 }
 
 fn observed_document(observed: &StepDesired) -> Document {
-    let mut document = doc! { "enabled": observed.enabled, "name": observed.name.as_str() };
+    let mut document = doc! { "presence": observed.presence.name(), "name": observed.name.as_str() };
+    for (field, on) in [("paused", observed.paused), ("adopt", observed.adopt)] {
+        if on {
+            document.insert(field, true);
+        }
+    }
     if let Some(domain) = &observed.domain {
         document.insert("domain", domain.as_str());
     }
@@ -302,6 +355,12 @@ pub(super) fn desired_document(desired: &Desired) -> Document {
             services.insert(step.name(), desired.services.has(step));
         }
         document.insert("services", services);
+    }
+    if desired.paused {
+        document.insert("paused", true);
+    }
+    if desired.adopt {
+        document.insert("adopt", true);
     }
     document
 }

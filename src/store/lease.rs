@@ -235,6 +235,24 @@ impl Store {
         self.write_fenced("commit", claim, free_lease(claim), Some(plans)).await
     }
 
+    /// Removes the document of a tenant that is to go and has nothing left, if nobody changed their mind
+    /// since it was claimed. [`Commit::Fenced`] says that it is still there, or was gone already.
+    pub async fn remove(&self, claim: &Claim) -> Result<Commit, StoreError> {
+        let unchanged = doc! { "$eq": [current_desired("$"), { "$literal": &claim.desired }] };
+        let held = doc! {
+            "_id": object_id(claim.tenant.id),
+            "lease.epoch": claim.epoch,
+            "lease.holder": &claim.holder.0,
+            "deletionRequestedAt": { "$type": "date" },
+            "$expr": unchanged,
+        };
+        let removed = self.bounded("remove", self.tenants.delete_one(held)).await?;
+        Ok(match removed.deleted_count {
+            0 => Commit::Fenced,
+            _ => Commit::Done { next: None, interrupted: false, superseded: false },
+        })
+    }
+
     /// Gives the lease back without an outcome: the tenant stays due. The holder stays too, as in a
     /// crash: whoever claims it next knows that something may have been left half done.
     pub async fn release(&self, claim: &Claim) -> Result<Commit, StoreError> {

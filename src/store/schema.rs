@@ -7,7 +7,7 @@ use super::{OpenError, Store, StoreError, TENANTS, Unsuitable};
 use crate::tenant::Slug;
 
 /// Version of the validator. A newer process replaces an older one's, never the other way round.
-pub const SCHEMA_VERSION: i64 = 1;
+pub const SCHEMA_VERSION: i64 = 2;
 const TITLE: &str = "tenantry tenants, schema ";
 
 const NAMESPACE_EXISTS: i32 = 48;
@@ -148,6 +148,10 @@ fn validator() -> Document {
             },
             "reconcileRequestedAt": { "bsonType": ["date", "null"] },
             "nextReconcileAt": { "bsonType": ["date", "null"] },
+            "paused": { "bsonType": ["bool", "null"] },
+            "adopt": { "bsonType": ["bool", "null"] },
+            "deletionRequestedAt": { "bsonType": ["date", "null"] },
+            "deletionPolicy": { "enum": [Bson::Null, "retain", "delete", "purge"] },
         },
     } }
 }

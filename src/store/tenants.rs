@@ -9,7 +9,7 @@ use mongodb::options::ReturnDocument;
 
 use super::document::{Record, desired_document, projection, read, timestamp};
 use super::{Store, StoreError, within};
-use crate::tenant::{Desired, PerStep, Phase, Slug, StepKind, StepState};
+use crate::tenant::{DeletionPolicy, Desired, PerStep, Phase, Slug, StepKind, StepState};
 
 /// Codes of a refused insert.
 const DUPLICATE_KEY: i32 = 11000;
@@ -44,7 +44,7 @@ pub struct Census {
     /// By state, in the order of [`StepState::ALL`].
     pub steps: PerStep<[u64; 4]>,
     /// In the order of [`Phase::ALL`].
-    pub phases: [u64; 2],
+    pub phases: [u64; 3],
 }
 
 impl Store {
@@ -116,6 +116,68 @@ impl Store {
         let last = found.last().and_then(|last| last.get_str("slug").ok());
         let next = if more { last.map(ToOwned::to_owned) } else { None };
         Ok(Page { records: found.iter().map(read).collect(), next })
+    }
+
+    /// Asks for a tenant's deletion: from now on its resources are released, and the document goes last.
+    /// A second request may ask for more (`purge` after `delete`), never for less. `None` when there is
+    /// no such tenant.
+    pub async fn request_deletion(
+        &self,
+        slug: &Slug,
+        policy: DeletionPolicy,
+    ) -> Result<Option<Record>, StoreError> {
+        let rank = |field: &str| {
+            let names: Vec<Bson> = DeletionPolicy::ALL.map(|policy| policy.name().into()).to_vec();
+            doc! { "$indexOfArray": [names, field] }
+        };
+        let asked = doc! { "$eq": [{ "$type": "$deletionRequestedAt" }, "date"] };
+        let more = doc! { "$gt": [rank("$deletionPolicy"), rank(policy.name())] };
+        let flag = vec![doc! { "$set": {
+            "deletionRequestedAt": { "$cond": [asked.clone(), "$deletionRequestedAt", "$$NOW"] },
+            "deletionPolicy": { "$cond": [{ "$and": [asked, more] }, "$deletionPolicy", policy.name()] },
+            "status": Phase::Deleting.name(),
+            "nextReconcileAt": "$$REMOVE",
+            "updatedAt": "$$NOW",
+        } }];
+        self.change("request deletion", by_slug(slug), flag).await
+    }
+
+    /// Takes a deletion back, for as long as the document is there.
+    pub async fn undelete(&self, slug: &Slug) -> Result<Option<Record>, StoreError> {
+        let asked = doc! { "$eq": [{ "$type": "$deletionRequestedAt" }, "date"] };
+        let status =
+            doc! { "$cond": [asked, Phase::Pending.name(), { "$ifNull": ["$status", "$$REMOVE"] }] };
+        let flag = vec![doc! { "$set": {
+            "status": status,
+            "deletionRequestedAt": "$$REMOVE",
+            "deletionPolicy": "$$REMOVE",
+            "nextReconcileAt": "$$REMOVE",
+            "updatedAt": "$$NOW",
+        } }];
+        self.change("undelete", by_slug(slug), flag).await
+    }
+
+    /// Pauses a tenant, or lets it go on.
+    pub async fn set_paused(&self, slug: &Slug, paused: bool) -> Result<Option<Record>, StoreError> {
+        let value = if paused { Bson::from(true) } else { Bson::from("$$REMOVE") };
+        let flag = vec![doc! { "$set": {
+            "paused": value, "nextReconcileAt": "$$REMOVE", "updatedAt": "$$NOW",
+        } }];
+        self.change("pause", by_slug(slug), flag).await
+    }
+
+    async fn change(
+        &self,
+        operation: &'static str,
+        filter: Document,
+        change: Vec<Document>,
+    ) -> Result<Option<Record>, StoreError> {
+        let update = self
+            .tenants
+            .find_one_and_update(filter, change)
+            .projection(projection())
+            .return_document(ReturnDocument::After);
+        Ok(self.bounded(operation, update).await?.as_ref().map(read))
     }
 
     /// Flags a tenant for reconcile, now and for all its steps. Returns the time of the request, which

@@ -194,7 +194,8 @@ fn change(event: &Document) -> Option<Change> {
 /// Selects events that somebody else caused and that give us work.
 fn of_others() -> Document {
     // `updatedFields` names changed fields by path (`quota.storageBytes`), so its keys are matched.
-    let path = "^(slug|name|domain|quota|services|reconcileRequestedAt|deletionRequestedAt)([.]|$)";
+    let path = "^(slug|name|domain|quota|services|paused|adopt|deletionRequestedAt|deletionPolicy|\
+                reconcileRequestedAt)([.]|$)";
     let touches = |input: Document| {
         doc! { "$anyElementTrue": [{ "$map": {
             "input": input,

@@ -1,5 +1,8 @@
 //! The desired state of a tenant, and the part of it that each step answers for.
 
+use std::fmt;
+use std::str::FromStr;
+
 use super::{MailDomain, PerStep, StepKind, TenantName};
 
 /// What a tenant should be. Slug and id belong to its identity and never change, so they are not
@@ -11,6 +14,64 @@ pub struct Desired {
     /// Storage quota of the project space in bytes; 0 is unlimited, `None` leaves it to oCIS.
     pub storage_bytes: Option<i64>,
     pub services: Services,
+    /// Look, but change nothing.
+    pub paused: bool,
+    /// May take over what another tenant released.
+    pub adopt: bool,
+    /// The tenant is to go, and this is what becomes of its resources.
+    pub deletion: Option<DeletionPolicy>,
+}
+
+impl Desired {
+    /// A tenant of this name with everything else as it usually is.
+    pub fn new(name: TenantName) -> Self {
+        Self {
+            name,
+            domain: None,
+            storage_bytes: None,
+            services: Services::default(),
+            paused: false,
+            adopt: false,
+            deletion: None,
+        }
+    }
+}
+
+/// What becomes of a deleted tenant's resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DeletionPolicy {
+    /// They stay, marked as released.
+    Retain,
+    /// The group is deleted, the space disabled, the mail domain removed once nothing is left in it.
+    Delete,
+    /// As `Delete`, and the disabled space is purged: its files are gone for ever.
+    Purge,
+}
+
+impl DeletionPolicy {
+    pub const ALL: [Self; 3] = [Self::Retain, Self::Delete, Self::Purge];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Retain => "retain",
+            Self::Delete => "delete",
+            Self::Purge => "purge",
+        }
+    }
+}
+
+impl fmt::Display for DeletionPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for DeletionPolicy {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|policy| policy.name() == name).ok_or(())
+    }
 }
 
 /// Which services a tenant has; all of them unless told otherwise.
@@ -33,20 +94,63 @@ impl Default for Services {
     }
 }
 
+/// What a step is to bring about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// The resource is there and as desired.
+    Present,
+    /// The service is switched off: what there is stays, marked as not in use.
+    Off,
+    /// The tenant is to go.
+    Gone(DeletionPolicy),
+}
+
+impl Presence {
+    pub const ALL: [Self; 5] = [
+        Self::Present,
+        Self::Off,
+        Self::Gone(DeletionPolicy::Retain),
+        Self::Gone(DeletionPolicy::Delete),
+        Self::Gone(DeletionPolicy::Purge),
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Present => "present",
+            Self::Off => "off",
+            Self::Gone(policy) => policy.name(),
+        }
+    }
+}
+
+impl FromStr for Presence {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|presence| presence.name() == name).ok_or(())
+    }
+}
+
 /// The part of the desired state that concerns one step. A step is due when this differs from what
 /// it was last run for, so a change of the quota wakes oCIS and nobody else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepDesired {
-    pub enabled: bool,
+    pub presence: Presence,
     pub name: TenantName,
     pub domain: Option<MailDomain>,
     pub storage_bytes: Option<i64>,
+    pub paused: bool,
+    pub adopt: bool,
 }
 
 impl Desired {
     pub fn for_step(&self, step: StepKind) -> StepDesired {
         StepDesired {
-            enabled: self.services.has(step),
+            presence: match self.deletion {
+                Some(policy) => Presence::Gone(policy),
+                None if self.services.has(step) => Presence::Present,
+                None => Presence::Off,
+            },
             name: self.name.clone(),
             domain: match step {
                 StepKind::Stalwart => self.domain.clone(),
@@ -56,6 +160,8 @@ impl Desired {
                 StepKind::Ocis => self.storage_bytes,
                 StepKind::Authentik | StepKind::Stalwart => None,
             },
+            paused: self.paused,
+            adopt: self.adopt,
         }
     }
 }

@@ -19,7 +19,7 @@ mod tests;
 mod transition;
 
 pub use backoff::{Backoff, Jitter};
-pub use desired::{Desired, Services, StepDesired};
+pub use desired::{DeletionPolicy, Desired, Presence, Services, StepDesired};
 pub use due::{due_steps, starts_afresh};
 pub use health::UpstreamHealth;
 pub use id::{IntentId, InvalidId, TenantId};
@@ -47,6 +47,8 @@ pub struct Tenant {
     pub status: Status,
     /// An earlier reconcile ended without saying what it did: what it had found out no longer counts.
     pub interrupted: bool,
+    /// When somebody asked for the tenant's deletion, if it is to go.
+    pub deletion_requested_at: Option<Timestamp>,
     /// When the document was created; taken from its id where the writer did not say.
     pub created_at: Timestamp,
     /// When something visible last changed, where the writer said.

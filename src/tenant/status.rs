@@ -15,15 +15,18 @@ pub enum Phase {
     /// Every step was `ok` or `skipped` once. It stays so: the tenant's people are working. Whether
     /// all is well now is what `Ready` says.
     Active,
+    /// It is to go: its resources are being released, and the document goes last.
+    Deleting,
 }
 
 impl Phase {
-    pub const ALL: [Self; 2] = [Self::Pending, Self::Active];
+    pub const ALL: [Self; 3] = [Self::Pending, Self::Active, Self::Deleting];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Pending => "pending",
             Self::Active => "active",
+            Self::Deleting => "deleting",
         }
     }
 }

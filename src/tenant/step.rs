@@ -141,6 +141,16 @@ reasons! {
     NoMailDomain,
     /// `services` switches the service off for this tenant.
     ServiceDisabled,
+    /// The tenant is to go, and its resource stays, marked as released.
+    Released,
+    /// The tenant is to go, and its resource is gone, or disabled where that is what deleting means.
+    Deleted,
+    /// What is to be removed still holds something of people's.
+    NotEmpty,
+    /// The tenant is paused: what differs is shown and left as it is.
+    Paused,
+    /// The upstream, or everything, was stopped: what differs is shown and left as it is.
+    Stopped,
     /// The upstream could not be reached.
     Unreachable,
     /// The upstream did not answer in time; whether a write was applied is found out by looking.

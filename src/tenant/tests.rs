@@ -23,12 +23,20 @@ prop_compose! {
         domain in prop_oneof![Just(None), "[a-z]{1,3}\\.test".prop_map(Some)],
         storage_bytes in prop_oneof![Just(None), (0i64..3).prop_map(Some)],
         services in prop::array::uniform3(any::<bool>()),
+        paused in prop::bool::weighted(0.1),
+        deletion in prop_oneof![
+            4 => Just(None),
+            1 => prop::sample::select(DeletionPolicy::ALL.to_vec()).prop_map(Some),
+        ],
     ) -> Desired {
         Desired {
             name: name.parse().unwrap(),
             domain: domain.map(|domain| domain.parse().unwrap()),
             storage_bytes,
             services: Services::new(|step| services[step as usize]),
+            paused,
+            adopt: false,
+            deletion,
         }
     }
 }
@@ -98,6 +106,7 @@ fn any_tenant() -> impl Strategy<Value = Tenant> {
                             next_reconcile_at: next,
                         },
                         interrupted,
+                        deletion_requested_at: None,
                         created_at: at(-1_000_000),
                         updated_at: None,
                     }
@@ -118,6 +127,13 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
         1 => (any::<bool>(), prop_oneof![Just(None), (0u64..20_000).prop_map(Some)])
             .prop_map(move |(note, look_again)| well(note, look_again)),
         1 => Just(Outcome::Skipped(Reason::NotConfigured)),
+        1 => Just(Outcome::Released {
+            reason: Reason::Released,
+            external_id: Some("id".into()),
+            note: None,
+        }),
+        1 => Just(Outcome::Held { reason: Reason::Paused, message: "paused".into() }),
+        1 => Just(Outcome::Disbelieved),
         1 => prop_oneof![Just(None), (0u64..10_000).prop_map(|s| Some(Duration::from_secs(s)))]
             .prop_map(move |retry_after| failed(FailureKind::Transient { retry_after })),
         1 => Just(failing(FailureKind::Transient { retry_after: None }, true)),
@@ -215,7 +231,12 @@ proptest! {
                 && recorded.observed == Some(case.tenant.desired.for_step(step))
         });
         let before = case.tenant.status.phase;
-        prop_assert_eq!(after.status.phase == Phase::Active, before == Phase::Active || settled);
+        let deleting = case.tenant.desired.deletion.is_some();
+        prop_assert_eq!(
+            after.status.phase == Phase::Active,
+            !deleting && (before == Phase::Active || settled)
+        );
+        prop_assert_eq!(after.status.phase == Phase::Deleting, deleting);
         let ready = after.status.ready.expect("a transition always says whether it is ready");
         prop_assert_eq!(ready.ready, settled);
         prop_assert_eq!(ready.observed_generation, case.tenant.generation);
@@ -232,6 +253,7 @@ proptest! {
     #[test]
     fn once_active_stays_active(case in any_case(), basis in prop::sample::select(vec![Basis::Current, Basis::Superseded])) {
         prop_assume!(case.tenant.status.phase == Phase::Active);
+        prop_assume!(case.tenant.desired.deletion.is_none());
         prop_assert_eq!(case.after(basis).status.phase, Phase::Active);
     }
 
@@ -253,6 +275,35 @@ proptest! {
     }
 
     #[test]
+    fn what_was_only_looked_at_is_never_called_well_and_what_is_not_believed_changes_nothing(
+        case in any_case(),
+    ) {
+        let after = case.after(Basis::Current);
+        for run in &case.runs {
+            let (before, step) = (&case.tenant.status.steps[run.step], &after.status.steps[run.step]);
+            match &run.outcome {
+                Outcome::Held { reason, .. } => {
+                    prop_assert_eq!((step.state, step.reason), (StepState::Pending, Some(*reason)));
+                    prop_assert_eq!(&step.external_id, &before.external_id);
+                }
+                Outcome::Disbelieved => {
+                    let desired = Some(case.tenant.desired.for_step(run.step));
+                    if before.state.is_settled() && before.observed != desired {
+                        // It is well for something else, and that was never in doubt.
+                        prop_assert_eq!(step.state, StepState::Pending);
+                    } else {
+                        prop_assert_eq!((step.state, step.reason), (before.state, before.reason));
+                    }
+                    prop_assert_eq!(&step.message, &before.message);
+                    prop_assert_eq!(&step.external_id, &before.external_id);
+                    prop_assert_eq!(&step.observed, &before.observed);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
     fn an_intent_is_kept_exactly_while_something_may_have_been_created_for_it(case in any_case()) {
         for basis in [Basis::Current, Basis::Superseded] {
             let after = case.after(basis);
@@ -262,7 +313,10 @@ proptest! {
                 let kept = match &run.outcome {
                     Outcome::Ok { look_again, .. } => look_again.is_some(),
                     Outcome::Failed(failure) => failure.unresolved || older,
-                    Outcome::Skipped(_) => older,
+                    Outcome::Skipped(_)
+                    | Outcome::Released { .. }
+                    | Outcome::Held { .. }
+                    | Outcome::Disbelieved => older,
                 };
                 let expected = before.filter(|_| kept);
                 prop_assert_eq!(after.status.steps[run.step].create_intent, expected);
@@ -458,6 +512,9 @@ fn steps_settled_at_different_times_come_together_again() {
         domain: None,
         storage_bytes: None,
         services: Services::default(),
+        paused: false,
+        adopt: false,
+        deletion: None,
     };
     let policy = Policy {
         backoff: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(60) },
@@ -486,6 +543,7 @@ fn steps_settled_at_different_times_come_together_again() {
             ..Status::default()
         },
         interrupted: false,
+        deletion_requested_at: None,
         desired,
         created_at: at(0) - SignedDuration::from_secs(1),
         updated_at: None,

@@ -43,6 +43,20 @@ pub enum Outcome {
     },
     /// Nothing to do; the reason says why.
     Skipped(Reason),
+    /// The resource was let go: the service is off, or the tenant is to go.
+    Released {
+        reason: Reason,
+        /// Where something of it stays.
+        external_id: Option<String>,
+        note: Option<String>,
+    },
+    /// It was looked at only, and differs; the reason says why nothing was changed, the message what.
+    Held {
+        reason: Reason,
+        message: String,
+    },
+    /// What was seen is not believed: everything recorded stays as it is.
+    Disbelieved,
     Failed(Failure),
 }
 
@@ -109,7 +123,7 @@ pub struct Transition {
 /// # Guarantees
 ///
 /// * `Phase::Active` is entered iff every step is `ok` or `skipped` for the current desired state, and
-///   is never left.
+///   is left only for `Phase::Deleting`, which is the phase of every tenant that is to go and of no other.
 /// * A step that is not in `runs` keeps everything recorded about it.
 /// * With [`Basis::Superseded`] nothing claims to match the new desired state, and the tenant is due
 ///   at once.
@@ -147,9 +161,14 @@ pub fn transition(
     let settled = basis == Basis::Current
         && StepKind::ALL.into_iter().all(|step| after.current_state(step).is_settled());
     let mut status = after.status;
-    if settled {
-        status.phase = Phase::Active;
-    }
+    status.phase = match (basis, tenant.desired.deletion) {
+        (Basis::Superseded, _) => before.phase,
+        (Basis::Current, Some(_)) => Phase::Deleting,
+        (Basis::Current, None) if settled => Phase::Active,
+        // Taken back: it has to be seen again that all is there.
+        (Basis::Current, None) if before.phase == Phase::Deleting => Phase::Pending,
+        (Basis::Current, None) => before.phase,
+    };
     status.ready = Some(ready(before, &status, settled, tenant.generation, now));
     status.next_reconcile_at = if complete && basis == Basis::Current {
         let steps = status.steps.iter();
@@ -176,14 +195,37 @@ fn after_run(
 ) -> StepStatus {
     let before = &tenant.status.steps[run.step];
     let mut step = before.clone();
+    let mut released_note = None;
     step.last_attempt_at = Some(run.at);
     match &run.outcome {
-        Outcome::Ok { .. } | Outcome::Skipped(_) => {
+        Outcome::Disbelieved => {
+            step.next_attempt_at = Some(recheck_at);
+            step.attempts = 0;
+            step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
+            let outdated = before.observed.as_ref() != Some(&tenant.desired.for_step(run.step));
+            if step.state.is_settled() && (basis == Basis::Superseded || outdated) {
+                (step.state, step.reason) = (StepState::Pending, Some(Reason::DesiredStateChanged));
+            }
+        }
+        Outcome::Held { reason, message } => {
+            (step.state, step.reason) = (StepState::Pending, Some(*reason));
+            step.message = Some(message.clone());
+            step.attempts = 0;
+            step.next_attempt_at = Some(recheck_at);
+            step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
+        }
+        Outcome::Ok { .. } | Outcome::Skipped(_) | Outcome::Released { .. } => {
             let (state, reason) = match &run.outcome {
-                Outcome::Skipped(reason) => (StepState::Skipped, *reason),
+                Outcome::Skipped(reason) | Outcome::Released { reason, .. } => {
+                    (StepState::Skipped, *reason)
+                }
                 _ => (StepState::Ok, Reason::InSync),
             };
-            step.message = None;
+            if let Outcome::Released { external_id, note, .. } = &run.outcome {
+                step.external_id.clone_from(external_id);
+                released_note = note.clone();
+            }
+            step.message = released_note;
             step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
             let mut check_at = recheck_at;
             if let Outcome::Ok { external_id, note, look_again } = &run.outcome {
@@ -239,13 +281,24 @@ fn after_run(
 
 fn ready(before: &Status, status: &Status, settled: bool, generation: i64, now: Timestamp) -> Ready {
     let failing = status.steps.iter().find(|(_, step)| step.state == StepState::Error);
+    let held = status.steps.iter().find_map(|(kind, step)| match (step.state, step.reason) {
+        (StepState::Pending, Some(reason @ (Reason::Paused | Reason::Stopped))) => {
+            Some((kind, reason, step))
+        }
+        _ => None,
+    });
     let (reason, message) = match failing {
         Some((kind, step)) => (
             step.reason.unwrap_or(Reason::UpstreamError),
             format!("{kind}: {}", step.message.as_deref().unwrap_or("failed")),
         ),
         None if settled => (Reason::InSync, String::from("every step matches the desired state")),
-        None => (Reason::Reconciling, String::from("not every step has been observed to match yet")),
+        None => match held {
+            Some((kind, reason, step)) => {
+                (reason, format!("{kind}: {}", step.message.as_deref().unwrap_or("held")))
+            }
+            None => (Reason::Reconciling, String::from("not every step has been observed to match yet")),
+        },
     };
     let since = before
         .ready

@@ -211,6 +211,9 @@ impl Fleet {
             domain: Some(domain.parse().unwrap()),
             storage_bytes: Some(1_000_000),
             services: Services::default(),
+            paused: false,
+            adopt: false,
+            deletion: None,
         };
         let new = NewTenant { slug: slug.parse().unwrap(), desired };
         self.store.insert(&new).await.unwrap().expect("the slug is free");

@@ -8,7 +8,7 @@ use mongodb::bson::oid::ObjectId;
 use serde_json::{Value, json};
 use tenantry::dev::authentik::{Release, Rights, Simulator};
 use tenantry::dev::faults::{Fault, FaultAnswer};
-use tenantry::integration::{Authentik, Converged, Effect, Error, Gate, Target, converge};
+use tenantry::integration::{Authentik, Converged, Effect, Error, Gate, Mode, Target, converge};
 use tenantry::metrics::Metrics;
 use tenantry::tenant::{Desired, FailureKind, PerStep, Reason, Services, StepKind, TenantId};
 
@@ -67,6 +67,9 @@ fn target() -> Target {
         domain: Some("acme.test".parse().unwrap()),
         storage_bytes: Some(1),
         services: Services::default(),
+        paused: false,
+        adopt: false,
+        deletion: None,
     };
     Target {
         id: TenantId::from_bytes(ObjectId::new().bytes()),
@@ -76,6 +79,7 @@ fn target() -> Target {
         recorded: None,
         may_exist: false,
         intent: None,
+        mode: Mode::Change,
     }
 }
 

@@ -29,6 +29,9 @@ async fn a_creation_costs_one_insert_two_commands_and_two_requests() {
         domain: None,
         storage_bytes: None,
         services: Services::default(),
+        paused: false,
+        adopt: false,
+        deletion: None,
     };
     let new = NewTenant { slug: "acme".parse().unwrap(), desired };
     world.store.insert(&new).await.unwrap().expect("the slug is free");

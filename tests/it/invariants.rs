@@ -9,7 +9,7 @@ use mongodb::bson::{DateTime, doc, oid::ObjectId};
 use serde_json::json;
 use tenantry::dev::authentik::Release;
 use tenantry::dev::faults::{Fault, FaultAnswer};
-use tenantry::integration::{Target, converge};
+use tenantry::integration::{Mode, Target, converge};
 use tenantry::metrics::Metrics;
 use tenantry::store::Change;
 use tenantry::tenant::{Desired, Services, StepKind, TenantId};
@@ -148,6 +148,9 @@ fn target(slug: &str) -> Target {
         domain: None,
         storage_bytes: None,
         services: Services::default(),
+        paused: false,
+        adopt: false,
+        deletion: None,
     };
     Target {
         id: TenantId::from_bytes(ObjectId::new().bytes()),
@@ -157,6 +160,7 @@ fn target(slug: &str) -> Target {
         recorded: None,
         may_exist: false,
         intent: None,
+        mode: Mode::Change,
     }
 }
 

@@ -11,6 +11,7 @@ mod due;
 mod invariants;
 mod layers;
 mod lease;
+mod life;
 mod oauth;
 mod ocis;
 mod process;

@@ -11,7 +11,7 @@ use tenantry::dev::issuer;
 use tenantry::dev::ocis::{Flavour, Options, Simulator};
 use tenantry::integration::{
     BaseUrl, ClientCredentials, Converged, Credentials, Error, GroupTemplate, HttpClient, Integration,
-    Integrations, Intent, Limits, Membership, Ocis, SpaceRole, Target, TokenEndpoint, TokenSource,
+    Integrations, Intent, Limits, Membership, Mode, Ocis, SpaceRole, Target, TokenEndpoint, TokenSource,
     Upstream, converge,
 };
 use tenantry::metrics::Metrics;
@@ -115,6 +115,9 @@ fn desired(name: &str, storage_bytes: Option<i64>) -> StepDesired {
         domain: None,
         storage_bytes,
         services: Services::default(),
+        paused: false,
+        adopt: false,
+        deletion: None,
     };
     desired.for_step(StepKind::Ocis)
 }
@@ -136,6 +139,7 @@ fn target() -> Target {
         recorded: None,
         may_exist: false,
         intent: Some(Intent { id: intent(), open: false, age: Duration::ZERO }),
+        mode: Mode::Change,
     }
 }
 

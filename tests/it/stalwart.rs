@@ -12,7 +12,7 @@ use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::dev::stalwart::{Options, Simulator};
 use tenantry::integration::{
     BaseUrl, Converged, Credentials, DkimManagement, Error, HttpClient, Integration, Integrations,
-    Limits, Stalwart, Target, Upstream, converge,
+    Limits, Mode, Stalwart, Target, Upstream, converge,
 };
 use tenantry::metrics::Metrics;
 use tenantry::tenant::{
@@ -78,6 +78,9 @@ fn desired(domain: &str) -> StepDesired {
         domain: Some(domain.parse().unwrap()),
         storage_bytes: None,
         services: Services::default(),
+        paused: false,
+        adopt: false,
+        deletion: None,
     };
     desired.for_step(StepKind::Stalwart)
 }
@@ -91,6 +94,7 @@ fn target() -> Target {
         recorded: None,
         may_exist: false,
         intent: None,
+        mode: Mode::Change,
     }
 }
 

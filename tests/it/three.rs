@@ -22,7 +22,7 @@ use crate::ocis::{ACCOUNT, FileServer, PASSWORD};
 use crate::support::{Process, Running, TOKEN, World, eventually, settings};
 
 const KEY: &str = "API_test-key";
-const STEPS: [&str; 3] = ["authentik", "stalwart", "ocis"];
+pub const STEPS: [&str; 3] = ["authentik", "stalwart", "ocis"];
 
 /// A world with all three.
 pub struct Suite {
@@ -36,7 +36,7 @@ impl Suite {
         Self::with(Flavour::Ocis31).await
     }
 
-    async fn with(flavour: Flavour) -> Self {
+    pub async fn with(flavour: Flavour) -> Self {
         let options = stalwart::Options {
             dkim_delay: Duration::from_millis(20),
             // Whoever exceeds the limits is found out by the counts, not by refusals.
@@ -64,7 +64,7 @@ impl Suite {
         Arc::new(integrations)
     }
 
-    async fn controller(&self, change: impl FnOnce(&mut Settings)) -> Running {
+    pub async fn controller(&self, change: impl FnOnce(&mut Settings)) -> Running {
         let mut settings = settings();
         change(&mut settings);
         let metrics = Arc::new(Metrics::new());
@@ -94,13 +94,16 @@ impl Suite {
             domain: Some(format!("{slug}.test").parse().unwrap()),
             storage_bytes: Some(1_000_000_000),
             services: Services::default(),
+            paused: false,
+            adopt: false,
+            deletion: None,
         };
         let new = NewTenant { slug: slug.parse().unwrap(), desired };
         self.world.store.insert(&new).await.unwrap().expect("the slug is free");
     }
 
     /// Waits until every step is `ok`, or `skipped` where it must be, and nothing is due.
-    async fn settled(&self, slug: &str) -> Document {
+    pub async fn settled(&self, slug: &str) -> Document {
         eventually(&format!("{slug} is settled"), async || {
             let tenant = self.world.find(slug).await;
             let states = tenant.get_document("provisioningStatus").cloned().unwrap_or_default();
@@ -153,7 +156,7 @@ impl Suite {
         assert_eq!(marked(self.files.server.drives(), "id"), [recorded("ocis")]);
     }
 
-    fn requests(&self) -> [u64; 3] {
+    pub fn requests(&self) -> [u64; 3] {
         [&self.world.authentik.faults, &self.stalwart.faults, &self.files.server.faults]
             .map(|f| f.total())
     }
@@ -164,7 +167,7 @@ impl Suite {
         self.files.server.faults.forget_requests();
     }
 
-    fn space(&self, slug: &str) -> Value {
+    pub fn space(&self, slug: &str) -> Value {
         let drives = self.files.server.drives();
         let name = format!("The {slug}");
         drives.into_iter().find(|drive| drive["name"] == name).expect("the space is there")

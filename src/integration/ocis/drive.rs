@@ -2,7 +2,8 @@
 
 use serde::Deserialize;
 
-use crate::tenant::{IntentId, TenantId, TenantName};
+use crate::integration::Usage;
+use crate::tenant::{IntentId, Slug, TenantId, TenantName};
 
 /// A drive, as far as we look at it.
 #[derive(Debug, Clone, Deserialize)]
@@ -84,6 +85,12 @@ impl Drive {
         }
     }
 
+    /// Whether a tenant of this slug released it.
+    pub fn was_released_by(&self, slug: &Slug) -> bool {
+        let alias = self.drive_alias.as_deref().and_then(released_slug);
+        alias.is_some_and(|(released, _)| released == slug.as_str())
+    }
+
     /// The roles that a group of this name has in it.
     pub fn roles_of_group<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         let is_it = move |permission: &&Permission| {
@@ -95,11 +102,12 @@ impl Drive {
     }
 }
 
-/// What is written on a drive: whose it is, and which create made it.
+/// What is written on a drive: whose it is, which create made it, and whether it is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
     pub tenant: TenantId,
     pub intent: Option<IntentId>,
+    pub usage: Usage,
 }
 
 /// Both places that a mark can be in. Every manager of a space can change either.
@@ -119,6 +127,11 @@ impl Marks {
         self.tenants().find(|named| *named != tenant)
     }
 
+    /// As far as either says that it is not in use, it is not.
+    pub fn usage(&self) -> Usage {
+        self.all().map(|mark| mark.usage).find(|usage| *usage != Usage::InUse).unwrap_or_default()
+    }
+
     pub fn intent(&self) -> Option<IntentId> {
         self.all().find_map(|mark| mark.intent)
     }
@@ -134,20 +147,33 @@ impl Marks {
 }
 
 const ALIAS: &str = "tenantry/";
+/// Of a released space: `tenantry-released/<slug>/<tenant>/<intent>`, so that a new tenant of that slug
+/// finds it if it may.
+const RELEASED: &str = "tenantry-released/";
 const WORD: &str = "[tenantry ";
 
 impl Mark {
     /// `tenantry/<tenant>/<intent>`: the alias is part of the space's address in the web interface.
-    pub fn alias(&self) -> String {
-        match self.intent {
-            Some(intent) => format!("{ALIAS}{}/{intent}", self.tenant),
-            None => format!("{ALIAS}{}", self.tenant),
+    pub fn alias(&self, slug: &Slug) -> String {
+        match self.usage {
+            Usage::Released => format!("{RELEASED}{slug}/{}", self.ids()),
+            Usage::InUse | Usage::Off => format!("{ALIAS}{}", self.ids()),
         }
     }
 
     /// `[tenantry <tenant>/<intent>]`, beside whatever people write.
     fn word(&self) -> String {
-        format!("{WORD}{}]", &self.alias()[ALIAS.len()..])
+        match self.usage {
+            Usage::InUse => format!("{WORD}{}]", self.ids()),
+            usage => format!("{WORD}{} {}]", self.ids(), usage.name()),
+        }
+    }
+
+    fn ids(&self) -> String {
+        match self.intent {
+            Some(intent) => format!("{}/{intent}", self.tenant),
+            None => self.tenant.to_string(),
+        }
     }
 
     /// What people wrote, with this mark instead of any other.
@@ -164,22 +190,34 @@ impl Mark {
     }
 
     fn from_alias(alias: &str) -> Option<Self> {
-        Self::parse(alias.strip_prefix(ALIAS)?)
+        match released_slug(alias) {
+            Some((_, ids)) => Self::parse(ids, Usage::Released),
+            // Whether it is switched off, the description says: this is its address.
+            None => Self::parse(alias.strip_prefix(ALIAS)?, Usage::InUse),
+        }
     }
 
     fn from_description(description: &str) -> Option<Self> {
         let (_, rest) = description.split_once(WORD)?;
-        Self::parse(rest.split_once(']')?.0)
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        match text.split_once('/') {
-            Some((tenant, intent)) => {
-                Some(Self { tenant: tenant.parse().ok()?, intent: Some(intent.parse().ok()?) })
-            }
-            None => Some(Self { tenant: text.parse().ok()?, intent: None }),
+        let word = rest.split_once(']')?.0;
+        match word.split_once(' ') {
+            Some((ids, usage)) => Self::parse(ids, Usage::parse(usage)?),
+            None => Self::parse(word, Usage::InUse),
         }
     }
+
+    fn parse(text: &str, usage: Usage) -> Option<Self> {
+        let (tenant, intent) = match text.split_once('/') {
+            Some((tenant, intent)) => (tenant, Some(intent.parse().ok()?)),
+            None => (text, None),
+        };
+        Some(Self { tenant: tenant.parse().ok()?, intent, usage })
+    }
+}
+
+/// Of a released space's alias, the slug of the tenant that released it, and the rest.
+fn released_slug(alias: &str) -> Option<(&str, &str)> {
+    alias.strip_prefix(RELEASED)?.split_once('/')
 }
 
 /// Characters that no space name may hold (observed, with both flavours).
@@ -204,16 +242,27 @@ mod tests {
     use super::*;
 
     fn mark() -> Mark {
-        Mark { tenant: TenantId::from_bytes([1; 12]), intent: Some(IntentId::from_bytes([2; 12])) }
+        let intent = Some(IntentId::from_bytes([2; 12]));
+        Mark { tenant: TenantId::from_bytes([1; 12]), intent, usage: Usage::InUse }
+    }
+
+    fn slug() -> Slug {
+        "acme".parse().unwrap()
     }
 
     #[test]
     fn a_mark_survives_being_written_to_either_place() {
         for mark in [mark(), Mark { intent: None, ..mark() }] {
-            assert_eq!(Mark::from_alias(&mark.alias()), Some(mark));
+            assert_eq!(Mark::from_alias(&mark.alias(&slug())), Some(mark));
             assert_eq!(Mark::from_description(&mark.describe(None)), Some(mark));
             assert_eq!(Mark::from_description(&mark.describe(Some("Our files"))), Some(mark));
         }
+        for usage in [Usage::Off, Usage::Released] {
+            let mark = Mark { usage, ..mark() };
+            assert_eq!(Mark::from_description(&mark.describe(Some("Our files"))), Some(mark));
+        }
+        let released = Mark { usage: Usage::Released, ..mark() };
+        assert_eq!(Mark::from_alias(&released.alias(&slug())), Some(released));
         for foreign in ["project/acme", "tenantry/", "tenantry/xyz", "tenantry/0101/02"] {
             assert_eq!(Mark::from_alias(foreign), None, "{foreign}");
         }
@@ -225,7 +274,7 @@ mod tests {
         let once = mark.describe(Some("Our files."));
         assert_eq!(once, format!("Our files. [tenantry {}/{}]", mark.tenant, mark.intent.unwrap()));
         assert_eq!(mark.describe(Some(&once)), once);
-        let other = Mark { tenant: TenantId::from_bytes([9; 12]), intent: None };
+        let other = Mark { tenant: TenantId::from_bytes([9; 12]), intent: None, usage: Usage::InUse };
         assert_eq!(mark.describe(Some(&other.describe(Some("Our files.")))), once);
         assert_eq!(
             mark.describe(Some(&format!("{once} More."))),

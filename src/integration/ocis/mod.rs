@@ -32,8 +32,9 @@ use self::drive::{Mark, legal_name};
 use self::members::Members;
 use self::search::{Search, Wanted};
 use super::Error;
-use super::converge::{Checked, Drift, Integration, Owner, Remarks, Target};
+use super::converge::{Checked, Drift, Integration, Owner, Release, Released, Remarks, Target, Usage};
 use super::upstream::{Answer, Call, Purpose, Upstream};
+use crate::failpoint;
 use crate::metrics::Metrics;
 use crate::tenant::{Reason, StepKind};
 
@@ -161,11 +162,24 @@ impl Ocis {
     }
 
     /// The mark that the tenant's space carries: the one that it was made with, if it still does.
-    fn mark(target: &Target, drive: &Drive) -> Mark {
+    fn mark(target: &Target, drive: &Drive, usage: Usage) -> Mark {
         let marks = drive.marks();
         let made_with = marks.name(target.id).then(|| marks.intent()).flatten();
         let intent = target.intent.map(|intent| intent.id);
-        Mark { tenant: target.id, intent: made_with.or(intent) }
+        Mark { tenant: target.id, intent: made_with.or(intent), usage }
+    }
+
+    /// Which of a drive's marks must be written to say `mark`.
+    fn marking(target: &Target, drive: &Drive, mark: Mark) -> serde_json::Map<String, Value> {
+        let mut body = serde_json::Map::new();
+        let alias = mark.alias(&target.slug);
+        if drive.drive_alias.as_ref() != Some(&alias) {
+            body.insert("driveAlias".into(), alias.into());
+        }
+        if drive.marks().description != Some(mark) {
+            body.insert("description".into(), mark.describe(drive.description.as_deref()).into());
+        }
+        body
     }
 
     /// Disables a twin, unless somebody keeps something in it.
@@ -197,17 +211,10 @@ impl Ocis {
 
     /// Makes the drive's own fields match.
     async fn patch(&self, target: &Target, drive: &Drive) -> Result<Drive, Error> {
-        let mut body = serde_json::Map::new();
+        let mut body = Self::marking(target, drive, Self::mark(target, drive, Usage::InUse));
         let name = legal_name(&target.desired.name, target.slug.as_str());
         if drive.name != name {
             body.insert("name".into(), name.into());
-        }
-        let mark = Self::mark(target, drive);
-        if drive.marks().alias != Some(mark) {
-            body.insert("driveAlias".into(), mark.alias().into());
-        }
-        if drive.marks().description != Some(mark) {
-            body.insert("description".into(), mark.describe(drive.description.as_deref()).into());
         }
         if let Some(total) = target.desired.storage_bytes
             && drive.quota.total != Some(total)
@@ -298,7 +305,7 @@ impl Integration for Ocis {
             Some(drive) if !open => {
                 return Ok(Some(self.space(target, drive.clone(), Vec::new(), false)));
             }
-            None if target.recorded.is_none() && !open => {
+            None if target.recorded.is_none() && !open && !target.desired.adopt => {
                 // Nothing was ever sent for it as far as anybody knows; but for a document that does not
                 // say that nobody has claimed it, that is not far.
                 let own = self.see_our_own();
@@ -308,7 +315,10 @@ impl Integration for Ocis {
             }
             _ => {}
         }
-        let wanted = Wanted { tenant: target.id, id: target.recorded.clone() };
+        // Taking over what another released is looked for once, before there is anything of our own.
+        let adopts = target.desired.adopt && target.recorded.is_none();
+        let released_by = adopts.then(|| target.slug.clone());
+        let wanted = Wanted { tenant: target.id, id: target.recorded.clone(), released_by };
         let mut drives = self.search.find(wanted).await?;
         // What could be got says more than the list.
         let twin_possible = open && got.is_some();
@@ -326,10 +336,11 @@ impl Integration for Ocis {
     }
 
     async fn create(&self, target: &Target) -> Result<Space, Error> {
-        let mark = Mark { tenant: target.id, intent: target.intent.map(|intent| intent.id) };
+        let intent = target.intent.map(|intent| intent.id);
+        let mark = Mark { tenant: target.id, intent, usage: Usage::InUse };
         let mut body = json!({
             "name": legal_name(&target.desired.name, target.slug.as_str()),
-            "driveAlias": mark.alias(),
+            "driveAlias": mark.alias(&target.slug),
             "description": mark.describe(None),
         });
         if let Some(total) = target.desired.storage_bytes {
@@ -377,6 +388,9 @@ impl Integration for Ocis {
         if marks.name(target.id) {
             return Owner::Us;
         }
+        if marks.usage() == Usage::Released && target.desired.adopt {
+            return Owner::Nobody;
+        }
         match marks.another_than(target.id) {
             Some(other) => Owner::Other(format!(
                 "ocis: the space {:?} ({}) is marked as that of tenant {other}, not of {}",
@@ -397,11 +411,10 @@ impl Integration for Ocis {
             }
         };
         compare("name", &drive.name, &legal_name(&target.desired.name, target.slug.as_str()));
-        let mark = Self::mark(target, drive);
         let none = || "(none)".to_owned();
-        if drive.marks().alias != Some(mark) {
-            compare("driveAlias", &drive.drive_alias.clone().unwrap_or_else(none), &mark.alias());
-        }
+        let mark = Self::mark(target, drive, Usage::InUse);
+        let alias = drive.drive_alias.clone().unwrap_or_else(none);
+        compare("driveAlias", &alias, &mark.alias(&target.slug));
         if drive.marks().description != Some(mark) {
             let before = drive.description.as_deref();
             compare("description", before.unwrap_or("(none)"), &mark.describe(before));
@@ -435,6 +448,49 @@ impl Integration for Ocis {
         Remarks {
             note: (!notes.is_empty()).then(|| format!("ocis: {}", notes.join("; "))),
             look_again: age.filter(|age| *age < LATEST).map(|age| age.max(FIRST_LOOK)),
+        }
+    }
+
+    async fn release(&self, target: &Target, space: Space, how: Release) -> Result<Released, Error> {
+        let drive = space.drive;
+        let usage = match how {
+            Release::Keep(usage) => usage,
+            // Whoever restores it must see that nobody uses it.
+            Release::Delete | Release::Purge => Usage::Released,
+        };
+        let body = Self::marking(target, &drive, Self::mark(target, &drive, usage));
+        let path = drive_path(&drive.id);
+        if !body.is_empty() {
+            let call = Call::new("release_space", Method::PATCH, &path).json(&Value::Object(body));
+            let answer = self.upstream.write(&call).await?;
+            match answer.status {
+                StatusCode::OK => {}
+                StatusCode::NOT_FOUND if graph_code(&answer).is_some() => {}
+                _ => return Err(refused(&self.upstream, &call, Purpose::Write, answer)),
+            }
+        }
+        if how == Release::Keep(usage) {
+            let note = format!("ocis: the space {:?} is kept, marked {}", drive.name, usage.name());
+            return Ok(Released { external_id: Some(drive.id), note: Some(note) });
+        }
+        if !drive.is_disabled() {
+            let call = Call::new("disable_space", Method::DELETE, &path);
+            let answer = self.upstream.write(&call).await?;
+            match answer.status {
+                StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => {}
+                _ => return Err(refused(&self.upstream, &call, Purpose::Write, answer)),
+            }
+            failpoint::reach(failpoint::RELEASED);
+        }
+        if how == Release::Delete {
+            let note = format!("ocis: the space {:?} is disabled; it can be restored", drive.name);
+            return Ok(Released { external_id: Some(drive.id), note: Some(note) });
+        }
+        let call = Call::new("purge_space", Method::DELETE, &path).header("purge", "T");
+        let answer = self.upstream.write(&call).await?;
+        match answer.status {
+            StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(Released::default()),
+            _ => Err(refused(&self.upstream, &call, Purpose::Write, answer).about(&drive.id)),
         }
     }
 

@@ -16,7 +16,7 @@ use super::list_reader::ListReader;
 use super::{DRIVES, refused};
 use crate::integration::Error;
 use crate::integration::upstream::{Broken, Call, Purpose, Upstream};
-use crate::tenant::{Reason, TenantId};
+use crate::tenant::{Reason, Slug, TenantId};
 
 /// The only filter that works for lists (observed). A disabled space is listed too.
 const PROJECTS: [(&str, &str); 1] = [("$filter", "driveType eq 'project'")];
@@ -26,11 +26,15 @@ const PROJECTS: [(&str, &str); 1] = [("$filter", "driveType eq 'project'")];
 pub struct Wanted {
     pub tenant: TenantId,
     pub id: Option<String>,
+    /// Also what a tenant of this slug released.
+    pub released_by: Option<Slug>,
 }
 
 impl Wanted {
     fn is(&self, drive: &Drive) -> bool {
-        self.id.as_ref() == Some(&drive.id) || drive.marks().name(self.tenant)
+        self.id.as_ref() == Some(&drive.id)
+            || drive.marks().name(self.tenant)
+            || self.released_by.as_ref().is_some_and(|slug| drive.was_released_by(slug))
     }
 }
 

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use self::jmap::{Answers, Batch, ObjectRef, Written, accepted, send};
 use super::Error;
-use super::converge::{Checked, Drift, Integration, Owner, Remarks, Target};
+use super::converge::{Checked, Drift, Integration, Owner, Release, Released, Remarks, Target, Usage};
 use super::upstream::{Call, Purpose, Upstream};
 use crate::tenant::{MailDomain, Reason, StepKind, TenantId};
 
@@ -133,28 +133,31 @@ impl Stalwart {
     }
 
     /// Asks for everything that could be the tenant's, in one request.
-    async fn look(&self, target: &Target, name: &MailDomain) -> Result<Found, Error> {
+    async fn look(&self, target: &Target, name: Option<&MailDomain>) -> Result<Found, Error> {
         let mut batch = Batch::new("find_domain", Purpose::Read);
         if let Some(id) = &target.recorded {
             batch.call("x:Domain/get", json!({ "ids": [id], "properties": PROPERTIES }), "recorded");
         }
-        query(&mut batch, json!({ "filter": { "name": name.as_str() }, "limit": FEW }), "named");
-        query(&mut batch, json!({ "filter": { "aliases": name.as_str() }, "limit": FEW }), "alias");
+        if let Some(name) = name {
+            query(&mut batch, json!({ "filter": { "name": name.as_str() }, "limit": FEW }), "named");
+            query(&mut batch, json!({ "filter": { "aliases": name.as_str() }, "limit": FEW }), "alias");
+        }
         let mark = target.id.to_string();
         query(&mut batch, json!({ "filter": { "text": mark }, "limit": FEW }), "marked");
         let answers = send(&self.upstream, &batch).await?;
-        let mut found =
-            Found { domains: self.marked_by(&answers, target)?, alias_of: answers.list("alias.get")? };
+        let mut found = Found { domains: self.marked_by(&answers, target)?, alias_of: Vec::new() };
         if target.recorded.is_some() {
             found.domains.extend(answers.list::<Domain>("recorded")?);
         }
-        found.domains.extend(answers.list::<Domain>("named.get")?.into_iter().filter(|domain| {
-            // The filter is exact, but that is the server's word.
-            domain.name == name.as_str()
-        }));
+        if let Some(name) = name {
+            // The filters are exact, but that is the server's word.
+            let named: Vec<Domain> = answers.list("named.get")?;
+            found.domains.extend(named.into_iter().filter(|domain| domain.name == name.as_str()));
+            found.alias_of = answers.list("alias.get")?;
+            found.alias_of.retain(|domain| domain.aliases.contains_key(name.as_str()));
+        }
         found.domains.sort_by(|a, b| a.id.cmp(&b.id));
         found.domains.dedup_by(|a, b| a.id == b.id);
-        found.alias_of.retain(|domain| domain.aliases.contains_key(name.as_str()));
         Ok(found)
     }
 
@@ -162,14 +165,14 @@ impl Stalwart {
     /// the server (observed), and names are searched too.
     fn marked_by(&self, answers: &Answers, target: &Target) -> Result<Vec<Domain>, Error> {
         let mut domains: Vec<Domain> = answers.list("marked.get")?;
-        domains.retain(|domain| domain.mark() == Some(target.id));
+        domains.retain(|domain| domain.owner() == Some(target.id));
         Ok(domains)
     }
 
     /// The former domains among ours, beside the one called `name`.
     fn former(name: &str, ours: Vec<Domain>, mark: TenantId) -> Vec<Former> {
         let former =
-            ours.into_iter().filter(|domain| domain.name != name && domain.mark() == Some(mark));
+            ours.into_iter().filter(|domain| domain.name != name && domain.owner() == Some(mark));
         former.map(|domain| Former { domain, kept: None }).collect()
     }
 
@@ -262,10 +265,19 @@ fn what_is_in(name: &str, linked: &[ObjectRef]) -> String {
 
 impl Domain {
     /// The tenant that the description names as the owner.
-    pub fn mark(&self) -> Option<TenantId> {
+    pub fn owner(&self) -> Option<TenantId> {
+        self.mark().map(|(tenant, _)| tenant)
+    }
+
+    /// The tenant that the description names, and whether it still uses the domain.
+    pub fn mark(&self) -> Option<(TenantId, Usage)> {
         let description = self.description.as_deref()?;
         let (_, rest) = description.rsplit_once(MARK_BEFORE)?;
-        rest.split_once(MARK_AFTER)?.0.parse().ok()
+        let mark = rest.split_once(MARK_AFTER)?.0;
+        match mark.split_once(' ') {
+            Some((tenant, usage)) => Some((tenant.parse().ok()?, Usage::parse(usage)?)),
+            None => Some((mark.parse().ok()?, Usage::InUse)),
+        }
     }
 
     fn is_marked_by_something(&self) -> bool {
@@ -276,9 +288,13 @@ impl Domain {
 const MARK_BEFORE: &str = "[tenantry ";
 const MARK_AFTER: char = ']';
 
-/// What a domain's description says: `Acme Corporation [tenantry 65f0…]`.
-fn description(target: &Target) -> String {
-    format!("{} {MARK_BEFORE}{}{MARK_AFTER}", target.desired.name, target.id)
+/// What a domain's description says: `Acme Corporation [tenantry 65f0…]`, or `[tenantry 65f0… released]`.
+fn description(target: &Target, usage: Usage) -> String {
+    let usage = match usage {
+        Usage::InUse => String::new(),
+        other => format!(" {}", other.name()),
+    };
+    format!("{} {MARK_BEFORE}{}{usage}{MARK_AFTER}", target.desired.name, target.id)
 }
 
 /// The step is only run for tenants that have one.
@@ -296,8 +312,17 @@ impl Integration for Stalwart {
     }
 
     async fn observe(&self, target: &Target) -> Result<Option<MailService>, Error> {
-        let name = wanted(target)?;
-        let Found { mut domains, alias_of } = self.look(target, name).await?;
+        let Some(name) = &target.desired.domain else {
+            // What the tenant had before it had none.
+            let Found { domains, .. } = self.look(target, None).await?;
+            let recorded = |domain: &&Domain| target.recorded.as_ref() == Some(&domain.id);
+            let domain = domains.iter().find(recorded).or(domains.first()).cloned();
+            return Ok(domain.map(|domain| {
+                let former = Self::former(&domain.name, domains, target.id);
+                MailService { domain, former }
+            }));
+        };
+        let Found { mut domains, alias_of } = self.look(target, Some(name)).await?;
         // The same name as before on a domain that now has another one: somebody renamed it. Another name
         // than before: the tenant moves.
         let moves = target.observed.as_ref().and_then(|last| last.domain.as_ref()) != Some(name);
@@ -306,7 +331,7 @@ impl Integration for Stalwart {
             .iter()
             .position(|domain| domain.name == name.as_str())
             .or_else(|| domains.iter().position(|domain| !moves && recorded(domain)))
-            .or_else(|| domains.iter().position(|domain| !moves && domain.mark() == Some(target.id)));
+            .or_else(|| domains.iter().position(|domain| !moves && domain.owner() == Some(target.id)));
         if let Some(chosen) = chosen {
             let domain = domains.swap_remove(chosen);
             let former = Self::former(name.as_str(), domains, target.id);
@@ -329,7 +354,7 @@ impl Integration for Stalwart {
         let name = wanted(target)?;
         let domain = json!({
             "name": name.as_str(),
-            "description": description(target),
+            "description": description(target, Usage::InUse),
             "dkimManagement": { "@type": self.dkim.name() },
         });
         let mut batch = Batch::new("create_domain", Purpose::Write);
@@ -368,7 +393,7 @@ impl Integration for Stalwart {
         if domain.name != name.as_str() {
             patch.insert("name".into(), name.as_str().into());
         }
-        let description = description(target);
+        let description = description(target, Usage::InUse);
         if domain.description.as_ref() != Some(&description) {
             patch.insert("description".into(), description.into());
         }
@@ -424,8 +449,14 @@ impl Integration for Stalwart {
     fn owner(&self, target: &Target, service: &MailService) -> Owner {
         let domain = &service.domain;
         match domain.mark() {
-            Some(mark) if mark == target.id => Owner::Us,
-            Some(mark) => Owner::Other(format!(
+            Some((tenant, _)) if tenant == target.id => Owner::Us,
+            Some((_, Usage::Released)) if target.desired.adopt => Owner::Nobody,
+            Some((tenant, Usage::Released)) => Owner::Other(format!(
+                "stalwart: the domain {} ({}) was released by tenant {tenant}; to take it over, give this \
+                 tenant \"adopt\": true",
+                domain.name, domain.id,
+            )),
+            Some((mark, _)) => Owner::Other(format!(
                 "stalwart: the domain {} ({}) is marked as that of tenant {mark}, not of {}",
                 domain.name, domain.id, target.id,
             )),
@@ -451,7 +482,7 @@ impl Integration for Stalwart {
             compare("name", &domain.name, name);
         }
         let said = domain.description.as_deref().unwrap_or("(none)");
-        compare("description", &said, &description(target));
+        compare("description", &said, &description(target, Usage::InUse));
         compare("isEnabled", &domain.is_enabled, &true);
         for former in service.former.iter().filter(|former| former.kept.is_none()) {
             compare("former domain", &former.domain.name, &"(none)");
@@ -463,6 +494,47 @@ impl Integration for Stalwart {
         let kept: Vec<_> = service.former.iter().filter_map(|former| former.kept.clone()).collect();
         let note = (!kept.is_empty()).then(|| format!("stalwart: kept: {}", kept.join("; ")));
         Remarks { note, look_again: None }
+    }
+
+    async fn release(
+        &self,
+        target: &Target,
+        service: MailService,
+        how: Release,
+    ) -> Result<Released, Error> {
+        let MailService { domain, former } = service;
+        let mut notes = Vec::new();
+        let mut kept = None;
+        match how {
+            Release::Keep(usage) => {
+                let description = description(target, usage);
+                if domain.description.as_ref() != Some(&description) {
+                    let id = domain.id.as_str();
+                    let mut batch = Batch::new("release_domain", Purpose::Write);
+                    let patch = json!({ "description": description });
+                    batch.call("x:Domain/set", json!({ "update": { id: patch } }), "update");
+                    let answers = send(&self.upstream, &batch).await?;
+                    if let Written::Refused(refused) = answers.updated("update", id)?
+                        && refused.r#type != "notFound"
+                    {
+                        return Err(refused.terminal(&answers.what()).about(id));
+                    }
+                }
+                notes.push(format!("the domain {} is kept, marked {}", domain.name, usage.name()));
+                kept = Some(domain.id);
+            }
+            // There is no way back from either, so they are the same: only what is empty.
+            Release::Delete | Release::Purge => {
+                for domain in former.iter().map(|former| &former.domain).chain([&domain]) {
+                    if let Some(why) = self.remove(domain).await? {
+                        let message = format!("stalwart: waiting: {why}");
+                        return Err(Error::terminal(Reason::NotEmpty, message).about(&domain.id));
+                    }
+                }
+            }
+        }
+        let note = (!notes.is_empty()).then(|| format!("stalwart: {}", notes.join("; ")));
+        Ok(Released { external_id: kept, note })
     }
 
     async fn check(&self) -> Result<Checked, Error> {
@@ -504,8 +576,11 @@ mod tests {
             is_enabled: true,
             aliases: serde_json::Map::new(),
         };
-        assert_eq!(domain(&format!("Acme [tenantry {id}]")).mark(), Some(id));
-        assert_eq!(domain(&format!("[tenantry x] [tenantry {id}]")).mark(), Some(id));
+        assert_eq!(domain(&format!("Acme [tenantry {id}]")).mark(), Some((id, Usage::InUse)));
+        assert_eq!(domain(&format!("[tenantry x] [tenantry {id}]")).owner(), Some(id));
+        let released = domain(&format!("Acme [tenantry {id} released]"));
+        assert_eq!(released.mark(), Some((id, Usage::Released)));
+        assert_eq!(domain(&format!("Acme [tenantry {id} perhaps]")).mark(), None);
         assert_eq!(domain("Acme").mark(), None);
         assert!(!domain("Acme").is_marked_by_something());
         assert!(domain("[tenantry soon]").is_marked_by_something());
