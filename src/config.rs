@@ -18,7 +18,7 @@ use crate::integration::{
 };
 use crate::store::check_uri;
 use crate::telemetry::LogFormat;
-use crate::tenant::{Backoff, Policy};
+use crate::tenant::{Backoff, GuardPolicy, Policy};
 
 /// The settings as given. They are text until [`Given::check`], so that one run names every mistake.
 #[derive(Debug, Clone, Default, Args)]
@@ -179,10 +179,19 @@ pub struct Given {
     /// Reconciles at once, 1 to 1024 [default: 16]
     #[arg(long, env = "WORKERS", value_name = "NUMBER", help_heading = "Reconciling")]
     pub workers: Option<String>,
-    /// Between routine re-checks of a converged tenant, spread by ±10 %, from 1s to 30d; also how slowly
-    /// a failure is retried that only a person can mend [default: 10m]
+    /// Between routine re-checks of a converged tenant, a safety net below the sweeps, spread by ±10 %, from
+    /// 1s to 30d [default: 1d]
     #[arg(long, env = "RESYNC_INTERVAL", value_name = "DURATION", help_heading = "Reconciling")]
     pub resync_interval: Option<String>,
+    /// Between sweeps, which list each upstream as a whole and compare it with the tenants, spread by ±10 %,
+    /// from 1s to 30d [default: 10m]
+    #[arg(long, env = "SWEEP_INTERVAL", value_name = "DURATION", help_heading = "Reconciling")]
+    pub sweep_interval: Option<String>,
+    /// The most of an upstream's resources that may have changed between two sweeps, in percent (and at
+    /// least 20); more is not believed, and repairs rest until somebody lifts the guard, 0 to 100
+    /// [default: 10]
+    #[arg(long, env = "GUARD_PERCENT", value_name = "NUMBER", help_heading = "Reconciling")]
+    pub guard_percent: Option<String>,
     /// Between looks for due tenants, beside the change stream, from 100ms to 10m [default: 5s]
     #[arg(long, env = "POLL_INTERVAL", value_name = "DURATION", help_heading = "Reconciling")]
     pub poll_interval: Option<String>,
@@ -223,6 +232,8 @@ pub struct Config {
     pub request_timeout: Duration,
     pub workers: usize,
     pub policy: Policy,
+    pub sweep_interval: Duration,
+    pub guard: GuardPolicy,
     pub poll_interval: Duration,
     pub lease_ttl: Duration,
     pub shutdown_grace: Duration,
@@ -483,7 +494,14 @@ impl Given {
             check.wrong("WORKERS", "must be from 1 to 1024");
         }
         let resync = some(&self.resync_interval);
-        let resync = check.duration("RESYNC_INTERVAL", resync, 10 * MINUTE, SECOND..=30 * DAY);
+        let resync = check.duration("RESYNC_INTERVAL", resync, DAY, SECOND..=30 * DAY);
+        let sweep = some(&self.sweep_interval);
+        let sweep_interval = check.duration("SWEEP_INTERVAL", sweep, 10 * MINUTE, SECOND..=30 * DAY);
+        let percent = check.parsed::<u32>("GUARD_PERCENT", some(&self.guard_percent), "10");
+        if percent.is_some_and(|percent| percent > 100) {
+            check.wrong("GUARD_PERCENT", "must be from 0 to 100");
+        }
+        let guard = GuardPolicy { percent: percent.unwrap_or_default() };
         let poll = some(&self.poll_interval);
         let poll_interval = check.duration("POLL_INTERVAL", poll, 5 * SECOND, millis(100)..=10 * MINUTE);
         let initial = some(&self.backoff_initial);
@@ -519,6 +537,8 @@ impl Given {
                 request_timeout,
                 workers,
                 policy: Policy { backoff: Backoff { initial, max }, resync },
+                sweep_interval,
+                guard,
                 poll_interval,
                 lease_ttl,
                 shutdown_grace,

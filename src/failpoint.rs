@@ -14,6 +14,8 @@ pub const UPDATED: &str = "integration::updated";
 pub const RELEASED: &str = "integration::released";
 /// Controller: nothing is left of a tenant but its document, which is about to go.
 pub const REMOVING: &str = "controller::removing";
+/// Controller: a sweep has read the tenants and not yet any upstream.
+pub const SWEEPING: &str = "controller::sweeping";
 /// Controller: the lease was taken; nothing else has happened.
 pub const CLAIMED: &str = "controller::claimed";
 /// Controller: every due step has run; nothing is recorded yet.

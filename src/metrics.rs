@@ -31,6 +31,25 @@ pub struct Metrics {
     pub integration_lacks: IntGaugeVec,
     /// Second spaces of a tenant that were found and disabled.
     pub twins_disabled: IntCounter,
+    /// 1 while an `upstream` is taken to be down, and nobody is let through but probes.
+    pub upstream_down: IntGaugeVec,
+    /// Events that could not be written to the tenants' histories in time.
+    pub events_dropped: IntCounter,
+    /// 1 while people have stopped an `upstream`.
+    pub stopped: IntGaugeVec,
+    /// 1 while an `upstream`'s change guard has tripped.
+    pub guard_tripped: IntGaugeVec,
+    /// Repairs that were not made, because so much had changed in the `upstream` at once.
+    pub repairs_refused: IntCounterVec,
+    /// Sweeps of an `upstream` by `result`: ok, failed, refused.
+    pub sweeps: IntCounterVec,
+    pub sweep_seconds: HistogramVec,
+    /// Resources that the current or latest sweep of an `upstream` has seen.
+    pub sweep_seen: IntGaugeVec,
+    /// Tenants that sweeps flagged, by `upstream` and what `differs`.
+    pub drift_found: IntCounterVec,
+    /// Resources marked for tenants that do not exist, by `upstream`.
+    pub orphans: IntGaugeVec,
     pub queue_depth: IntGaugeVec,
     pub queue_oldest_seconds: GaugeVec,
     /// Times that hints found the queue full; the database is asked for their tenants later.
@@ -116,6 +135,46 @@ impl Metrics {
             twins_disabled: add.counter(
                 "twins_disabled_total",
                 "Second spaces that a request applied late had made, and that were disabled.",
+            ),
+            upstream_down: add.gauges(
+                "upstream_down",
+                "1 while the upstream is taken to be down, and its steps wait.",
+                &["upstream"],
+            ),
+            events_dropped: add
+                .counter("events_dropped_total", "Events that found the queue of the histories full."),
+            stopped: add.gauges("stopped", "1 while people have stopped the upstream.", &["upstream"]),
+            guard_tripped: add.gauges(
+                "guard_tripped",
+                "1 while more has changed in the upstream at once than is believed, and repairs rest.",
+                &["upstream"],
+            ),
+            repairs_refused: add.counters(
+                "repairs_refused_total",
+                "Repairs that were not made because too much had changed at once.",
+                &["upstream"],
+            ),
+            sweeps: add.counters("sweeps_total", "Sweeps of an upstream.", &["upstream", "result"]),
+            sweep_seconds: add.histograms(
+                "sweep_duration_seconds",
+                "Time that listing an upstream and comparing it took.",
+                &["upstream"],
+                WAIT_BUCKETS,
+            ),
+            sweep_seen: add.gauges(
+                "sweep_seen",
+                "Resources that the current or latest sweep has seen.",
+                &["upstream"],
+            ),
+            drift_found: add.counters(
+                "drift_found_total",
+                "Tenants that sweeps found to differ from their upstream.",
+                &["upstream", "differs"],
+            ),
+            orphans: add.gauges(
+                "orphans",
+                "Resources that are marked for tenants that do not exist.",
+                &["upstream"],
             ),
             queue_depth: add.gauges("queue_depth", "Tenants that wait for a worker.", &["priority"]),
             queue_oldest_seconds: add.float_gauges(

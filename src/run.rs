@@ -19,8 +19,8 @@ use crate::integration::{
     TokenSource, Upstream,
 };
 use crate::metrics::Metrics;
-use crate::store::{Holder, OpenError, Store, StoreOptions, Unsuitable};
-use crate::tenant::StepKind;
+use crate::store::{Holder, Journal, OpenError, Store, StoreOptions, Unsuitable};
+use crate::tenant::{Controls, StepKind};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -84,6 +84,7 @@ pub async fn run(
     );
     let linger = config.shutdown_grace / LINGER;
     let (watch_open, watch_opened) = watch::channel(false);
+    let controls = watch::Sender::new(Controls::default());
     let api = Api {
         store: store.clone(),
         // The handler's own limits come first, and say more.
@@ -91,9 +92,13 @@ pub async fn run(
         readiness: Readiness {
             watch_open: watch_opened,
             upstreams: integrations.health(),
+            controls: controls.subscribe(),
             draining: shutdown.clone(),
         },
     };
+    // Written until everything else has ended.
+    let closing = CancellationToken::new();
+    let (journal, writing) = Journal::start(store.clone(), Arc::clone(&metrics), closing.clone());
     // Probes and metrics are answered until the very end, so that they can say what is going on.
     let ended = CancellationToken::new();
     let servers = [
@@ -118,19 +123,20 @@ pub async fn run(
             poll_interval: config.poll_interval,
             shutdown_grace: config.shutdown_grace - linger,
             holder: Holder::new(&host_name(), rand::random()),
+            sweep_interval: config.sweep_interval,
+            guard: config.guard,
             queue_capacity: QUEUE_CAPACITY,
         };
-        let checks = Arc::clone(&integrations);
-        let ending = shutdown.clone();
-        let checking = tokio::spawn(async move { checks.keep_checked(&ending).await });
-        let controller = Controller { store: store.clone(), integrations, metrics, settings };
-        controller.run(watch_open, shutdown).await;
-        // It ends with the shutdown, between two requests or in one.
-        checking.abort();
+        let controller = Controller { store: store.clone(), integrations, metrics, journal, settings };
+        controller.run(watch_open, controls, shutdown).await;
     }
     ended.cancel();
     let [api, telemetry] = servers;
     tokio::join!(end(api, linger / 2), end(telemetry, linger / 2));
+    closing.cancel();
+    if tokio::time::timeout(linger / 2, writing).await.is_err() {
+        tracing::warn!("the latest events could not be written");
+    }
     // Connections that hang must not hold us up.
     let _ = tokio::time::timeout(linger / 2, store.close()).await;
     tracing::info!("tenantry has ended");

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::Readiness;
+use super::fleet::{GuardView, Stops, guards_of};
 use crate::store::Store;
 use crate::tenant::{StepKind, UpstreamHealth};
 
@@ -33,6 +34,9 @@ struct Ready {
     draining: bool,
     /// Each configured upstream; they do not make the process unready.
     upstreams: BTreeMap<&'static str, Upstream>,
+    /// What people have stopped.
+    stops: Stops,
+    guards: BTreeMap<&'static str, GuardView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -74,5 +78,8 @@ pub async fn ready(State(store): State<Store>, State(readiness): State<Readiness
         .into_iter()
         .filter_map(|step| Some((step.name(), upstreams[step].clone()?.into())))
         .collect();
-    (status, Json(Ready { ready, store, watch, draining, upstreams })).into_response()
+    let controls = readiness.controls.borrow().clone();
+    let (stops, guards) = (Stops::from(&controls), guards_of(&controls));
+    let body = Ready { ready, store, watch, draining, upstreams, stops, guards };
+    (status, Json(body)).into_response()
 }

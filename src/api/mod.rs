@@ -1,7 +1,9 @@
 //! The HTTP layer. It validates, writes MongoDB and reads MongoDB; it never calls an upstream and
 //! decides nothing about tenants.
 
+mod events;
 mod fields;
+mod fleet;
 mod health;
 mod problem;
 mod representation;
@@ -16,13 +18,13 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRef, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::problem::Problem;
 use crate::store::Store;
-use crate::tenant::{PerStep, UpstreamHealth};
+use crate::tenant::{Controls, PerStep, UpstreamHealth};
 
 /// The longest request body, in bytes.
 pub const MAX_BODY: usize = 64 << 10;
@@ -46,6 +48,8 @@ pub struct Readiness {
     pub watch_open: watch::Receiver<bool>,
     /// How the upstreams are. They do not make the process unready: tenants can be written all the same.
     pub upstreams: watch::Receiver<PerStep<Option<UpstreamHealth>>>,
+    /// What stops and guards there are.
+    pub controls: watch::Receiver<Controls>,
     /// Cancelled when the process begins to shut down.
     pub draining: CancellationToken,
 }
@@ -60,6 +64,12 @@ impl Api {
             .route("/tenants/{slug}/pause", post(tenants::pause))
             .route("/tenants/{slug}/resume", post(tenants::resume))
             .route("/tenants/{slug}/reconcile", post(tenants::reconcile))
+            .route("/tenants/{slug}/events", get(events::list))
+            .route("/orphans", get(fleet::orphans))
+            .route("/guards", get(fleet::guards))
+            .route("/guards/{upstream}/lift", post(fleet::lift))
+            .route("/stops", get(fleet::stops))
+            .route("/stops/{what}", put(fleet::stop).delete(fleet::start))
             .route("/livez", get(health::live))
             .route("/readyz", get(health::ready))
             .fallback(problem::unknown_path)

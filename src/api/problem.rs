@@ -88,6 +88,17 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "No such tenant", detail)
     }
 
+    pub fn no_upstream(name: &str) -> Self {
+        let detail = format!("{name:?} is none of authentik, stalwart, ocis");
+        Self::new(StatusCode::NOT_FOUND, "No such upstream", detail)
+    }
+
+    pub fn guard_not_tripped(upstream: &str) -> Self {
+        let detail =
+            format!("the change guard of {upstream} has not tripped, so there is nothing to lift");
+        Self::new(StatusCode::CONFLICT, "Guard not tripped", detail)
+    }
+
     pub fn too_slow(limit: Duration) -> Self {
         Self::unavailable(format!("the request could not be answered within {limit:?}"))
     }

@@ -171,7 +171,7 @@ impl ListParameters {
 }
 
 /// The tenant that the path names. A text that cannot be a slug is no tenant's.
-pub struct Named(Slug);
+pub struct Named(pub Slug);
 
 impl<S: Send + Sync> FromRequestParts<S> for Named {
     type Rejection = Problem;

@@ -5,8 +5,13 @@
 //! settled by the claim, in the database.
 
 mod feed;
+mod guard;
+mod history;
 mod queue;
 mod reconcile;
+mod recovery;
+mod sketch;
+mod sweep;
 
 pub use queue::Queue;
 
@@ -21,11 +26,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::feed::{Feed, Hint};
+use self::guard::Guards;
 use self::reconcile::{Reconciler, Verdict};
+use self::recovery::Recovery;
+use self::sweep::Sweeper;
 use crate::integration::Integrations;
 use crate::metrics::Metrics;
-use crate::store::{DueScan, Holder, Relist, Store, StoreError, Urgency};
-use crate::tenant::{Policy, TenantId};
+use crate::store::{DueScan, Holder, Journal, Relist, Store, StoreError, Urgency};
+use crate::tenant::{Controls, GuardPolicy, Policy, TenantId};
 
 /// How the loop runs.
 #[derive(Debug, Clone)]
@@ -39,6 +47,9 @@ pub struct Settings {
     /// From the request to shut down until everything has ended.
     pub shutdown_grace: Duration,
     pub holder: Holder,
+    /// Between sweeps of the upstreams.
+    pub sweep_interval: Duration,
+    pub guard: GuardPolicy,
     /// Tenants that may wait in memory; the others wait in the database. See [`QUEUE_CAPACITY`].
     pub queue_capacity: usize,
 }
@@ -65,6 +76,7 @@ pub struct Controller {
     pub store: Store,
     pub integrations: Arc<Integrations>,
     pub metrics: Arc<Metrics>,
+    pub journal: Journal,
     pub settings: Settings,
 }
 
@@ -72,9 +84,14 @@ impl Controller {
     /// Runs until `shutdown`, then winds down within the grace period: no new work, running work
     /// finishes or is abandoned safely, leases are released.
     ///
-    /// `watch_open` tells whether a change stream is open.
-    pub async fn run(self, watch_open: watch::Sender<bool>, shutdown: CancellationToken) {
-        let Self { store, integrations, metrics, settings } = self;
+    /// `watch_open` tells whether a change stream is open, `controls` what stops and guards there are.
+    pub async fn run(
+        self,
+        watch_open: watch::Sender<bool>,
+        controls: watch::Sender<Controls>,
+        shutdown: CancellationToken,
+    ) {
+        let Self { store, integrations, metrics, journal, settings } = self;
         metrics.workers.set(i64::try_from(settings.workers).unwrap_or(i64::MAX));
         let (hints, hinted) = mpsc::channel(HINTS);
         let abandon = CancellationToken::new();
@@ -89,10 +106,41 @@ impl Controller {
             }
             .run(),
         );
+        let guards = Arc::new(Guards::new(
+            store.clone(),
+            Arc::clone(&metrics),
+            settings.guard,
+            settings.sweep_interval,
+            controls,
+        ));
+        // Before anything is changed.
+        guards.read().await;
+        let (following, ending) = (Arc::clone(&guards), shutdown.clone());
+        feeding.spawn(async move { following.follow(&ending).await });
+        let (checked, ending) = (Arc::clone(&integrations), shutdown.clone());
+        feeding.spawn(async move { checked.keep_checked(&ending).await });
+        for step in integrations.configured() {
+            let recovery =
+                Recovery { store: store.clone(), integrations: Arc::clone(&integrations), step };
+            let ending = shutdown.clone();
+            feeding.spawn(async move { recovery.run(&ending).await });
+        }
+        let sweeper = Sweeper {
+            store: store.clone(),
+            integrations: Arc::clone(&integrations),
+            metrics: Arc::clone(&metrics),
+            guards: Arc::clone(&guards),
+            holder: settings.holder.clone(),
+            interval: settings.sweep_interval,
+        };
+        let ending = shutdown.clone();
+        feeding.spawn(async move { sweeper.run(&ending).await });
         feeding.close();
         let reconciler = Arc::new(Reconciler {
             store: store.clone(),
             integrations,
+            guards,
+            journal,
             metrics: Arc::clone(&metrics),
             policy: settings.policy,
             holder: settings.holder.clone(),

@@ -7,11 +7,13 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
+use super::guard::Guards;
+use super::history;
 use crate::failpoint;
 use crate::integration::{Integrations, Intent, Mode, Target};
 use crate::metrics::Metrics;
 use crate::store::{
-    Claim, ClaimAnswer, Commit, Holder, InvalidDocument, Plans, Store, StoreError, Urgency,
+    Claim, ClaimAnswer, Commit, Holder, InvalidDocument, Journal, Plans, Store, StoreError, Urgency,
 };
 use crate::tenant::{
     Basis, Failure, FailureKind, Jitter, Outcome, Phase, Policy, Reason, Status, StepKind, StepRun,
@@ -22,6 +24,8 @@ use crate::tenant::{
 pub struct Reconciler {
     pub store: Store,
     pub integrations: Arc<Integrations>,
+    pub guards: Arc<Guards>,
+    pub journal: Journal,
     pub metrics: Arc<Metrics>,
     pub policy: Policy,
     pub holder: Holder,
@@ -139,6 +143,7 @@ impl Reconciler {
                     message: format!("{step}: tenantry itself failed; its log says more"),
                     external_id: None,
                     unresolved: true,
+                    parked: false,
                 });
                 runs.push(self.ran(claim, *step, outcome, Duration::ZERO));
             }
@@ -179,7 +184,7 @@ impl Reconciler {
                 may_exist: claim.may_have_made(step),
                 mode: match tenant.desired.paused {
                     true => Mode::Observe(Reason::Paused),
-                    false => Mode::Change,
+                    false => self.guards.mode(step),
                 },
                 intent: recorded.create_intent.map(|intent| Intent {
                     id: intent.id,
@@ -187,10 +192,10 @@ impl Reconciler {
                     age: seconds(now - i64::from(intent.id.made_at_seconds())),
                 }),
             };
-            let integrations = Arc::clone(&self.integrations);
+            let (integrations, guards) = (Arc::clone(&self.integrations), Arc::clone(&self.guards));
             steps.spawn(async move {
                 let started = Instant::now();
-                let outcome = integrations.run(step, &target).await;
+                let outcome = integrations.run(step, &target, &*guards).await;
                 (step, outcome, started.elapsed())
             });
         }
@@ -233,10 +238,15 @@ impl Reconciler {
     ) -> (&'static str, Verdict) {
         let plans = self.plans(claim, due, runs);
         if nothing_left(claim, &plans.current.status) {
+            // First, so that whoever sees the document go finds out that it went as it should. If somebody
+            // changes their mind right now, the history says that too.
+            if let Err(error) = self.store.record_events(&[history::tombstone(&claim.tenant)]).await {
+                return self.store_failed(claim.tenant.id, &error);
+            }
             failpoint::reach(failpoint::REMOVING);
             match self.store.remove(claim).await {
                 Ok(Commit::Done { .. }) => {
-                    self.removed(claim);
+                    tracing::info!(slug = %claim.tenant.slug, "tenant is gone");
                     return ("removed", Verdict::Done);
                 }
                 // Somebody changed their mind, which the commit finds out, or it is gone already.
@@ -270,6 +280,9 @@ impl Reconciler {
                 failpoint::reach(failpoint::COMMITTED);
                 let written = if superseded { &plans.superseded } else { &plans.current };
                 self.committed(claim, &written.status, &plans.ran);
+                for event in history::of_reconcile(claim, &written.status, runs) {
+                    self.journal.note(claim.tenant.subject(), event);
+                }
                 let failed = runs.iter().any(|run| matches!(run.outcome, Outcome::Failed(_)));
                 if interrupted {
                     return ("interrupted", Verdict::Again);
@@ -321,10 +334,6 @@ impl Reconciler {
             self.metrics.time_to_active_seconds.observe(age);
             tracing::info!(slug = %tenant.slug, after_seconds = age, "tenant is active");
         }
-    }
-
-    fn removed(&self, claim: &Claim) {
-        tracing::info!(slug = %claim.tenant.slug, "tenant is gone");
     }
 
     fn fenced(&self, claim: &Claim) -> (&'static str, Verdict) {

@@ -29,6 +29,8 @@ pub struct Fault {
     pub method: Option<String>,
     /// Only requests whose path begins so.
     pub path: Option<String>,
+    /// Only requests whose query contains this.
+    pub query: Option<String>,
     /// Only requests whose body contains this; JMAP has one path for everything.
     pub body: Option<String>,
     /// How many requests it applies to; for ever when absent.
@@ -152,6 +154,9 @@ impl Faults {
             rule.times != Some(0)
                 && rule.method.as_ref().is_none_or(|method| request.method == method.as_str())
                 && rule.path.as_ref().is_none_or(|path| request.uri.path().starts_with(path))
+                && rule.query.as_ref().is_none_or(|text| {
+                    request.uri.query().is_some_and(|query| query.contains(text.as_str()))
+                })
                 && rule.body.as_ref().is_none_or(|text| contains(body, text))
         });
         let Some(index) = matching else { return Fault::default() };

@@ -12,7 +12,7 @@
 //! * Attributes are replaced whole by PATCH and have no version: foreign ones are sent back as they
 //!   were read, byte for byte.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -20,9 +20,11 @@ use serde_json::value::RawValue;
 
 use super::Error;
 use super::GroupTemplate;
-use super::converge::{Checked, Drift, Integration, Owner, Release, Released, Target, Usage};
+use super::converge::{
+    Checked, Drift, Integration, Marked, Owner, Release, Released, Seen, Target, Usage,
+};
 use super::upstream::{Answer, Call, Purpose, To, Upstream};
-use crate::tenant::{Reason, StepKind, TenantId};
+use crate::tenant::{Fingerprint, Reason, StepKind, TenantId};
 
 /// The attributes that we own. All strings: a number beyond 64 bits would make every list that holds
 /// the group fail (observed).
@@ -32,8 +34,8 @@ const NAME: &str = "tenantry_name";
 /// Absent while the group is in use.
 const USAGE: &str = "tenantry_status";
 
-/// More pages than any fleet has: 100 000 groups at 100 a page.
-const MAX_PAGES: u32 = 1_000;
+/// More pages than any fleet has: two million groups at 100 a page.
+const MAX_PAGES: u32 = 20_000;
 /// The most that a server since 2025.12 gives (it caps silently; observed).
 const PAGE_SIZE: &str = "100";
 
@@ -110,7 +112,7 @@ impl Authentik {
         &self,
         operation: &'static str,
         filter: (&str, &str),
-        wanted: impl Fn(&Group) -> bool,
+        mut wanted: impl FnMut(&Group) -> bool,
     ) -> Result<Vec<Group>, Error> {
         let mut groups = Vec::new();
         let mut page = 1;
@@ -135,7 +137,7 @@ impl Authentik {
                 _ => return Err(self.refused(&call, &answer)),
             }
             let listing: Listing = self.parse(&call, &answer)?;
-            groups.extend(listing.results.into_iter().filter(&wanted));
+            groups.extend(listing.results.into_iter().filter(&mut wanted));
             page = listing.pagination.next;
             if page == 0 {
                 return Ok(groups);
@@ -434,6 +436,36 @@ impl Integration for Authentik {
             )),
             (None, _) => Owner::Nobody,
         }
+    }
+
+    fn fingerprint(&self, group: &Group) -> Fingerprint {
+        let own = |key: &str| group.text(key).unwrap_or_default();
+        let settings = format!("{}\n{}", own(SLUG), own(NAME));
+        Fingerprint::of([&group.pk, &group.name, &own(MARK), &settings, &group.usage().name()])
+    }
+
+    async fn sweep(&self, mut each: impl FnMut(Seen) + Send) -> Result<(), Error> {
+        let not_ours = |group: &Group| -> bool {
+            let Some(tenant) = group.text(MARK).and_then(|mark| mark.parse().ok()) else { return false };
+            if group.usage() == Usage::InUse {
+                each(Seen { tenant, fingerprint: self.fingerprint(group) });
+            }
+            // Seen, and not to be kept.
+            false
+        };
+        self.list("sweep_groups", ("ordering", "name"), not_ours).await.map(drop)
+    }
+
+    async fn marked_as(&self, tenants: &HashSet<TenantId>) -> Result<Vec<Marked>, Error> {
+        let mut found = Vec::new();
+        for tenant in tenants {
+            found.extend(self.marked(*tenant).await?.into_iter().map(|group| Marked {
+                tenant: *tenant,
+                external_id: group.pk,
+                name: group.name,
+            }));
+        }
+        Ok(found)
     }
 
     async fn release(&self, _target: &Target, group: Group, how: Release) -> Result<Released, Error> {

@@ -9,14 +9,19 @@
 //!   show that it worked, the run fails, and a later one looks again. A create that is applied late
 //!   therefore meets no second create right behind it.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+
 use super::{Effect, Error};
 use crate::failpoint;
-use crate::tenant::{DeletionPolicy, IntentId, Presence, Reason, Slug, StepDesired, StepKind, TenantId};
+use crate::tenant::{
+    DeletionPolicy, Fingerprint, IntentId, Presence, Reason, Slug, StepDesired, StepKind, TenantId,
+};
 
 /// What one step should bring about for one tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,6 +171,22 @@ pub trait Integration: Sync {
         how: Release,
     ) -> impl Future<Output = Result<Released, Error>> + Send;
 
+    /// What the resource looks like, for sweeps to compare.
+    fn fingerprint(&self, resource: &Self::Resource) -> Fingerprint;
+
+    /// Lists everything that tenants have in use, in pages or as a stream, holding no more than one.
+    ///
+    /// # Errors
+    /// When the list is not whole, or cannot be believed. What was passed on until then may be used for
+    /// nothing.
+    fn sweep(&self, each: impl FnMut(Seen) + Send) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// The resources that carry the marks of these tenants, at most a few each.
+    fn marked_as(
+        &self,
+        tenants: &HashSet<TenantId>,
+    ) -> impl Future<Output = Result<Vec<Marked>, Error>> + Send;
+
     /// Looks whether the upstream answers, knows us, and lets us do what we must, changing nothing.
     fn check(&self) -> impl Future<Output = Result<Checked, Error>> + Send;
 }
@@ -196,6 +217,22 @@ pub struct Converged {
     /// What had to be changed on a resource that was there already.
     pub repaired: Vec<Drift>,
     pub remarks: Remarks,
+    pub fingerprint: Option<Fingerprint>,
+}
+
+/// A resource in a list of all of them, in use by a tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    pub tenant: TenantId,
+    pub fingerprint: Fingerprint,
+}
+
+/// A resource that carries a tenant's mark, for people to find.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marked {
+    pub tenant: TenantId,
+    pub external_id: String,
+    pub name: String,
 }
 
 /// What a run of a step came to.
@@ -212,10 +249,29 @@ pub enum Reached {
     Disbelieved,
 }
 
-/// Runs a step as far as its target allows.
-pub async fn run<I: Integration>(integration: &I, target: &Target) -> Result<Reached, Error> {
+/// Asked before what somebody changed in an upstream is undone: so much may have changed at once that it
+/// is rather the upstream, or we, who are wrong.
+pub trait RepairGuard: Send + Sync {
+    fn may_repair(&self, step: StepKind) -> BoxFuture<'_, bool>;
+}
+
+/// No bounds.
+pub struct Unbounded;
+
+impl RepairGuard for Unbounded {
+    fn may_repair(&self, _step: StepKind) -> BoxFuture<'_, bool> {
+        Box::pin(std::future::ready(true))
+    }
+}
+
+/// Runs a step as far as its target and the guard allow.
+pub async fn run<I: Integration>(
+    integration: &I,
+    target: &Target,
+    guard: &dyn RepairGuard,
+) -> Result<Reached, Error> {
     let how = match target.desired.presence {
-        Presence::Present => return ensure(integration, target).await,
+        Presence::Present => return ensure(integration, target, guard).await,
         Presence::Off => Release::Keep(Usage::Off),
         Presence::Gone(DeletionPolicy::Retain) => Release::Keep(Usage::Released),
         Presence::Gone(DeletionPolicy::Delete) => Release::Delete,
@@ -244,8 +300,14 @@ pub async fn run<I: Integration>(integration: &I, target: &Target) -> Result<Rea
     }
 }
 
-async fn ensure<I: Integration>(integration: &I, target: &Target) -> Result<Reached, Error> {
-    if target.mode == Mode::Change {
+async fn ensure<I: Integration>(
+    integration: &I,
+    target: &Target,
+    guard: &dyn RepairGuard,
+) -> Result<Reached, Error> {
+    // It was well, and nobody asked for anything else: whatever differs now, somebody changed up there.
+    let repairs = target.recorded.is_some() && target.observed.as_ref() == Some(&target.desired);
+    if target.mode == Mode::Change && !repairs {
         return converge(integration, target).await.map(Reached::Matches);
     }
     let found = integration.observe(target).await?;
@@ -263,6 +325,7 @@ async fn ensure<I: Integration>(integration: &I, target: &Target) -> Result<Reac
             external_id: I::external_id(&resource).to_owned(),
             repaired: Vec::new(),
             remarks: integration.remarks(target, &resource),
+            fingerprint: Some(integration.fingerprint(&resource)),
         })),
         (Mode::Observe(reason), _, drift) => {
             let differs = match drift {
@@ -272,10 +335,19 @@ async fn ensure<I: Integration>(integration: &I, target: &Target) -> Result<Reac
             let message = format!("{}: would change: {differs}", integration.step());
             Ok(Reached::Held { reason, message })
         }
-        (_, None, _) if target.recorded.is_some() => Ok(Reached::Disbelieved),
-        (_, Some(_), _) if target.observed.as_ref() == Some(&target.desired) => Ok(Reached::Disbelieved),
+        (Mode::Change, found, _) => {
+            if guard.may_repair(integration.step()).await {
+                converge_from(integration, target, found).await.map(Reached::Matches)
+            } else {
+                Ok(Reached::Disbelieved)
+            }
+        }
+        (Mode::Disbelieve, None, _) if target.recorded.is_some() => Ok(Reached::Disbelieved),
+        (Mode::Disbelieve, Some(_), _) if repairs => Ok(Reached::Disbelieved),
         // New, or asked for.
-        _ => converge(integration, target).await.map(Reached::Matches),
+        (Mode::Disbelieve, found, _) => {
+            converge_from(integration, target, found).await.map(Reached::Matches)
+        }
     }
 }
 
@@ -290,8 +362,16 @@ const MAX_WRITES: usize = 3;
 
 /// Brings about what `target` asks for; see the module's guarantees.
 pub async fn converge<I: Integration>(integration: &I, target: &Target) -> Result<Converged, Error> {
+    let found = integration.observe(target).await?;
+    converge_from(integration, target, found).await
+}
+
+async fn converge_from<I: Integration>(
+    integration: &I,
+    target: &Target,
+    mut found: Option<I::Resource>,
+) -> Result<Converged, Error> {
     let mut target = target.clone();
-    let mut found = integration.observe(&target).await?;
     let mut repaired = Vec::new();
     let mut unclear: Option<Error> = None;
     let mut stale = false;
@@ -306,7 +386,8 @@ pub async fn converge<I: Integration>(integration: &I, target: &Target) -> Resul
                 let drift = integration.drift(&target, &resource);
                 if drift.is_empty() {
                     let remarks = integration.remarks(&target, &resource);
-                    return Ok(Converged { external_id: id, repaired, remarks });
+                    let fingerprint = Some(integration.fingerprint(&resource));
+                    return Ok(Converged { external_id: id, repaired, remarks, fingerprint });
                 }
                 if let Some(error) = unclear {
                     return Err(error.about(&id));

@@ -25,7 +25,8 @@ pub enum Effect {
 
 impl Error {
     fn new(kind: FailureKind, reason: Reason, message: String) -> Self {
-        let failure = Failure { kind, reason, message, external_id: None, unresolved: false };
+        let failure =
+            Failure { kind, reason, message, external_id: None, unresolved: false, parked: false };
         Self { failure, effect: Effect::None }
     }
 
@@ -95,6 +96,20 @@ impl Error {
         error.failure.unresolved = false;
         error.effect = Effect::None;
         error
+    }
+
+    /// Whether it counts as a sign that the upstream is down: it did not answer, or not as one that works.
+    pub fn is_outage(&self) -> bool {
+        self.is_transient()
+            && matches!(
+                self.failure.reason,
+                Reason::Unreachable
+                    | Reason::Timeout
+                    | Reason::UpstreamError
+                    | Reason::RateLimited
+                    | Reason::NotReady
+                    | Reason::StorageAway
+            )
     }
 
     /// Whether any other tenant would have met it too.

@@ -3,6 +3,10 @@
 //! Until an upstream has accepted our credentials once, one run at a time is let through, and
 //! everybody waiting shares its failure. Once it rejects them, nobody is let through until a probe
 //! is due; probes are rare, because Stalwart bans an address for ever after a hundred failed logins.
+//!
+//! An upstream that fails several runs in a row is taken to be down (a circuit breaker): nobody is let
+//! through but a probe now and then, and everybody else gets the same error at once, without a request. When
+//! it asks for a pause (`Retry-After`), it gets one from all.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +24,19 @@ const CREDENTIAL_PROBES: [Duration; 3] =
 /// Between probes after a wrong address or failed TLS, which harm nobody.
 const OTHER_PROBES: [Duration; 3] =
     [Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(300)];
+
+/// Failures in a row after which an upstream is taken to be down.
+const DOWN_AFTER: u32 = 5;
+/// Between probes of an upstream that is down.
+const DOWN_PROBES: [Duration; 5] = [
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+];
+/// The longest pause that an upstream is given at its word.
+const LONGEST_PAUSE: Duration = Duration::from_secs(900);
 
 /// The health of all integrations, for whoever shows it.
 pub type HealthBoard = watch::Sender<PerStep<Option<UpstreamHealth>>>;
@@ -44,8 +61,20 @@ struct State {
 
 enum Health {
     Unproven,
-    Healthy,
-    Rejected { error: Error, in_a_row: usize, probe_at: Instant },
+    /// Failures in a row since it last worked.
+    Healthy {
+        failures: u32,
+    },
+    Down {
+        error: Error,
+        in_a_row: usize,
+        probe_at: Instant,
+    },
+    Rejected {
+        error: Error,
+        in_a_row: usize,
+        probe_at: Instant,
+    },
 }
 
 enum Entry<'a> {
@@ -107,12 +136,20 @@ impl Gate {
             return Entry::Refused(error.clone());
         }
         match &state.health {
-            Health::Healthy => return Entry::Go(None),
+            Health::Healthy { .. } => return Entry::Go(None),
             Health::Unproven => {}
+            Health::Down { error, probe_at, .. } => {
+                let wait = probe_at.saturating_duration_since(Instant::now());
+                if !wait.is_zero() || state.probing {
+                    let mut error = parked(error);
+                    error.failure.kind = FailureKind::Transient { retry_after: Some(wait) };
+                    return Entry::Refused(error);
+                }
+            }
             Health::Rejected { error, probe_at, .. } => {
                 let wait = probe_at.saturating_duration_since(Instant::now());
                 if !wait.is_zero() {
-                    return Entry::Refused(postponed(error, wait));
+                    return Entry::Refused(parked(&postponed(error, wait)));
                 }
             }
         }
@@ -132,7 +169,7 @@ impl Gate {
                     // Several runs were under way when the first was rejected: that is one rejection.
                     Health::Rejected { in_a_row, .. } if !probe => *in_a_row,
                     Health::Rejected { in_a_row, .. } => in_a_row + 1,
-                    Health::Unproven | Health::Healthy => 0,
+                    Health::Unproven | Health::Healthy { .. } | Health::Down { .. } => 0,
                 };
                 let schedule = match error.failure.reason {
                     Reason::CredentialsRejected => CREDENTIAL_PROBES,
@@ -155,18 +192,58 @@ impl Gate {
             // the same, unless this may have been about one tenant only.
             Some(error) if error.is_transient() => {
                 state.latest_failure = error.is_about_the_upstream().then(|| error.for_everybody());
+                if error.is_outage() {
+                    self.count_failure(&mut state, error, probe);
+                }
             }
             // Begun before the rejection: what it saw is no longer so.
             Some(_) | None if !probe && matches!(state.health, Health::Rejected { .. }) => {}
+            // Begun before it was found to be down.
+            Some(_) | None if !probe && matches!(state.health, Health::Down { .. }) => {}
             Some(_) | None => {
                 state.latest_failure = None;
-                if matches!(state.health, Health::Rejected { .. }) {
+                if matches!(state.health, Health::Rejected { .. } | Health::Down { .. }) {
                     tracing::info!(upstream = %self.step, "the integration works again");
                 }
-                state.health = Health::Healthy;
+                state.health = Health::Healthy { failures: 0 };
+                self.metrics.upstream_down.with_label_values(&[self.step.name()]).set(0);
                 self.healthy(1);
             }
         }
+    }
+
+    /// Another failure that says that the upstream does not work.
+    fn count_failure(&self, state: &mut State, error: &Error, probe: bool) {
+        let pause = match error.failure.kind {
+            FailureKind::Transient { retry_after } => retry_after.map(|wait| wait.min(LONGEST_PAUSE)),
+            _ => None,
+        };
+        let in_a_row = match &mut state.health {
+            // At start nobody is let through but one at a time anyway.
+            Health::Unproven if pause.is_none() => return,
+            Health::Unproven => 0,
+            Health::Healthy { failures } => {
+                *failures += 1;
+                if *failures < DOWN_AFTER && pause.is_none() {
+                    return;
+                }
+                0
+            }
+            // Under way when it was found out.
+            Health::Down { .. } if !probe => return,
+            Health::Down { in_a_row, .. } => *in_a_row + 1,
+            Health::Rejected { .. } => return,
+        };
+        let wait = pause.unwrap_or(DOWN_PROBES[in_a_row.min(DOWN_PROBES.len() - 1)]);
+        if in_a_row == 0 {
+            tracing::warn!(
+                upstream = %self.step, reason = %error.failure.reason,
+                "taken to be down; its steps wait until it works again: {}", error.failure.message
+            );
+        }
+        self.metrics.upstream_down.with_label_values(&[self.step.name()]).set(1);
+        let error = error.for_everybody();
+        state.health = Health::Down { error, in_a_row, probe_at: Instant::now() + wait };
     }
 
     /// What a check found.
@@ -193,7 +270,15 @@ impl Gate {
 
     /// Shows what the latest run says of the upstream.
     fn show(&self, error: Option<&Error>) {
+        let down = match &self.lock().health {
+            Health::Down { error, .. } => Some((error.failure.reason, error.failure.message.clone())),
+            _ => None,
+        };
         self.amend(|health| {
+            if down.is_some() {
+                health.problem.clone_from(&down);
+                return;
+            }
             let problem = |error: &Error| Some((error.failure.reason, error.failure.message.clone()));
             match error {
                 Some(error) => match error.failure.reason {
@@ -255,6 +340,13 @@ impl Drop for Probe<'_> {
         drop(state);
         self.0.probed.notify_waiters();
     }
+}
+
+/// The same for somebody who was not let through.
+fn parked(error: &Error) -> Error {
+    let mut error = error.clone();
+    error.failure.parked = true;
+    error
 }
 
 fn postponed(error: &Error, wait: Duration) -> Error {

@@ -9,8 +9,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::{Guarded, Integration, Integrations};
-use crate::tenant::{FailureKind, StepKind};
+use crate::tenant::{FailureKind, PerStep, StepKind, UpstreamHealth};
 
+const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Between looks whether a missing permission has been granted.
@@ -43,11 +44,28 @@ impl Integrations {
 
     /// Waits until something is wrong with the integration as a whole.
     async fn becomes_unusable(&self, step: StepKind) {
+        self.health_becomes(step, |health| {
+            health.authenticated == Some(false)
+                || health.reachable == Some(false)
+                || health.problem.is_some()
+        })
+        .await;
+    }
+
+    /// Waits until an upstream works.
+    pub async fn becomes_usable(&self, step: StepKind) {
+        self.health_becomes(step, UpstreamHealth::is_healthy).await;
+    }
+
+    /// Waits until an upstream that worked does not.
+    pub async fn stops_working(&self, step: StepKind) {
+        self.health_becomes(step, |health| !health.is_healthy()).await;
+    }
+
+    async fn health_becomes(&self, step: StepKind, holds: impl Fn(&UpstreamHealth) -> bool) {
         let mut health = self.health();
-        let unusable = |health: &Option<crate::tenant::UpstreamHealth>| {
-            health.as_ref().is_some_and(|health| health.authenticated == Some(false))
-        };
-        if health.wait_for(|board| unusable(&board[step])).await.is_err() {
+        let holds = |board: &PerStep<Option<UpstreamHealth>>| board[step].as_ref().is_some_and(&holds);
+        if health.wait_for(holds).await.is_err() {
             // Nobody tells any more.
             std::future::pending::<()>().await;
         }
@@ -72,6 +90,11 @@ impl<I: Integration> Guarded<I> {
                         FailureKind::Transient { retry_after } => retry_after.unwrap_or_default(),
                         FailureKind::Terminal => LONGEST_WAIT,
                     };
+                    if error.failure.parked {
+                        // Until the next probe is due; somebody's step may be it.
+                        tokio::time::sleep(asked_for.max(SHORTEST_WAIT)).await;
+                        continue;
+                    }
                     tokio::time::sleep(wait.max(asked_for)).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
                 }

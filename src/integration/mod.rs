@@ -17,8 +17,8 @@ mod upstream;
 
 pub use authentik::Authentik;
 pub use converge::{
-    Checked, Converged, Drift, Integration, Intent, Mode, Owner, Reached, Release, Released, Remarks,
-    Target, Usage, converge, run,
+    Checked, Converged, Drift, Integration, Intent, Marked, Mode, Owner, Reached, Release, Released,
+    Remarks, RepairGuard, Seen, Target, Unbounded, Usage, converge, run,
 };
 pub use error::{Effect, Error};
 pub use gate::{Gate, HealthBoard};
@@ -30,12 +30,15 @@ pub use stalwart::{DkimManagement, Stalwart};
 pub use template::{GroupTemplate, InvalidGroupTemplate};
 pub use upstream::{Answer, Body, Broken, Call, Credentials, Purpose, To, Upstream};
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
-use crate::tenant::{DeletionPolicy, Outcome, PerStep, Presence, Reason, StepKind, UpstreamHealth};
+use crate::tenant::{
+    DeletionPolicy, Outcome, PerStep, Presence, Reason, Repair, StepKind, TenantId, UpstreamHealth,
+};
 
 /// The integrations that this process has, one slot per step.
 pub struct Integrations {
@@ -53,9 +56,9 @@ struct Guarded<I> {
 }
 
 impl<I: Integration> Guarded<I> {
-    async fn run(&self, target: &Target) -> Outcome {
+    async fn run(&self, target: &Target, guard: &dyn RepairGuard) -> Outcome {
         let step = self.integration.step();
-        match self.gate.pass(run(&self.integration, target)).await {
+        match self.gate.pass(run(&self.integration, target, guard)).await {
             Ok(Reached::Held { reason, message }) => Outcome::Held { reason, message },
             Ok(Reached::Disbelieved) => Outcome::Disbelieved,
             Ok(Reached::LetGo(Released { external_id, note })) => {
@@ -66,7 +69,7 @@ impl<I: Integration> Guarded<I> {
                 };
                 Outcome::Released { reason, external_id, note }
             }
-            Ok(Reached::Matches(Converged { external_id, repaired, remarks })) => {
+            Ok(Reached::Matches(Converged { external_id, repaired, remarks, fingerprint })) => {
                 for drift in &repaired {
                     tracing::info!(
                         slug = %target.slug, upstream = %step, field = drift.field,
@@ -74,7 +77,18 @@ impl<I: Integration> Guarded<I> {
                     );
                 }
                 let Remarks { note, look_again } = remarks;
-                Outcome::Ok { external_id: Some(external_id), note, look_again }
+                let repaired = repaired.into_iter().map(|Drift { field, observed, desired }| Repair {
+                    field,
+                    from: observed,
+                    to: desired,
+                });
+                Outcome::Ok {
+                    external_id: Some(external_id),
+                    note,
+                    look_again,
+                    fingerprint,
+                    repaired: repaired.collect(),
+                }
             }
             Err(Error { failure, .. }) => Outcome::Failed(failure),
         }
@@ -115,11 +129,45 @@ impl Integrations {
         self.board.subscribe()
     }
 
+    /// The steps whose upstreams are configured.
+    pub fn configured(&self) -> Vec<StepKind> {
+        let has = |step: &StepKind| match step {
+            StepKind::Authentik => self.authentik.is_some(),
+            StepKind::Stalwart => self.stalwart.is_some(),
+            StepKind::Ocis => self.ocis.is_some(),
+        };
+        StepKind::ALL.into_iter().filter(has).collect()
+    }
+
+    /// Lists what tenants have in use in an upstream; see [`Integration::sweep`].
+    pub async fn sweep(&self, step: StepKind, each: impl FnMut(Seen) + Send) -> Result<(), Error> {
+        match (step, &self.authentik, &self.stalwart, &self.ocis) {
+            (StepKind::Authentik, Some(it), ..) => it.gate.pass(it.integration.sweep(each)).await,
+            (StepKind::Stalwart, _, Some(it), _) => it.gate.pass(it.integration.sweep(each)).await,
+            (StepKind::Ocis, .., Some(it)) => it.gate.pass(it.integration.sweep(each)).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// The resources in an upstream that carry these tenants' marks.
+    pub async fn marked_as(
+        &self,
+        step: StepKind,
+        ids: &HashSet<TenantId>,
+    ) -> Result<Vec<Marked>, Error> {
+        match (step, &self.authentik, &self.stalwart, &self.ocis) {
+            (StepKind::Authentik, Some(it), ..) => it.gate.pass(it.integration.marked_as(ids)).await,
+            (StepKind::Stalwart, _, Some(it), _) => it.gate.pass(it.integration.marked_as(ids)).await,
+            (StepKind::Ocis, .., Some(it)) => it.gate.pass(it.integration.marked_as(ids)).await,
+            _ => Ok(Vec::new()),
+        }
+    }
+
     /// Runs one step for one tenant: whatever happens, the answer is an outcome.
     ///
     /// Dropping the future leaves at most one request with an unknown effect, which the next run
     /// finds out by looking.
-    pub async fn run(&self, step: StepKind, target: &Target) -> Outcome {
+    pub async fn run(&self, step: StepKind, target: &Target, guard: &dyn RepairGuard) -> Outcome {
         // Nothing was ever made, so there is nothing to let go.
         let nothing = target.recorded.is_none() && !target.may_exist;
         match target.desired.presence {
@@ -134,7 +182,7 @@ impl Integrations {
         }
         let outcome = match step {
             StepKind::Authentik => match &self.authentik {
-                Some(authentik) => Some(authentik.run(target).await),
+                Some(authentik) => Some(authentik.run(target, guard).await),
                 None => None,
             },
             StepKind::Stalwart => match &self.stalwart {
@@ -144,11 +192,11 @@ impl Integrations {
                 {
                     return Outcome::Skipped(Reason::NoMailDomain);
                 }
-                Some(stalwart) => Some(stalwart.run(target).await),
+                Some(stalwart) => Some(stalwart.run(target, guard).await),
                 None => None,
             },
             StepKind::Ocis => match &self.ocis {
-                Some(ocis) => Some(ocis.run(target).await),
+                Some(ocis) => Some(ocis.run(target, guard).await),
                 None => None,
             },
         };

@@ -253,6 +253,8 @@ fn read_step(step: &Document) -> StepStatus {
         message: text("message"),
         external_id: text("externalId"),
         create_intent: parsed(step, "createIntent").map(|id| CreateIntent { id, fresh: false }),
+        fingerprint: parsed(step, "fingerprint"),
+        parked: step.get_bool("parked").unwrap_or(false),
         observed: step.get_document("observed").ok().and_then(read_observed),
         attempts: step
             .get("attempts")
@@ -306,6 +308,8 @@ pub(super) fn step_document(step: &StepStatus) -> Document {
     put("message", step.message.clone().map(Bson::from));
     put("externalId", step.external_id.clone().map(Bson::from));
     put("createIntent", step.create_intent.map(|intent| intent.id.to_string().into()));
+    put("parked", step.parked.then_some(true.into()));
+    put("fingerprint", step.fingerprint.map(|print| print.to_string().into()));
     put("observed", step.observed.as_ref().map(|observed| observed_document(observed).into()));
     put("lastAttemptAt", step.last_attempt_at.map(date));
     put("lastTransitionAt", step.last_transition_at.map(date));

@@ -12,7 +12,7 @@ use mongodb::bson::{Bson, Document, doc};
 
 use super::document::{DESIRED, InvalidDocument, timestamp};
 use super::{Store, StoreError};
-use crate::tenant::{StepState, TenantId};
+use crate::tenant::{StepKind, StepState, TenantId};
 
 /// How urgent a tenant's work is; the most urgent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -144,6 +144,32 @@ impl Store {
                 None => return Ok(()),
             }
         }
+    }
+}
+
+impl Store {
+    /// Makes due some of the tenants that wait for an upstream; returns how many. Index or not, they are
+    /// looked for only after an outage.
+    pub async fn unpark(&self, step: StepKind, most: u32) -> Result<u64, StoreError> {
+        let parked = doc! { format!("steps.{step}.parked"): true };
+        let find = async {
+            let found = self.tenants.find(parked.clone()).projection(doc! { "_id": 1 });
+            found.limit(i64::from(most)).await?.try_collect::<Vec<_>>().await
+        };
+        let found = self.bounded("unpark", find).await?;
+        if found.is_empty() {
+            return Ok(0);
+        }
+        let ids: Vec<Bson> = found.iter().filter_map(|found| found.get("_id").cloned()).collect();
+        let mut these = parked;
+        these.insert("_id", doc! { "$in": ids });
+        let due = vec![doc! { "$set": {
+            "nextReconcileAt": "$$NOW",
+            format!("steps.{step}.nextAttemptAt"): "$$NOW",
+            format!("steps.{step}.parked"): "$$REMOVE",
+        } }];
+        let update = self.bounded("unpark", self.tenants.update_many(these, due)).await?;
+        Ok(update.modified_count)
     }
 }
 

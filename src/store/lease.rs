@@ -65,6 +65,11 @@ impl Claim {
         self.claimed_at + self.claimed.elapsed()
     }
 
+    /// Whether this is the first time that anybody looks at it, and no API said that it made it.
+    pub fn is_found(&self) -> bool {
+        self.epoch == 1 && !self.unclaimed
+    }
+
     /// Whether an earlier reconcile may have made something for this step that nobody recorded.
     pub fn may_have_made(&self, step: StepKind) -> bool {
         match self.tenant.status.steps[step].create_intent {
@@ -463,7 +468,7 @@ fn conditions_with(ready: impl Into<Bson>) -> Document {
     ] }
 }
 
-fn millis(span: Duration) -> i64 {
+pub(super) fn millis(span: Duration) -> i64 {
     i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
 }
 

@@ -6,23 +6,34 @@
 //! * [`lease`](self::lease): claim, renew, commit, release: what a reconcile needs.
 //! * [`due`](self::due): which tenants need work, by query.
 //! * [`watch`](self::watch): the same, sooner, by change stream.
+//! * [`sweep`](self::sweep): what comparing whole upstreams with the tenants needs.
+//! * [`history`](self::history): what happened to each tenant.
+//! * [`controls`](self::controls): stops, guards, the sweep's lease.
 //!
 //! Leases and due times come from the *server's* clock (`$$NOW`), so that controllers with different
 //! clocks agree on them.
 
+mod controls;
 mod document;
 mod due;
+mod history;
 mod lease;
 mod schema;
+mod stream;
+mod sweep;
 mod tenants;
 mod watch;
 
+pub use controls::{ControlsWatch, Scope};
 pub use document::{InvalidDocument, Record};
 pub use due::{DueScan, DueTenant, Relist, Urgency};
+pub use history::{Journal, KEPT};
 pub use lease::{Claim, ClaimAnswer, Commit, Holder, Plans};
 pub use schema::SCHEMA_VERSION;
+pub use stream::{ResumeToken, WatchError};
+pub use sweep::{BATCH, Orphan, SweptTenant};
 pub use tenants::{Census, NewTenant, Page, PageQuery};
-pub use watch::{Change, ResumeToken, Watch, WatchError};
+pub use watch::{Change, Watch};
 
 use std::future::Future;
 use std::sync::Arc;
@@ -155,7 +166,8 @@ impl Store {
         let hello = self.command("hello", doc! { "hello": 1 }).await?;
         let build = self.command("buildInfo", doc! { "buildInfo": 1 }).await?;
         suitable(&hello, build.get_str("version").unwrap_or("unknown"))?;
-        self.ensure_schema().await
+        self.ensure_schema().await?;
+        self.ensure_history().await
     }
 
     /// Ends the client's background work.

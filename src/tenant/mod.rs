@@ -5,8 +5,11 @@
 //! (`due`, `backoff`) directly.
 
 mod backoff;
+mod controls;
 mod desired;
 mod due;
+mod event;
+mod fingerprint;
 mod health;
 mod id;
 mod mail_domain;
@@ -19,8 +22,11 @@ mod tests;
 mod transition;
 
 pub use backoff::{Backoff, Jitter};
+pub use controls::{Controls, Guard, GuardPolicy};
 pub use desired::{DeletionPolicy, Desired, Presence, Services, StepDesired};
 pub use due::{due_steps, starts_afresh};
+pub use event::{Event, EventKind, Repair, Subject};
+pub use fingerprint::{Fingerprint, Part, UnknownFingerprint};
 pub use health::UpstreamHealth;
 pub use id::{IntentId, InvalidId, TenantId};
 pub use mail_domain::{InvalidMailDomain, MailDomain};
@@ -59,6 +65,11 @@ impl Tenant {
     /// The explicit request that no reconcile has handled yet.
     pub fn open_request(&self) -> Option<Timestamp> {
         self.reconcile_requested_at.filter(|at| self.status.last_handled_reconcile_at != Some(*at))
+    }
+
+    /// Whose history its events belong to.
+    pub fn subject(&self) -> Subject {
+        Subject { id: self.id, slug: self.slug.clone() }
     }
 
     /// The state of a step as it may be shown: `ok` and `skipped` speak of the *current* desired

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 
-use super::{IntentId, StepDesired};
+use super::{Fingerprint, IntentId, StepDesired};
 
 /// A step, named after the upstream it drives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -216,8 +216,12 @@ pub struct StepStatus {
     pub external_id: Option<String>,
     /// Where the upstream needs one: what may have been created without our knowing it.
     pub create_intent: Option<CreateIntent>,
+    /// What the resource looked like when it was last observed to match; sweeps compare it.
+    pub fingerprint: Option<Fingerprint>,
     /// What the step was last observed to match, in terms of the desired state.
     pub observed: Option<StepDesired>,
+    /// It waits for its upstream to work again.
+    pub parked: bool,
     /// Failed attempts in a row; the backoff grows with it.
     pub attempts: u32,
     pub last_attempt_at: Option<Timestamp>,

@@ -63,6 +63,8 @@ prop_compose! {
             external_id,
             create_intent: intent
                 .map(|fresh| CreateIntent { id: IntentId::from_bytes([9; 12]), fresh }),
+            fingerprint: None,
+            parked: false,
             observed: state.is_settled().then_some(observed),
             attempts,
             last_attempt_at: last,
@@ -121,6 +123,8 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
         external_id: Some("id".into()),
         note: note.then(|| "by the way".into()),
         look_again: look_again.map(Duration::from_secs),
+        fingerprint: None,
+        repaired: Vec::new(),
     };
     prop_oneof![
         3 => Just(Outcome::ok("id")),
@@ -149,6 +153,7 @@ fn failing(kind: FailureKind, unresolved: bool) -> Outcome {
         message: "went wrong".into(),
         external_id: None,
         unresolved,
+        parked: false,
     })
 }
 
@@ -334,8 +339,11 @@ proptest! {
             let wait = Duration::try_from(wait).expect("never in the past");
             let Outcome::Failed(failure) = &run.outcome else {
                 prop_assert_eq!(step.attempts, 0);
-                let (mut least, mut most) =
-                    (case.policy.resync.mul_f64(0.899), case.policy.resync.mul_f64(1.101));
+                let span = match &run.outcome {
+                    Outcome::Held { .. } | Outcome::Disbelieved => case.policy.terminal(),
+                    _ => case.policy.resync,
+                };
+                let (mut least, mut most) = (span.mul_f64(0.899), span.mul_f64(1.101));
                 if let Outcome::Ok { look_again: Some(sooner), .. } = &run.outcome {
                     (least, most) = (least.min(*sooner), most.min(*sooner));
                 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    Backoff, Jitter, Phase, Ready, Reason, Status, StepKind, StepState, StepStatus, Tenant,
-    due::starts_afresh,
+    Backoff, Fingerprint, Jitter, Phase, Ready, Reason, Repair, Status, StepKind, StepState, StepStatus,
+    Tenant, due::starts_afresh,
 };
 
 /// When things are tried again.
@@ -23,10 +23,15 @@ impl Policy {
     /// The longest an upstream's `Retry-After` is obeyed.
     pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-    /// After a failure that only a person or a change of the desired state mends: as rarely as the
-    /// routine re-check, and never more often than any other retry.
+    /// After which a step that waits for its upstream is tried all the same, should nobody have noticed.
+    const PARKED: Duration = Duration::from_secs(3600);
+    /// The longest between looks at what waits for a person.
+    const PATIENCE: Duration = Duration::from_secs(600);
+
+    /// After a failure that only a person or a change of the desired state mends, and between looks at what
+    /// is held back: rarely, and never more often than any other retry.
     pub fn terminal(&self) -> Duration {
-        self.resync.max(self.backoff.max)
+        self.resync.min(Self::PATIENCE).max(self.backoff.max)
     }
 }
 
@@ -40,6 +45,9 @@ pub enum Outcome {
         note: Option<String>,
         /// A create whose outcome was never known may still take effect: look again after this long.
         look_again: Option<Duration>,
+        fingerprint: Option<Fingerprint>,
+        /// What had to be put back.
+        repaired: Vec<Repair>,
     },
     /// Nothing to do; the reason says why.
     Skipped(Reason),
@@ -63,7 +71,8 @@ pub enum Outcome {
 impl Outcome {
     /// Plainly well.
     pub fn ok(external_id: &str) -> Self {
-        Self::Ok { external_id: Some(external_id.to_owned()), note: None, look_again: None }
+        let external_id = Some(external_id.to_owned());
+        Self::Ok { external_id, note: None, look_again: None, fingerprint: None, repaired: Vec::new() }
     }
 }
 
@@ -78,6 +87,9 @@ pub struct Failure {
     pub external_id: Option<String>,
     /// A create may have taken effect, or may still do so.
     pub unresolved: bool,
+    /// Nothing was asked: the upstream is known not to work, and whoever notices that it does again makes
+    /// the tenant due.
+    pub parked: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,10 +208,12 @@ fn after_run(
     let before = &tenant.status.steps[run.step];
     let mut step = before.clone();
     let mut released_note = None;
+    step.parked = false;
     step.last_attempt_at = Some(run.at);
     match &run.outcome {
         Outcome::Disbelieved => {
-            step.next_attempt_at = Some(recheck_at);
+            step.next_attempt_at =
+                Some(run.at + run.jitter.spread(policy.terminal(), Policy::RESYNC_SPREAD));
             step.attempts = 0;
             step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
             let outdated = before.observed.as_ref() != Some(&tenant.desired.for_step(run.step));
@@ -211,7 +225,8 @@ fn after_run(
             (step.state, step.reason) = (StepState::Pending, Some(*reason));
             step.message = Some(message.clone());
             step.attempts = 0;
-            step.next_attempt_at = Some(recheck_at);
+            step.next_attempt_at =
+                Some(run.at + run.jitter.spread(policy.terminal(), Policy::RESYNC_SPREAD));
             step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
         }
         Outcome::Ok { .. } | Outcome::Skipped(_) | Outcome::Released { .. } => {
@@ -228,7 +243,9 @@ fn after_run(
             step.message = released_note;
             step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
             let mut check_at = recheck_at;
-            if let Outcome::Ok { external_id, note, look_again } = &run.outcome {
+            step.fingerprint = None;
+            if let Outcome::Ok { external_id, note, look_again, fingerprint, .. } = &run.outcome {
+                step.fingerprint = *fingerprint;
                 step.external_id.clone_from(external_id);
                 step.message.clone_from(note);
                 match look_again {
@@ -250,7 +267,8 @@ fn after_run(
         }
         Outcome::Failed(failure) => {
             let failed_before = if starts_afresh(tenant, run.step) { 0 } else { before.attempts };
-            step.attempts = failed_before.saturating_add(1);
+            step.attempts = failed_before.saturating_add(u32::from(!failure.parked));
+            step.parked = failure.parked;
             step.state = StepState::Error;
             step.reason = Some(failure.reason);
             step.message = Some(failure.message.clone());
@@ -269,6 +287,11 @@ fn after_run(
                 FailureKind::Misconfigured { retry_after } => {
                     backoff.max(retry_after.min(Policy::MAX_RETRY_AFTER))
                 }
+            };
+            let delay = if failure.parked {
+                run.jitter.spread(Policy::PARKED, Policy::RESYNC_SPREAD)
+            } else {
+                delay
             };
             step.next_attempt_at = Some(run.at + delay);
         }

@@ -18,8 +18,8 @@ use tenantry::integration::{
     Integrations, Limits, Ocis, Stalwart, TokenEndpoint, TokenSource, Upstream,
 };
 use tenantry::metrics::Metrics;
-use tenantry::store::{Holder, NewTenant, Store, StoreOptions};
-use tenantry::tenant::{Backoff, Desired, Policy, Services, StepKind};
+use tenantry::store::{Holder, Journal, NewTenant, Store, StoreOptions};
+use tenantry::tenant::{Backoff, Controls, Desired, GuardPolicy, Policy, Services, StepKind};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{Answer, http, setting, then_tidy, unique};
@@ -293,7 +293,9 @@ async fn a_tenant_is_created_repaired_renamed_moved_and_kept_apart_on_every_give
     let fleet = Fleet { store: store.clone(), tenants };
 
     let metrics = Arc::new(Metrics::new());
+    let (journal, _) = Journal::start(store.clone(), Arc::clone(&metrics), CancellationToken::new());
     let controller = Controller {
+        journal,
         store,
         integrations: servers.integrations(&metrics),
         metrics,
@@ -307,12 +309,15 @@ async fn a_tenant_is_created_repaired_renamed_moved_and_kept_apart_on_every_give
             poll_interval: Duration::from_secs(1),
             shutdown_grace: Duration::from_secs(10),
             holder: Holder::new("contract", rand::random()),
+            sweep_interval: Duration::from_secs(3600),
+            guard: GuardPolicy { percent: 10 },
             queue_capacity: 100,
         },
     };
     let shutdown = CancellationToken::new();
     let (opened, _open) = tokio::sync::watch::channel(false);
-    let running = tokio::spawn(controller.run(opened, shutdown.clone()));
+    let controls = tokio::sync::watch::Sender::new(Controls::default());
+    let running = tokio::spawn(controller.run(opened, controls, shutdown.clone()));
 
     let slug = unique("contract");
     let names = [unique("contract"), unique("contract")].map(|name| format!("{name}.test"));

@@ -72,6 +72,11 @@ async fn an_idle_fleet_costs_one_due_scan_per_poll_and_no_request() {
         world.active(&format!("t{n}")).await;
     }
     eventually("all is committed", async || controller.reconciles("ok") == 50).await;
+    let histories = world.mongo.collection::<mongodb::bson::Document>("tenantry_events");
+    eventually("the histories are written", async || {
+        histories.count_documents(doc! { "events.type": "Active" }).await.unwrap() == 50
+    })
+    .await;
     world.commands.take();
     world.authentik.faults.forget_requests();
     holds_for(poll * 6, "nothing but due scans", async || {

@@ -149,7 +149,12 @@ async fn sigterm_during_a_request_ends_within_the_grace_period_and_releases_the_
     let settings = [("REQUEST_TIMEOUT", "60s"), ("SHUTDOWN_GRACE", "4s"), ("LEASE_TTL", "60s")];
     let process = Process::start(&world, &settings);
     let http = process.address("http").await;
-    eventually("it is being reconciled", async || world.authentik.faults.total() > 0).await;
+    eventually("it is being reconciled", async || {
+        let tenant = world.find("acme").await;
+        tenant.get_document("lease").is_ok_and(|lease| lease.contains_key("holder"))
+            && world.authentik.faults.total() > 0
+    })
+    .await;
     let asked = std::time::Instant::now();
     process.signal(rustix::process::Signal::TERM);
     let ready = format!("http://{http}/readyz");

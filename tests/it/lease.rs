@@ -205,6 +205,7 @@ async fn words_of_an_upstream_are_stored_as_they_are_even_if_they_look_like_a_fi
             message: words.into(),
             external_id: Some("$slug".into()),
             unresolved: false,
+            parked: false,
         })
     });
     world.store.commit(&held, &failed).await.unwrap();
@@ -237,6 +238,7 @@ async fn the_legacy_fields_agree_with_the_detailed_ones_and_foreign_ones_stay() 
             message: "ocis: too slow".into(),
             external_id: None,
             unresolved: false,
+            parked: false,
         }),
     });
     world.store.commit(&held, &mixed).await.unwrap();

@@ -12,7 +12,7 @@ use tenantry::dev::ocis::{Flavour, Options, Simulator};
 use tenantry::integration::{
     BaseUrl, ClientCredentials, Converged, Credentials, Error, GroupTemplate, HttpClient, Integration,
     Integrations, Intent, Limits, Membership, Mode, Ocis, SpaceRole, Target, TokenEndpoint, TokenSource,
-    Upstream, converge,
+    Unbounded, Upstream, converge,
 };
 use tenantry::metrics::Metrics;
 use tenantry::tenant::{
@@ -29,6 +29,8 @@ const FLAVOURS: [Flavour; 2] = [Flavour::Ocis31, Flavour::OpenCloud];
 pub struct FileServer {
     pub issuer: issuer::Simulator,
     pub server: Simulator,
+    /// Of a request, for clients.
+    pub timeout: Duration,
 }
 
 impl FileServer {
@@ -38,7 +40,7 @@ impl FileServer {
         let issuer = issuer::Simulator::new(0, options).await.unwrap();
         let options = Options { autoprovision_race: true, ..Options::default() };
         let server = Simulator::new(0, flavour, &issuer.issuer_url("ocis"), options).await.unwrap();
-        Self { issuer, server }
+        Self { issuer, server, timeout: Duration::from_secs(2) }
     }
 
     pub fn credentials(&self) -> ClientCredentials {
@@ -61,7 +63,7 @@ impl FileServer {
         membership: Option<Membership>,
         metrics: &Arc<Metrics>,
     ) -> Ocis {
-        let http = HttpClient::new(None, Duration::from_secs(2)).unwrap();
+        let http = HttpClient::new(None, self.timeout).unwrap();
         let upstream = |credentials| {
             let base = BaseUrl::parse(&self.server.url(), "graph/v1.0").unwrap();
             let (http, metrics) = (http.clone(), Arc::clone(metrics));
@@ -500,7 +502,7 @@ async fn rejected_credentials_cost_the_issuer_one_request_and_ocis_none() {
     let mut runs = tokio::task::JoinSet::new();
     for _ in 0..1_000 {
         let integrations = Arc::clone(&integrations);
-        runs.spawn(async move { integrations.run(StepKind::Ocis, &target()).await });
+        runs.spawn(async move { integrations.run(StepKind::Ocis, &target(), &Unbounded).await });
     }
     while let Some(outcome) = runs.join_next().await {
         let Outcome::Failed(failure) = outcome.unwrap() else { panic!("it cannot work") };
@@ -525,7 +527,7 @@ async fn a_token_that_ocis_refuses_costs_at_most_three_requests_in_ten_minutes()
     let mut runs = tokio::task::JoinSet::new();
     for _ in 0..1_000 {
         let integrations = Arc::clone(&integrations);
-        runs.spawn(async move { integrations.run(StepKind::Ocis, &target()).await });
+        runs.spawn(async move { integrations.run(StepKind::Ocis, &target(), &Unbounded).await });
     }
     let mut soonest = Duration::MAX;
     while let Some(outcome) = runs.join_next().await {

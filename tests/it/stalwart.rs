@@ -12,7 +12,7 @@ use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::dev::stalwart::{Options, Simulator};
 use tenantry::integration::{
     BaseUrl, Converged, Credentials, DkimManagement, Error, HttpClient, Integration, Integrations,
-    Limits, Mode, Stalwart, Target, Upstream, converge,
+    Limits, Mode, Stalwart, Target, Unbounded, Upstream, converge,
 };
 use tenantry::metrics::Metrics;
 use tenantry::tenant::{
@@ -61,9 +61,13 @@ impl Bench {
 }
 
 pub fn connect(url: &str, credentials: Credentials, limits: Limits) -> Stalwart {
+    connect_with(url, credentials, limits, Duration::from_secs(2))
+}
+
+pub fn connect_with(url: &str, credentials: Credentials, limits: Limits, timeout: Duration) -> Stalwart {
     let upstream = Upstream::new(
         StepKind::Stalwart,
-        HttpClient::new(None, Duration::from_secs(2)).unwrap(),
+        HttpClient::new(None, timeout).unwrap(),
         BaseUrl::parse(url, "jmap").unwrap(),
         credentials,
         limits,
@@ -269,7 +273,12 @@ async fn what_the_server_itself_attached_does_not_keep_a_domain_and_what_people_
 }
 
 fn converged(id: &str) -> Converged {
-    Converged { external_id: id.to_owned(), repaired: Vec::new(), remarks: Default::default() }
+    Converged {
+        external_id: id.to_owned(),
+        repaired: Vec::new(),
+        remarks: Default::default(),
+        fingerprint: None,
+    }
 }
 
 #[tokio::test]
@@ -329,7 +338,7 @@ async fn a_rejected_key_costs_at_most_three_requests_in_ten_minutes_for_a_thousa
     let mut runs = tokio::task::JoinSet::new();
     for _ in 0..1_000 {
         let integrations = Arc::clone(&integrations);
-        runs.spawn(async move { integrations.run(StepKind::Stalwart, &target()).await });
+        runs.spawn(async move { integrations.run(StepKind::Stalwart, &target(), &Unbounded).await });
     }
     let mut soonest = Duration::MAX;
     while let Some(outcome) = runs.join_next().await {
@@ -341,7 +350,7 @@ async fn a_rejected_key_costs_at_most_three_requests_in_ten_minutes_for_a_thousa
     }
     // Nor do those that come later.
     for _ in 0..100 {
-        integrations.run(StepKind::Stalwart, &target()).await;
+        integrations.run(StepKind::Stalwart, &target(), &Unbounded).await;
     }
     assert_eq!(server.faults.total(), 1);
     assert_eq!(server.failed_logins(), 1);

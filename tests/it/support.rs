@@ -16,8 +16,8 @@ use tenantry::integration::{
     Authentik, BaseUrl, Credentials, GroupTemplate, HttpClient, Integrations, Limits, Upstream,
 };
 use tenantry::metrics::Metrics;
-use tenantry::store::{Holder, Store, StoreOptions};
-use tenantry::tenant::{Backoff, Policy, StepKind};
+use tenantry::store::{Holder, Journal, Store, StoreOptions};
+use tenantry::tenant::{Backoff, Controls, GuardPolicy, Policy, StepKind};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -200,6 +200,12 @@ impl World {
         self.step(slug).await
     }
 
+    /// Requests to Authentik that were made for tenants: all but the check at start.
+    pub fn asked(&self) -> usize {
+        let requests = self.authentik.faults.requests();
+        requests.iter().filter(|request| !request.ends_with("page_size=1")).count()
+    }
+
     pub fn groups_named(&self, name: &str) -> Vec<Value> {
         self.authentik.groups().into_iter().filter(|group| group["name"] == name).collect()
     }
@@ -290,6 +296,9 @@ pub fn settings() -> Settings {
         poll_interval: Duration::from_millis(200),
         shutdown_grace: Duration::from_secs(5),
         holder: Holder::new("test", rand::random()),
+        // Tests that want one say so.
+        sweep_interval: Duration::from_secs(3600),
+        guard: GuardPolicy { percent: 10 },
         queue_capacity: 1_000,
     }
 }
@@ -298,6 +307,7 @@ pub fn settings() -> Settings {
 pub struct Running {
     pub metrics: Arc<Metrics>,
     pub watch_open: watch::Receiver<bool>,
+    pub controls: watch::Receiver<Controls>,
     shutdown: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -325,11 +335,14 @@ impl Running {
         metrics: Arc<Metrics>,
         settings: Settings,
     ) -> Self {
-        let controller = Controller { store, integrations, metrics: Arc::clone(&metrics), settings };
         let shutdown = CancellationToken::new();
+        let (journal, _) = Journal::start(store.clone(), Arc::clone(&metrics), CancellationToken::new());
+        let controller =
+            Controller { store, integrations, metrics: Arc::clone(&metrics), journal, settings };
         let (opened, watch_open) = watch::channel(false);
-        let task = tokio::spawn(controller.run(opened, shutdown.clone()));
-        Self { metrics, watch_open, shutdown, task }
+        let (controlled, controls) = watch::channel(Controls::default());
+        let task = tokio::spawn(controller.run(opened, controlled, shutdown.clone()));
+        Self { metrics, watch_open, controls, shutdown, task }
     }
 
     /// Asks it to end and waits until it has.

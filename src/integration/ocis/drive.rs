@@ -91,6 +91,18 @@ impl Drive {
         alias.is_some_and(|(released, _)| released == slug.as_str())
     }
 
+    /// Which groups have which roles in it, in an order of its own: the server's is random (observed).
+    pub fn group_roles(&self) -> String {
+        let groups = self.root.permissions.iter().flat_map(|permission| {
+            let roles = permission.roles.join("+");
+            let groups = permission.granted_to_identities.iter().filter_map(|who| who.group.as_ref());
+            groups.map(move |group| format!("{}={roles}", group.display_name))
+        });
+        let mut groups: Vec<_> = groups.collect();
+        groups.sort_unstable();
+        groups.join(",")
+    }
+
     /// The roles that a group of this name has in it.
     pub fn roles_of_group<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         let is_it = move |permission: &&Permission| {

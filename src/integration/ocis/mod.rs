@@ -21,6 +21,7 @@ mod search;
 pub use drive::Drive;
 pub use members::{Membership, SpaceRole};
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,11 +33,13 @@ use self::drive::{Mark, legal_name};
 use self::members::Members;
 use self::search::{Search, Wanted};
 use super::Error;
-use super::converge::{Checked, Drift, Integration, Owner, Release, Released, Remarks, Target, Usage};
+use super::converge::{
+    Checked, Drift, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
+};
 use super::upstream::{Answer, Call, Purpose, Upstream};
 use crate::failpoint;
 use crate::metrics::Metrics;
-use crate::tenant::{Reason, StepKind};
+use crate::tenant::{Fingerprint, Reason, StepKind, TenantId};
 
 /// The integration with one oCIS or OpenCloud.
 pub struct Ocis {
@@ -80,12 +83,6 @@ impl Ocis {
         let upstream = Arc::new(upstream);
         let search = Search::new(Arc::clone(&upstream), patience);
         Self { upstream, search, members: membership.map(Members::new), metrics }
-    }
-
-    /// Reads the list of all project spaces, holding one of them at a time. An error means that there
-    /// may be others; an empty list proves nothing, see [`Ocis::see_our_own`].
-    pub async fn each_space(&self, each: impl FnMut(Drive)) -> Result<(), Error> {
-        self.search.each_project("list_spaces", each).await
     }
 
     async fn get(&self, id: &str) -> Result<Option<Drive>, Error> {
@@ -180,6 +177,15 @@ impl Ocis {
             body.insert("description".into(), mark.describe(drive.description.as_deref()).into());
         }
         body
+    }
+
+    fn print(&self, drive: &Drive) -> Fingerprint {
+        let marks = drive.marks();
+        let mark = format!("{:?} {:?}", marks.alias, marks.description);
+        // Who else is a member is the members' business.
+        let groups = self.members.as_ref().map(|_| drive.group_roles()).unwrap_or_default();
+        let settings = format!("{:?} {groups}", drive.quota.total);
+        Fingerprint::of([&drive.id, &drive.name, &mark, &settings, &drive.is_disabled()])
     }
 
     /// Disables a twin, unless somebody keeps something in it.
@@ -449,6 +455,38 @@ impl Integration for Ocis {
             note: (!notes.is_empty()).then(|| format!("ocis: {}", notes.join("; "))),
             look_again: age.filter(|age| *age < LATEST).map(|age| age.max(FIRST_LOOK)),
         }
+    }
+
+    fn fingerprint(&self, space: &Space) -> Fingerprint {
+        self.print(&space.drive)
+    }
+
+    async fn sweep(&self, mut each: impl FnMut(Seen) + Send) -> Result<(), Error> {
+        self.search
+            .each_project("sweep_spaces", |drive| {
+                let marks = drive.marks();
+                if marks.usage() == Usage::InUse
+                    && let Some(tenant) = marks.tenants().next()
+                {
+                    each(Seen { tenant, fingerprint: self.print(&drive) });
+                }
+            })
+            .await?;
+        // Only together with the canary is a list, and above all an empty one, the truth.
+        self.see_our_own().await
+    }
+
+    async fn marked_as(&self, tenants: &HashSet<TenantId>) -> Result<Vec<Marked>, Error> {
+        let mut found = Vec::new();
+        self.search
+            .each_project("find_marked_spaces", |drive| {
+                let Some(tenant) = drive.marks().tenants().find(|named| tenants.contains(named)) else {
+                    return;
+                };
+                found.push(Marked { tenant, external_id: drive.id, name: drive.name });
+            })
+            .await?;
+        Ok(found)
     }
 
     async fn release(&self, target: &Target, space: Space, how: Release) -> Result<Released, Error> {

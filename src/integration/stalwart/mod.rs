@@ -13,6 +13,7 @@
 
 mod jmap;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -22,9 +23,11 @@ use serde_json::{Value, json};
 
 use self::jmap::{Answers, Batch, ObjectRef, Written, accepted, send};
 use super::Error;
-use super::converge::{Checked, Drift, Integration, Owner, Release, Released, Remarks, Target, Usage};
+use super::converge::{
+    Checked, Drift, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
+};
 use super::upstream::{Call, Purpose, Upstream};
-use crate::tenant::{MailDomain, Reason, StepKind, TenantId};
+use crate::tenant::{Fingerprint, MailDomain, Reason, StepKind, TenantId};
 
 /// Who makes a new domain's DKIM keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -280,6 +283,12 @@ impl Domain {
         }
     }
 
+    fn fingerprint(&self) -> Fingerprint {
+        let owner = self.owner().map(|owner| owner.to_string()).unwrap_or_default();
+        let description = self.description.as_deref().unwrap_or_default();
+        Fingerprint::of([&self.id, &self.name, &owner, &description, &self.is_enabled])
+    }
+
     fn is_marked_by_something(&self) -> bool {
         self.description.as_deref().is_some_and(|text| text.contains(MARK_BEFORE))
     }
@@ -494,6 +503,44 @@ impl Integration for Stalwart {
         let kept: Vec<_> = service.former.iter().filter_map(|former| former.kept.clone()).collect();
         let note = (!kept.is_empty()).then(|| format!("stalwart: kept: {}", kept.join("; ")));
         Remarks { note, look_again: None }
+    }
+
+    fn fingerprint(&self, service: &MailService) -> Fingerprint {
+        service.domain.fingerprint()
+    }
+
+    async fn sweep(&self, mut each: impl FnMut(Seen) + Send) -> Result<(), Error> {
+        let mut position = 0;
+        loop {
+            let page = self.list(position).await?;
+            position += page.len();
+            for domain in &page {
+                if let Some((tenant, Usage::InUse)) = domain.mark() {
+                    each(Seen { tenant, fingerprint: domain.fingerprint() });
+                }
+            }
+            // A page that is not full is the last.
+            if page.len() < PAGE {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn marked_as(&self, tenants: &HashSet<TenantId>) -> Result<Vec<Marked>, Error> {
+        let mut found = Vec::new();
+        for tenant in tenants {
+            let mut batch = Batch::new("find_marked_domains", Purpose::Read);
+            let mark = tenant.to_string();
+            query(&mut batch, json!({ "filter": { "text": mark }, "limit": FEW }), "marked");
+            let domains: Vec<Domain> = send(&self.upstream, &batch).await?.list("marked.get")?;
+            let ours = domains.into_iter().filter(|domain| domain.owner() == Some(*tenant));
+            found.extend(ours.map(|domain| Marked {
+                tenant: *tenant,
+                external_id: domain.id,
+                name: domain.name,
+            }));
+        }
+        Ok(found)
     }
 
     async fn release(

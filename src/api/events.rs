@@ -1,0 +1,76 @@
+//! `/tenants/{slug}/events`: what happened to a tenant, also after it is gone.
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::problem::{FieldError, Problem};
+use super::tenants::Named;
+use crate::store::{KEPT, Store};
+use crate::tenant::{Event, EventKind, Reason, StepKind};
+
+const DEFAULT_LIMIT: usize = 50;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parameters {
+    limit: Option<String>,
+}
+
+/// One entry of a history.
+#[derive(Debug, Serialize)]
+pub struct EventView {
+    at: Timestamp,
+    r#type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    message: String,
+    /// Who asked for it, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
+}
+
+/// The newest first.
+#[derive(Debug, Serialize)]
+pub struct Events {
+    items: Vec<EventView>,
+}
+
+pub async fn list(
+    State(store): State<Store>,
+    Named(slug): Named,
+    parameters: Result<Query<Parameters>, QueryRejection>,
+) -> Result<Json<Events>, Problem> {
+    let Query(parameters) = parameters.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let most = usize::try_from(KEPT).unwrap_or(DEFAULT_LIMIT);
+    let limit = match parameters.limit.map(|limit| limit.parse::<usize>()) {
+        None => DEFAULT_LIMIT,
+        Some(Ok(limit)) if (1..=most).contains(&limit) => limit,
+        Some(_) => {
+            let message = format!("must be a whole number from 1 to {most}");
+            return Err(Problem::invalid(vec![FieldError { field: "limit".into(), message }]));
+        }
+    };
+    let events = store.events(&slug, limit).await?;
+    if events.is_empty() && store.get(&slug).await?.is_none() {
+        return Err(Problem::no_tenant(slug.as_str()));
+    }
+    Ok(Json(Events { items: events.into_iter().map(EventView::from).collect() }))
+}
+
+impl From<Event> for EventView {
+    fn from(event: Event) -> Self {
+        Self {
+            at: event.at,
+            r#type: EventKind::name(event.kind),
+            step: event.step.map(StepKind::name),
+            reason: event.reason.map(Reason::name),
+            message: event.message,
+            by: event.by,
+        }
+    }
+}

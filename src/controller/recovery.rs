@@ -1,0 +1,50 @@
+//! After an outage: the tenants whose steps wait for an upstream are made due again, a few at a time, so
+//! that it is not knocked over by those who waited for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::integration::Integrations;
+use crate::store::Store;
+use crate::tenant::StepKind;
+
+/// Tenants that are made due at once, and the pause between.
+const AT_ONCE: u32 = 200;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Watches over one upstream. Several processes may do the same: what is due is due once.
+pub struct Recovery {
+    pub store: Store,
+    pub integrations: Arc<Integrations>,
+    pub step: StepKind,
+}
+
+impl Recovery {
+    /// Runs until `shutdown`. Also at start: an earlier process may have ended during an outage.
+    pub async fn run(&self, shutdown: &CancellationToken) {
+        let recovering = async {
+            loop {
+                self.integrations.becomes_usable(self.step).await;
+                let mut recovered = 0;
+                loop {
+                    match self.store.unpark(self.step, AT_ONCE).await {
+                        Ok(0) => break,
+                        Ok(count) => recovered += count,
+                        Err(error) => tracing::debug!(upstream = %self.step, %error, "cannot go on yet"),
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+                if recovered > 0 {
+                    tracing::info!(upstream = %self.step, tenants = recovered, "steps that waited go on");
+                }
+                self.integrations.stops_working(self.step).await;
+            }
+        };
+        tokio::select! {
+            () = recovering => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Stops, guards and the sweep's lease: a handful of documents in a collection of their own, which all
+//! processes watch.
+
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use jiff::Timestamp;
+use mongodb::Collection;
+use mongodb::bson::{Bson, Document, doc};
+use mongodb::options::ReturnDocument;
+
+use super::document::{integer, timestamp};
+use super::lease::{Holder, millis};
+use super::stream::{ChangeStream, WatchError};
+use super::{Store, StoreError};
+use crate::tenant::{Controls, Guard, PerStep, StepKind};
+
+/// Name of the collection.
+pub const CONTROLS: &str = "tenantry_controls";
+
+const STOP: &str = "stop";
+const SWEEP: &str = "sweep";
+
+fn guard_id(step: StepKind) -> String {
+    format!("guard/{step}")
+}
+
+fn repairs_id(step: StepKind) -> String {
+    format!("repairs/{step}")
+}
+
+/// What a stop or a start is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    Everything,
+    Upstream(StepKind),
+}
+
+impl Scope {
+    fn field(self) -> String {
+        match self {
+            Self::Everything => "all".to_owned(),
+            Self::Upstream(step) => format!("upstreams.{step}"),
+        }
+    }
+}
+
+impl Store {
+    fn controls_collection(&self) -> Collection<Document> {
+        self.database.collection(CONTROLS)
+    }
+
+    /// All stops and guards, as they are now.
+    pub async fn controls(&self) -> Result<Controls, StoreError> {
+        let ids: Vec<String> =
+            StepKind::ALL.into_iter().map(guard_id).chain([STOP.to_owned()]).collect();
+        let controls = self.controls_collection();
+        let find =
+            async { controls.find(doc! { "_id": { "$in": ids } }).await?.try_collect::<Vec<_>>().await };
+        let found = self.bounded("read controls", find).await?;
+        let by_id =
+            |id: &str| found.iter().find(|found| found.get_str("_id").is_ok_and(|found| found == id));
+        let stop = by_id(STOP);
+        let upstreams = stop.and_then(|stop| stop.get_document("upstreams").ok());
+        Ok(Controls {
+            stopped: stop.is_some_and(|stop| stop.get_bool("all").unwrap_or(false)),
+            stopped_upstreams: PerStep::from_fn(|step| {
+                upstreams.is_some_and(|upstreams| upstreams.get_bool(step.name()).unwrap_or(false))
+            }),
+            guards: PerStep::from_fn(|step| by_id(&guard_id(step)).map(read_guard).unwrap_or_default()),
+        })
+    }
+
+    /// Opens a stream of changes of the controls.
+    pub async fn watch_controls(&self) -> Result<ControlsWatch, WatchError> {
+        let stages = vec![doc! { "$match": { "documentKey._id": { "$regex": "^(stop|guard/)" } } }];
+        ChangeStream::open(self, CONTROLS, stages, None).await.map(ControlsWatch)
+    }
+
+    /// Stops everything, or one upstream: tenants are observed, and nothing is changed.
+    pub async fn stop(&self, scope: Scope) -> Result<(), StoreError> {
+        let set = doc! { "$set": { scope.field(): true, "changedAt": Bson::DateTime(now()) } };
+        let controls = self.controls_collection();
+        let update = controls.update_one(doc! { "_id": STOP }, set).upsert(true);
+        self.bounded("stop", update).await.map(drop)
+    }
+
+    /// Takes a stop back, and lets what it held back be looked at now.
+    pub async fn start(&self, scope: Scope) -> Result<(), StoreError> {
+        let set = doc! {
+            "$unset": { scope.field(): 1 }, "$set": { "changedAt": Bson::DateTime(now()) },
+        };
+        let update = self.controls_collection();
+        let update = update.update_one(doc! { "_id": STOP }, set);
+        self.bounded("start", update).await?;
+        for step in StepKind::ALL {
+            let held = doc! { format!("steps.{step}.reason"): "Stopped" };
+            let due = vec![doc! { "$set": {
+                "nextReconcileAt": "$$NOW", format!("steps.{step}.nextAttemptAt"): "$$NOW",
+            } }];
+            self.bounded("start", self.tenants.update_many(held, due)).await?;
+        }
+        Ok(())
+    }
+
+    /// Trips an upstream's guard, unless a person has lifted it. Returns whether it was this that did.
+    pub async fn trip_guard(&self, step: StepKind, message: &str) -> Result<bool, StoreError> {
+        let lifted = doc! { "$and": [
+            { "$eq": ["$state", "lifted"] }, { "$gt": ["$until", "$$NOW"] },
+        ] };
+        let may = doc! { "$not": [{ "$or": [{ "$eq": ["$state", "tripped"] }, lifted] }] };
+        let what = doc! {
+            "state": "tripped", "at": "$$NOW", "message": { "$literal": message },
+        };
+        self.take(guard_id(step), "trip guard", may, what).await
+    }
+
+    /// Changes a control document if `may` holds for it as it is, or where it is missing; returns whether it
+    /// did. One command: an upsert must not have conditions, so they are in the change.
+    async fn take(
+        &self,
+        id: String,
+        operation: &'static str,
+        may: Document,
+        what: Document,
+    ) -> Result<bool, StoreError> {
+        let ours = format!("{:016x}", rand::random::<u64>());
+        let decide = doc! { "$set": { "taken": may } };
+        let mut change = doc! { "by": { "$cond": ["$taken", &ours, "$by"] } };
+        for (field, value) in what {
+            let kept = doc! { "$ifNull": [format!("${field}"), "$$REMOVE"] };
+            change.insert(field, doc! { "$cond": ["$taken", value, kept] });
+        }
+        let pipeline = vec![decide, doc! { "$set": change }, doc! { "$unset": "taken" }];
+        let controls = self.controls_collection();
+        let update = controls
+            .find_one_and_update(doc! { "_id": id }, pipeline)
+            .upsert(true)
+            .return_document(ReturnDocument::After);
+        let after = self.bounded(operation, update).await?.unwrap_or_default();
+        Ok(after.get_str("by").is_ok_and(|by| by == ours))
+    }
+
+    /// A person wants the repairs: no bounds for `span`. `false` when the guard was not tripped.
+    pub async fn lift_guard(&self, step: StepKind, span: Duration) -> Result<bool, StoreError> {
+        let lift = vec![doc! { "$set": {
+            "state": "lifted", "until": { "$add": ["$$NOW", millis(span)] },
+        } }];
+        let controls = self.controls_collection();
+        let tripped = doc! { "_id": guard_id(step), "state": "tripped" };
+        let lifted = self.bounded("lift guard", controls.update_one(tripped, lift)).await?;
+        Ok(lifted.modified_count > 0)
+    }
+
+    /// A sweep found the upstream sane.
+    pub async fn arm_guard(&self, step: StepKind) -> Result<(), StoreError> {
+        let controls = self.controls_collection();
+        self.bounded("arm guard", controls.delete_one(doc! { "_id": guard_id(step) })).await.map(drop)
+    }
+
+    /// Counts a repair, and returns how many there were in the current window, over all processes.
+    pub async fn count_repair(&self, step: StepKind, window: Duration) -> Result<u64, StoreError> {
+        let fresh = doc! { "$gt": ["$since", { "$subtract": ["$$NOW", millis(window)] }] };
+        let count = vec![doc! { "$set": {
+            "count": { "$cond": [fresh.clone(), { "$add": ["$count", 1_i64] }, 1_i64] },
+            "since": { "$cond": [fresh, "$since", "$$NOW"] },
+        } }];
+        let controls = self.controls_collection();
+        let update = controls
+            .find_one_and_update(doc! { "_id": repairs_id(step) }, count)
+            .upsert(true)
+            .return_document(ReturnDocument::After);
+        let after = self.bounded("count repair", update).await?.unwrap_or_default();
+        let count = after.get("count").and_then(integer).unwrap_or(1);
+        Ok(u64::try_from(count).unwrap_or(u64::MAX))
+    }
+
+    /// Takes the sweep's lease if one is due and nobody sweeps. `interval` is from one sweep's start to the
+    /// next one's.
+    pub async fn begin_sweep(
+        &self,
+        holder: &Holder,
+        interval: Duration,
+        ttl: Duration,
+    ) -> Result<bool, StoreError> {
+        let held = doc! { "$gt": ["$expiresAt", "$$NOW"] };
+        let early = doc! { "$gt": ["$startedAt", { "$subtract": ["$$NOW", millis(interval)] }] };
+        let may = doc! { "$not": [{ "$or": [held, early] }] };
+        let what = doc! {
+            "holder": holder.to_string(),
+            "startedAt": "$$NOW",
+            "expiresAt": { "$add": ["$$NOW", millis(ttl)] },
+        };
+        self.take(SWEEP.to_owned(), "begin sweep", may, what).await
+    }
+
+    /// Extends the sweep's lease, or gives it back with a `ttl` of nothing. `false` when it is lost.
+    pub async fn hold_sweep(&self, holder: &Holder, ttl: Duration) -> Result<bool, StoreError> {
+        let extend = vec![doc! { "$set": { "expiresAt": { "$add": ["$$NOW", millis(ttl)] } } }];
+        let controls = self.controls_collection();
+        let ours = doc! { "_id": SWEEP, "holder": holder.to_string() };
+        let held = self.bounded("hold sweep", controls.update_one(ours, extend)).await?;
+        Ok(held.matched_count > 0)
+    }
+}
+
+/// An open stream of the controls' changes.
+pub struct ControlsWatch(ChangeStream);
+
+impl ControlsWatch {
+    /// Waits until something may have changed, or for a while. `false` when the collection is gone.
+    pub async fn changed(&mut self) -> Result<bool, WatchError> {
+        Ok(self.0.next().await?.is_some())
+    }
+}
+
+fn now() -> mongodb::bson::DateTime {
+    mongodb::bson::DateTime::now()
+}
+
+fn read_guard(guard: &Document) -> Guard {
+    let at = |field| guard.get(field).and_then(timestamp);
+    match guard.get_str("state") {
+        Ok("tripped") => Guard::Tripped {
+            at: at("at").unwrap_or_default(),
+            message: guard.get_str("message").unwrap_or_default().to_owned(),
+        },
+        Ok("lifted") => match at("until") {
+            Some(until) if until > Timestamp::now() => Guard::Lifted { until },
+            _ => Guard::Armed,
+        },
+        _ => Guard::Armed,
+    }
+}
