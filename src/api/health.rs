@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::Serialize;
 
 use super::Readiness;
+use crate::auth::{Principal, Role};
 use crate::store::Store;
 use crate::tenant::{StepKind, UpstreamHealth};
 
@@ -31,8 +32,9 @@ struct Ready {
     watch: bool,
     /// Whether the process is shutting down.
     draining: bool,
-    /// Each configured upstream; they do not make the process unready.
-    upstreams: BTreeMap<&'static str, Upstream>,
+    /// Each configured upstream; they do not make the process unready. Only for those who may see tenants.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstreams: Option<BTreeMap<&'static str, Upstream>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -62,17 +64,22 @@ impl From<UpstreamHealth> for Upstream {
 }
 
 /// Whether requests and work should be sent here.
-pub async fn ready(State(store): State<Store>, State(readiness): State<Readiness>) -> Response {
+pub async fn ready(
+    State(store): State<Store>,
+    State(readiness): State<Readiness>,
+    asking: Option<Extension<Principal>>,
+) -> Response {
     let draining = readiness.draining.is_cancelled();
     let watch = *readiness.watch_open.borrow();
     let ping = tokio::time::timeout(PING, store.ping());
     let store = !draining && ping.await.is_ok_and(|answer| answer.is_ok());
     let ready = store && watch && !draining;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let upstreams = readiness.upstreams.borrow().clone();
-    let upstreams = StepKind::ALL
-        .into_iter()
-        .filter_map(|step| Some((step.name(), upstreams[step].clone()?.into())))
-        .collect();
+    let may_see = asking.is_some_and(|Extension(asking)| asking.may(Role::Reader));
+    let upstreams = may_see.then(|| {
+        let upstreams = readiness.upstreams.borrow().clone();
+        let steps = StepKind::ALL.into_iter();
+        steps.filter_map(|step| Some((step.name(), upstreams[step].clone()?.into()))).collect()
+    });
     (status, Json(Ready { ready, store, watch, draining, upstreams })).into_response()
 }

@@ -1,13 +1,21 @@
 //! The HTTP layer. It validates, writes MongoDB and reads MongoDB; it never calls an upstream and
 //! decides nothing about tenants.
 
+mod access;
+mod envelope;
 mod fields;
+mod guard;
 mod health;
 mod problem;
+mod rates;
 mod representation;
+mod serve;
 mod telemetry;
 mod tenants;
 
+pub use envelope::RequestId;
+pub use guard::{Guard, Limits, Place};
+pub use serve::{Patience, serve};
 pub use telemetry::Telemetry;
 
 use std::time::Duration;
@@ -34,6 +42,8 @@ pub struct Api {
     /// The longest that a request may take.
     pub timeout: RequestTimeout,
     pub readiness: Readiness,
+    /// Who may ask for what, and how much.
+    pub guard: Guard,
 }
 
 #[derive(Clone, Copy)]
@@ -63,7 +73,10 @@ impl Api {
             .method_not_allowed_fallback(problem::unknown_method)
             .layer(middleware::from_fn_with_state(self.timeout, in_time))
             .layer(DefaultBodyLimit::max(MAX_BODY))
+            .layer(middleware::from_fn_with_state(self.guard.clone(), guard::admit))
             .layer(tower_http::catch_panic::CatchPanicLayer::custom(problem::panicked))
+            .layer(self.guard.cross_origin())
+            .layer(middleware::from_fn(envelope::wrap))
             .with_state(self)
     }
 }
