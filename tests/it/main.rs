@@ -4,6 +4,7 @@
 //! and pass. Each test has a database of its own.
 
 mod api;
+mod auth;
 mod authentik;
 mod cost;
 mod crash;
@@ -14,6 +15,7 @@ mod lease;
 mod oauth;
 mod ocis;
 mod process;
+mod protect;
 mod stalwart;
 mod support;
 mod three;
