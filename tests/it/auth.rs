@@ -365,7 +365,9 @@ async fn an_issuer_that_is_down_at_start_and_comes_up_later_works_and_its_keys_o
     api.issuer.server.restart().await.unwrap();
     eventually("the token is accepted", async || api.get("/tenants", &token).await.status() == 200)
         .await;
+    let unknown = api.issuer.issue(json!({}), Signed::WithUnknownKid).unwrap();
     api.issuer.server.stop().await;
+    problem(api.get("/tenants", &unknown).await, 503).await;
     assert_eq!(api.get("/tenants", &token).await.status(), 200);
     api.stop().await;
 }
