@@ -69,13 +69,13 @@ impl Guard {
     }
 
     /// For browsers: pages of other origins are kept out unless theirs is listed.
-    pub fn cross_origin(&self) -> CorsLayer {
+    pub fn cross_origin(&self) -> Option<CorsLayer> {
         let origins = &self.0.origins;
         if origins.is_empty() {
-            return CorsLayer::new();
+            return None;
         }
         let header = HeaderName::from_static;
-        CorsLayer::new()
+        let layer = CorsLayer::new()
             .allow_origin(AllowOrigin::list(origins.iter().cloned()))
             .allow_methods([
                 Method::GET,
@@ -103,7 +103,8 @@ impl Guard {
                 header("preference-applied"),
                 header("x-request-id"),
             ])
-            .max_age(Duration::from_secs(600))
+            .max_age(Duration::from_secs(600));
+        Some(layer)
     }
 
     /// Says who asks.

@@ -63,7 +63,8 @@ pub struct Readiness {
 impl Api {
     /// The public routes.
     pub fn router(self) -> Router {
-        Router::new()
+        let cross_origin = self.guard.cross_origin();
+        let router = Router::new()
             .route("/tenants", post(tenants::create).get(tenants::list))
             .route("/tenants/{slug}", get(tenants::show))
             .route("/tenants/{slug}/reconcile", post(tenants::reconcile))
@@ -74,10 +75,13 @@ impl Api {
             .layer(middleware::from_fn_with_state(self.timeout, in_time))
             .layer(DefaultBodyLimit::max(MAX_BODY))
             .layer(middleware::from_fn_with_state(self.guard.clone(), guard::admit))
-            .layer(tower_http::catch_panic::CatchPanicLayer::custom(problem::panicked))
-            .layer(self.guard.cross_origin())
-            .layer(middleware::from_fn(envelope::wrap))
-            .with_state(self)
+            .layer(tower_http::catch_panic::CatchPanicLayer::custom(problem::panicked));
+        match cross_origin {
+            Some(cross_origin) => router.layer(cross_origin),
+            None => router,
+        }
+        .layer(middleware::from_fn(envelope::wrap))
+        .with_state(self)
     }
 }
 

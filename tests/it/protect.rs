@@ -406,6 +406,9 @@ async fn pages_of_other_origins_are_kept_out_unless_theirs_is_configured() {
     };
     let api = Guarded::new().await;
     assert_eq!(preflight(&api, "https://portal.acme.test").await, None);
+    let options = api.send(Method::OPTIONS, "/tenants", None, None).await;
+    assert!(!options.headers().contains_key("vary"), "off is off");
+    problem(options, 401).await;
     api.stop().await;
     let api = Guarded::with(issuer().await, |config| {
         config.access.cors_origins = vec!["https://portal.acme.test".into()];
