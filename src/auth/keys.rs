@@ -29,6 +29,8 @@ pub const KEY_REFRESH: Duration = Duration::from_secs(60);
 const MAX_AGE: Duration = Duration::from_secs(600);
 const FIRST_HOLD: Duration = Duration::from_secs(1);
 const LONGEST_HOLD: Duration = Duration::from_secs(30);
+/// RFC 8037.
+const ED25519_BYTES: usize = 32;
 
 const NO_KEY: &str = "the provider has no signing key, so that its tokens cannot be verified; choose one \
                       (in Authentik: the provider's Signing Key)";
@@ -69,6 +71,10 @@ impl Key {
             _ => return None,
         };
         let decoding = DecodingKey::from_jwk(&jwk).ok()?;
+        // The verifier takes the length for granted, and panics.
+        if kind == Kind::Ed25519 && decoding.try_get_as_bytes().ok()?.len() != ED25519_BYTES {
+            return None;
+        }
         Some(Self { id: jwk.common.key_id, kind, decoding })
     }
 

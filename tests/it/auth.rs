@@ -3,11 +3,14 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
+use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
+use tenantry::auth::IssuerConfig;
 use tenantry::config::{AccessSettings, Config, Given};
 use tenantry::dev::issuer::{Account, Options, Provider, Signed, Simulator};
+use tenantry::dev::server::Server;
 use tenantry::run::{self, Addresses};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -433,4 +436,67 @@ async fn who_changed_what_is_in_the_log_and_tokens_are_not() {
         }
     }
     assert!(!log.contains(token.rsplit_once('.').unwrap().1), "no token in the log");
+}
+
+/// The simulated issuer signs with ES256 only; Authentik's default is RS256.
+#[tokio::test]
+async fn tokens_signed_with_rsa_and_ed25519_are_verified_with_published_keys_and_no_others() {
+    // Made for this test and good for nothing else; making one takes seconds.
+    let rsa = EncodingKey::from_rsa_der(include_bytes!("rsa-for-tests.der"));
+    // PKCS #8 around 32 bytes, which may be any.
+    let mut ed25519 = vec![0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+    ed25519.extend(rand::random::<[u8; 32]>());
+    let ed25519 = EncodingKey::from_ed_der(&ed25519);
+    let published = |key: &EncodingKey, algorithm, id: &str| {
+        let mut jwk = Jwk::from_encoding_key(key, algorithm).unwrap();
+        jwk.common.key_id = Some(id.to_owned());
+        serde_json::to_value(jwk).unwrap()
+    };
+    let keys = json!({ "keys": [
+        published(&rsa, Algorithm::RS256, "rsa"),
+        published(&ed25519, Algorithm::EdDSA, "ed25519"),
+        // What a newer issuer may have, or a careless one.
+        { "kty": "AKP", "alg": "ML-DSA-65", "kid": "new", "pub": "AAAA" },
+        { "kty": "oct", "alg": "HS256", "kid": "secret", "k": "c2VjcmV0" },
+        { "kty": "OKP", "crv": "Ed25519", "kid": "short", "x": "AAAA" },
+        { "kty": "RSA", "kid": "empty", "n": "", "e": "" },
+        { "kty": "RSA", "kid": "zero", "n": "AA", "e": "AA" },
+        "nonsense",
+    ] });
+    let router = axum::Router::new().route("/keys", axum::routing::get(async || axum::Json(keys)));
+    let server = Server::start(0, router).await.unwrap();
+    let url = format!("{}/keys", server.url());
+    let api = Guarded::with(issuer().await, |config| {
+        let config = config.access.auth.as_mut().unwrap();
+        let audiences = vec!["tenantry".to_owned()];
+        let issuer = IssuerConfig::new("https://id.acme.test/", audiences, Some(&url)).unwrap();
+        config.issuers = vec![issuer];
+    })
+    .await;
+    let claims = json!({
+        "iss": "https://id.acme.test/", "aud": "tenantry", "sub": "somebody", "exp": now() + 60,
+        "scope": "openid", "groups": "tenantry-readers",
+    });
+    let hmac = EncodingKey::from_secret(b"secret");
+    for (key, algorithm, id, status) in [
+        (&rsa, Algorithm::RS256, "rsa", 200),
+        (&rsa, Algorithm::RS384, "rsa", 200),
+        (&rsa, Algorithm::RS512, "rsa", 200),
+        (&ed25519, Algorithm::EdDSA, "ed25519", 200),
+        (&rsa, Algorithm::PS256, "rsa", 401),
+        (&rsa, Algorithm::RS256, "ed25519", 401),
+        (&ed25519, Algorithm::EdDSA, "rsa", 401),
+        (&hmac, Algorithm::HS256, "secret", 401),
+        (&rsa, Algorithm::RS256, "secret", 401),
+        (&ed25519, Algorithm::EdDSA, "short", 401),
+        (&rsa, Algorithm::RS256, "empty", 401),
+        (&rsa, Algorithm::RS256, "zero", 401),
+    ] {
+        let mut header = Header::new(algorithm);
+        header.kid = Some(id.to_owned());
+        let token = jsonwebtoken::encode(&header, &claims, key).unwrap();
+        let answer = api.get("/tenants", &token).await;
+        assert_eq!(answer.status(), status, "{algorithm:?} with {id}: {:?}", answer.text().await);
+    }
+    api.stop().await;
 }
