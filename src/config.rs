@@ -1,5 +1,9 @@
 //! Settings: flags and environment variables, all checked at start, all mistakes told at once.
 
+mod access;
+
+pub use access::{AccessConfig, AccessSettings, Patience};
+
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -35,12 +39,16 @@ pub struct Given {
     #[arg(long, env = "MONGODB_DATABASE", value_name = "NAME")]
     pub mongodb_database: Option<String>,
 
-    /// Address of the HTTP API; loopback only, until the API has authentication [default: 127.0.0.1:8080]
+    /// Address of the HTTP API; loopback only with INSECURE_NO_AUTH [default: 127.0.0.1:8080]
     #[arg(long, env = "HTTP_ADDR", value_name = "IP:PORT", help_heading = "Listeners")]
     pub http_addr: Option<String>,
-    /// Address of /metrics; loopback only as well [default: 127.0.0.1:9090]
+    /// Address of /metrics, which need no token; loopback only with INSECURE_NO_AUTH
+    /// [default: 127.0.0.1:9090]
     #[arg(long, env = "TELEMETRY_ADDR", value_name = "IP:PORT", help_heading = "Listeners")]
     pub telemetry_addr: Option<String>,
+
+    #[command(flatten)]
+    pub access: AccessSettings,
 
     /// Authentik's address, with any path prefix; /api/v3 at the end is understood. Without it the
     /// step is skipped
@@ -225,6 +233,7 @@ pub struct Config {
     pub mongodb_database: String,
     pub http_addr: SocketAddr,
     pub telemetry_addr: SocketAddr,
+    pub access: AccessConfig,
     pub authentik: Option<AuthentikConfig>,
     pub stalwart: Option<StalwartConfig>,
     pub ocis: Option<OcisConfig>,
@@ -359,15 +368,22 @@ impl Checker {
         }
     }
 
-    fn loopback(&mut self, name: &str, given: Option<&str>, default: &str) -> Option<SocketAddr> {
+    /// An address to listen on; any, or a loopback address only.
+    fn listen(
+        &mut self,
+        name: &str,
+        given: Option<&str>,
+        default: &str,
+        any: bool,
+    ) -> Option<SocketAddr> {
         let address = given.unwrap_or(default);
         match address.parse::<SocketAddr>() {
-            Ok(address) if address.ip().is_loopback() => return Some(address),
+            Ok(address) if any || address.ip().is_loopback() => return Some(address),
             Ok(_) => self.wrong(
                 name,
                 format!(
-                    "{address} is not a loopback address, and without authentication tenantry listens \
-                     on no other; use 127.0.0.1 and a proxy that authenticates"
+                    "{address} is not a loopback address, and with INSECURE_NO_AUTH tenantry listens on \
+                     no other; use 127.0.0.1 and a proxy that authenticates"
                 ),
             ),
             Err(_) => self.wrong(
@@ -468,9 +484,11 @@ impl Given {
             let why = "must be a database name: at most 63 characters, none of / \\ . \" $ * < > : | ?";
             check.wrong("MONGODB_DATABASE", why);
         }
-        let http_addr = check.loopback("HTTP_ADDR", some(&self.http_addr), "127.0.0.1:8080");
+        let access = self.access.check(&mut check);
+        let any = access.auth.is_some();
+        let http_addr = check.listen("HTTP_ADDR", some(&self.http_addr), "127.0.0.1:8080", any);
         let telemetry_addr =
-            check.loopback("TELEMETRY_ADDR", some(&self.telemetry_addr), "127.0.0.1:9090");
+            check.listen("TELEMETRY_ADDR", some(&self.telemetry_addr), "127.0.0.1:9090", any);
         let authentik = self.check_authentik(&mut check);
         let stalwart = self.check_stalwart(&mut check);
         let ocis = self.check_ocis(&mut check);
@@ -530,6 +548,7 @@ impl Given {
                 mongodb_database,
                 http_addr,
                 telemetry_addr,
+                access,
                 authentik,
                 stalwart,
                 ocis,
@@ -662,6 +681,7 @@ mod tests {
 
     fn given(settings: &[(&str, &str)]) -> Given {
         let mut given = Given { mongodb_uri: Some("mongodb://127.0.0.1".into()), ..Given::default() };
+        given.access.insecure_no_auth = Some("true".into());
         for (name, value) in settings {
             let value = Some((*value).to_owned());
             match *name {
@@ -725,6 +745,18 @@ mod tests {
             ],
             "{mistakes:#?}"
         );
+    }
+
+    #[test]
+    fn with_an_issuer_any_address_may_be_listened_on() {
+        let mut given = given(&[("HTTP_ADDR", "0.0.0.0:8080"), ("TELEMETRY_ADDR", "[::]:9090")]);
+        assert_eq!(given.check().unwrap_err().0.len(), 2);
+        given.access = AccessSettings {
+            oidc_issuer: Some("https://id.acme.test/".into()),
+            oidc_audience: Some("tenantry".into()),
+            ..AccessSettings::default()
+        };
+        assert_eq!(given.check().unwrap().http_addr.port(), 8080);
     }
 
     #[test]

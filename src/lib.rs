@@ -4,11 +4,13 @@
 //!
 //! * [`run`] wires a process together by its [`config`], `dev` adds a private database and simulated upstreams;
 //! * [`api`] and [`controller`] are the two halves of it, which meet only in the database;
+//! * [`auth`] says who asks the API;
 //! * [`integration`] talks to the upstreams, [`store`] to MongoDB;
 //! * [`tenant`] is the domain, and pure;
 //! * [`metrics`], [`telemetry`] and [`failpoint`] are leaves.
 
 pub mod api;
+pub mod auth;
 pub mod config;
 pub mod controller;
 #[cfg(feature = "dev")]

@@ -26,9 +26,9 @@ enum Command {
     Run(Box<Given>),
     /// Try it: everything embedded, with sample tenants
     ///
-    /// Starts a private MongoDB and simulated upstreams beside the controller and its HTTP API, and ends
-    /// them with Ctrl-C. A real MongoDB (MONGODB_URI) or upstream (AUTHENTIK_API_URL, STALWART_API_URL,
-    /// OCIS_API_URL) is used instead where it is given.
+    /// Starts a private MongoDB, simulated upstreams and an issuer of tokens beside the controller and its
+    /// HTTP API, and ends them with Ctrl-C. A real MongoDB (MONGODB_URI), upstream (AUTHENTIK_API_URL,
+    /// STALWART_API_URL, OCIS_API_URL) or issuer (OIDC_ISSUER) is used instead where it is given.
     #[cfg(feature = "dev")]
     Dev(Box<tenantry::dev::Dev>),
     /// Run one simulated upstream alone, on loopback
@@ -42,6 +42,7 @@ enum Command {
 const RUN_EXAMPLE: &str = "\
 Example:
   MONGODB_URI=mongodb://db.acme.test/?replicaSet=rs0 \\
+  OIDC_ISSUER=https://id.acme.test/application/o/tenantry/ OIDC_AUDIENCE=tenantry \\
   AUTHENTIK_API_URL=https://id.acme.test AUTHENTIK_API_TOKEN_FILE=/run/secrets/authentik \\
   STALWART_API_URL=https://mail.acme.test STALWART_API_TOKEN_FILE=/run/secrets/stalwart \\
   OCIS_API_URL=https://files.acme.test OCIS_OIDC_CLIENT_ID=web \\

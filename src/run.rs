@@ -4,14 +4,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Api, Readiness, RequestTimeout, Telemetry};
+use crate::api::{
+    Api, Guard, Limits as ApiLimits, Patience, Readiness, RequestTimeout, Telemetry, serve,
+};
+use crate::auth::Authenticator;
+use crate::config;
 use crate::config::{AuthentikConfig, Config, OcisConfig, StalwartConfig};
 use crate::controller::{Controller, QUEUE_CAPACITY, Settings};
 use crate::integration::{
@@ -46,6 +49,8 @@ const OTHER_CONNECTIONS: u32 = 32;
 const LIST_PAUSE: Duration = Duration::from_secs(60);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(15);
+/// Files that are plenty: connections of clients, to MongoDB and to the upstreams.
+const FILES: u64 = 32_768;
 /// Part of the grace period in which open HTTP connections may end once everything else has.
 const LINGER: u32 = 10;
 
@@ -70,7 +75,17 @@ pub async fn run(
         on_command: Some(Arc::new(move |name| commands.with_label_values(&[name]).inc())),
     })
     .await?;
-    let integrations = integrations(&config, &metrics)?;
+    let client = HttpClient::new(config.extra_ca_file.as_deref(), config.request_timeout)?;
+    let integrations = integrations(&config, &client, &metrics);
+    let authenticator = config.access.auth.clone().map(|auth| Authenticator::new(auth, &client));
+    let guard = Guard::new(
+        authenticator.clone(),
+        ApiLimits {
+            rate: config.access.rate_limit,
+            at_once: config.access.max_requests,
+            origins: config.access.cors_origins.clone(),
+        },
+    );
 
     let http = bind("HTTP_ADDR", config.http_addr).await?;
     let telemetry = bind("TELEMETRY_ADDR", config.telemetry_addr).await?;
@@ -95,15 +110,23 @@ pub async fn run(
             controls: controls.subscribe(),
             draining: shutdown.clone(),
         },
+        guard,
     };
     // Written until everything else has ended.
     let closing = CancellationToken::new();
     let (journal, writing) = Journal::start(store.clone(), Arc::clone(&metrics), closing.clone());
+    match authenticator {
+        Some(authenticator) => drop(tokio::spawn(async move { authenticator.prepare().await })),
+        None => tracing::warn!("no authentication: whoever can connect may do everything"),
+    }
     // Probes and metrics are answered until the very end, so that they can say what is going on.
     let ended = CancellationToken::new();
+    let config::Patience { connections, headers, reading } = config.access.patience;
+    let patience = Patience { connections: connections.min(affordable()), headers, reading };
+    let telemetry_router = Telemetry::new(Arc::clone(&metrics), store.clone()).router();
     let servers = [
-        serve(http, api.router(), &ended),
-        serve(telemetry, Telemetry::new(Arc::clone(&metrics), store.clone()).router(), &ended),
+        tokio::spawn(serve(http, api.router(), patience, ended.clone())),
+        tokio::spawn(serve(telemetry, telemetry_router, patience, ended.clone())),
     ];
     if let Some(listening) = listening {
         // Nobody may be waiting any more.
@@ -143,8 +166,7 @@ pub async fn run(
     prepared.map_err(RunError::from)
 }
 
-fn integrations(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Integrations>, RunError> {
-    let http = HttpClient::new(config.extra_ca_file.as_deref(), config.request_timeout)?;
+fn integrations(config: &Config, http: &HttpClient, metrics: &Arc<Metrics>) -> Arc<Integrations> {
     let upstream = |step, url: &BaseUrl, credentials, limits| {
         Upstream::new(step, http.clone(), url.clone(), credentials, limits, Arc::clone(metrics))
     };
@@ -180,7 +202,7 @@ fn integrations(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<Integrati
         }
         None => not_set("OCIS_API_URL", StepKind::Ocis),
     }
-    Ok(Arc::new(integrations))
+    Arc::new(integrations)
 }
 
 /// Waits for the database, and prepares it.
@@ -204,13 +226,20 @@ async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener,
     TcpListener::bind(address).await.map_err(|error| RunError::Listen { setting, address, error })
 }
 
-fn serve(listener: TcpListener, router: Router, ended: &CancellationToken) -> JoinHandle<()> {
-    let ended = ended.clone().cancelled_owned();
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(ended).await {
-            tracing::error!(%error, "a listener failed");
+/// Connections at once for each listener, as far as the system lets us have files open; most systems give
+/// a process far fewer than it may have if it asks.
+fn affordable() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.unwrap_or(FILES).min(FILES);
+    let files = match current {
+        Some(current) if current < wanted => {
+            let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
+            if raised.is_ok() { wanted } else { current }
         }
-    })
+        _ => wanted,
+    };
+    usize::try_from(files / 4).unwrap_or(usize::MAX).max(1)
 }
 
 /// Lets open requests finish, but not for ever.

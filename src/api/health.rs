@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::Serialize;
 
 use super::Readiness;
 use super::fleet::{GuardView, Stops, guards_of};
+use crate::auth::{Principal, Role};
 use crate::store::Store;
 use crate::tenant::{StepKind, UpstreamHealth};
 
@@ -32,6 +33,13 @@ struct Ready {
     watch: bool,
     /// Whether the process is shutting down.
     draining: bool,
+    /// What only those may know who may see tenants.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    detail: Option<Detail>,
+}
+
+#[derive(Debug, Serialize)]
+struct Detail {
     /// Each configured upstream; they do not make the process unready.
     upstreams: BTreeMap<&'static str, Upstream>,
     /// What people have stopped.
@@ -66,20 +74,25 @@ impl From<UpstreamHealth> for Upstream {
 }
 
 /// Whether requests and work should be sent here.
-pub async fn ready(State(store): State<Store>, State(readiness): State<Readiness>) -> Response {
+pub async fn ready(
+    State(store): State<Store>,
+    State(readiness): State<Readiness>,
+    asking: Option<Extension<Principal>>,
+) -> Response {
     let draining = readiness.draining.is_cancelled();
     let watch = *readiness.watch_open.borrow();
     let ping = tokio::time::timeout(PING, store.ping());
     let store = !draining && ping.await.is_ok_and(|answer| answer.is_ok());
     let ready = store && watch && !draining;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let upstreams = readiness.upstreams.borrow().clone();
-    let upstreams = StepKind::ALL
-        .into_iter()
-        .filter_map(|step| Some((step.name(), upstreams[step].clone()?.into())))
-        .collect();
-    let controls = readiness.controls.borrow().clone();
-    let (stops, guards) = (Stops::from(&controls), guards_of(&controls));
-    let body = Ready { ready, store, watch, draining, upstreams, stops, guards };
-    (status, Json(body)).into_response()
+    let may_see = asking.is_some_and(|Extension(asking)| asking.may(Role::Reader));
+    let detail = may_see.then(|| {
+        let upstreams = readiness.upstreams.borrow().clone();
+        let steps = StepKind::ALL.into_iter();
+        let upstreams =
+            steps.filter_map(|step| Some((step.name(), upstreams[step].clone()?.into()))).collect();
+        let controls = readiness.controls.borrow().clone();
+        Detail { upstreams, stops: Stops::from(&controls), guards: guards_of(&controls) }
+    });
+    (status, Json(Ready { ready, store, watch, draining, detail })).into_response()
 }

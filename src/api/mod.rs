@@ -1,15 +1,23 @@
 //! The HTTP layer. It validates, writes MongoDB and reads MongoDB; it never calls an upstream and
 //! decides nothing about tenants.
 
+mod access;
+mod envelope;
 mod events;
 mod fields;
 mod fleet;
+mod guard;
 mod health;
 mod problem;
+mod rates;
 mod representation;
+mod serve;
 mod telemetry;
 mod tenants;
 
+pub use envelope::RequestId;
+pub use guard::{Guard, Limits, Place};
+pub use serve::{Patience, serve};
 pub use telemetry::Telemetry;
 
 use std::time::Duration;
@@ -36,6 +44,8 @@ pub struct Api {
     /// The longest that a request may take.
     pub timeout: RequestTimeout,
     pub readiness: Readiness,
+    /// Who may ask for what, and how much.
+    pub guard: Guard,
 }
 
 #[derive(Clone, Copy)]
@@ -57,7 +67,8 @@ pub struct Readiness {
 impl Api {
     /// The public routes.
     pub fn router(self) -> Router {
-        Router::new()
+        let cross_origin = self.guard.cross_origin();
+        let router = Router::new()
             .route("/tenants", post(tenants::create).get(tenants::list))
             .route("/tenants/{slug}", get(tenants::show).delete(tenants::delete))
             .route("/tenants/{slug}/undelete", post(tenants::undelete))
@@ -76,8 +87,14 @@ impl Api {
             .method_not_allowed_fallback(problem::unknown_method)
             .layer(middleware::from_fn_with_state(self.timeout, in_time))
             .layer(DefaultBodyLimit::max(MAX_BODY))
-            .layer(tower_http::catch_panic::CatchPanicLayer::custom(problem::panicked))
-            .with_state(self)
+            .layer(middleware::from_fn_with_state(self.guard.clone(), guard::admit))
+            .layer(tower_http::catch_panic::CatchPanicLayer::custom(problem::panicked));
+        match cross_origin {
+            Some(cross_origin) => router.layer(cross_origin),
+            None => router,
+        }
+        .layer(middleware::from_fn(envelope::wrap))
+        .with_state(self)
     }
 }
 

@@ -8,10 +8,11 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::auth::Role;
 use crate::store::StoreError;
 
 /// One error. Titles are fixed per kind; the detail says what happened this time and what to do.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Problem {
     /// `about:blank`: the status and title say all that a program could want to know.
     r#type: &'static str,
@@ -24,6 +25,17 @@ pub struct Problem {
     errors: Vec<FieldError>,
     #[serde(skip)]
     retry_after: Option<Duration>,
+    /// With which a client is asked to show who it is.
+    #[serde(skip)]
+    challenge: Option<Challenge>,
+}
+
+/// RFC 6750, section 3.
+#[derive(Debug, Clone, Copy)]
+enum Challenge {
+    NoToken,
+    BadToken,
+    LacksRole,
 }
 
 /// What is wrong with one field of a request.
@@ -38,6 +50,7 @@ fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result
     serializer.serialize_u16(status.as_u16())
 }
 
+const SECOND: Duration = Duration::from_secs(1);
 /// After which a client may try again when the database was away.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -50,7 +63,12 @@ impl Problem {
             detail: detail.into(),
             errors: Vec::new(),
             retry_after: None,
+            challenge: None,
         }
+    }
+
+    pub fn status(&self) -> StatusCode {
+        self.status
     }
 
     pub fn invalid(errors: Vec<FieldError>) -> Self {
@@ -109,6 +127,55 @@ impl Problem {
         problem
     }
 
+    /// No token came with the request.
+    pub fn no_token() -> Self {
+        let detail = "send an access token of a trusted issuer, as Authorization: Bearer …";
+        let mut problem = Self::new(StatusCode::UNAUTHORIZED, "Not authenticated", detail);
+        problem.challenge = Some(Challenge::NoToken);
+        problem
+    }
+
+    pub fn bad_token(why: &str) -> Self {
+        let mut problem = Self::new(StatusCode::UNAUTHORIZED, "Token not accepted", why);
+        problem.challenge = Some(Challenge::BadToken);
+        problem
+    }
+
+    pub fn lacks_role(needed: Role, own: Option<Role>) -> Self {
+        let own = own.map_or("no role".to_owned(), |role| format!("only the role {role}"));
+        let detail = format!("this needs the role {needed}; the token gives {own}");
+        let mut problem = Self::new(StatusCode::FORBIDDEN, "Role missing", detail);
+        problem.challenge = Some(Challenge::LacksRole);
+        problem
+    }
+
+    /// The issuer's keys cannot be had.
+    pub fn issuer_away(why: &str, retry_in: Duration) -> Self {
+        let mut problem = Self::unavailable(format!("the token cannot be verified now: {why}"));
+        problem.retry_after = Some(retry_in.max(SECOND));
+        problem
+    }
+
+    pub fn too_many(retry_in: Duration) -> Self {
+        let detail = "this client sends too many requests; see Retry-After";
+        let mut problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "Too many requests", detail);
+        problem.retry_after = Some(retry_in.max(SECOND));
+        problem
+    }
+
+    /// Others are being answered already, as many as can be.
+    pub fn overloaded() -> Self {
+        let mut problem =
+            Self::unavailable("too many requests are being answered at once; nothing was done");
+        problem.retry_after = Some(SECOND);
+        problem
+    }
+
+    pub fn long_address(limit: usize) -> Self {
+        let detail = format!("the path and query must be at most {limit} bytes together");
+        Self::new(StatusCode::URI_TOO_LONG, "Address too long", detail)
+    }
+
     fn internal() -> Self {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -136,15 +203,37 @@ impl From<StoreError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (status, retry_after) = (self.status, self.retry_after);
-        let mut response = (status, Json(self)).into_response();
+        let mut response = (self.status, Json(&self)).into_response();
         let headers = response.headers_mut();
         let problem_json = HeaderValue::from_static("application/problem+json");
         headers.insert(header::CONTENT_TYPE, problem_json);
-        if let Some(wait) = retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
+        if let Some(wait) = self.retry_after {
+            // Rounded up: who comes too early comes in vain.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if let Some(challenge) = self.challenge.and_then(|challenge| challenge.header(&self.detail)) {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        // So that the request's id can be added where it is known.
+        response.extensions_mut().insert(self);
         response
+    }
+}
+
+impl Challenge {
+    fn header(self, description: &str) -> Option<HeaderValue> {
+        let error = match self {
+            // Somebody who does not know that a token is needed has made no error.
+            Self::NoToken => return Some(HeaderValue::from_static("Bearer realm=\"tenantry\"")),
+            Self::BadToken => "invalid_token",
+            Self::LacksRole => "insufficient_scope",
+        };
+        let allowed = |c: &char| matches!(c, ' '..='~') && !matches!(c, '"' | '\\');
+        let description: String = description.chars().filter(allowed).collect();
+        let text =
+            format!("Bearer realm=\"tenantry\", error=\"{error}\", error_description=\"{description}\"");
+        HeaderValue::try_from(text).ok()
     }
 }
 

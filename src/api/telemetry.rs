@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::extract::State;
 use axum::http::header;
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-use super::{health, problem};
+use super::{envelope, health, problem};
 use crate::metrics::Metrics;
 use crate::store::{Census, Store};
 use crate::tenant::{Phase, StepKind, StepState};
@@ -41,6 +42,7 @@ impl Telemetry {
             .route("/livez", get(health::live))
             .fallback(problem::unknown_path)
             .method_not_allowed_fallback(problem::unknown_method)
+            .layer(middleware::from_fn(envelope::wrap))
             .with_state(self)
     }
 

@@ -3,7 +3,8 @@
 //!
 //! Tokens are real: ES256, signed with a key that is made at the start. Claims follow the scopes that
 //! were asked for, and the issuer follows the `Host` that was asked, as in Authentik. What the real one
-//! refuses, this one refuses with the same words.
+//! refuses, this one refuses with the same words. One thing is ours: `GET /_sim/token/{account}` is a token
+//! of the last provider, ready to be put into a header.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -517,8 +518,23 @@ fn router(shared: Shared, faults: &Faults) -> Router {
         .fallback(unknown)
         .layer(middleware::from_fn(request_id))
         .layer(middleware::from_fn_with_state(faults.clone(), faults::torment))
-        .with_state(shared)
+        .with_state(shared.clone())
         .merge(faults.router())
+        .merge(Router::new().route("/_sim/token/{account}", get(ready_token)).with_state(shared))
+}
+
+async fn ready_token(
+    State(shared): State<Shared>,
+    Path(account): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let mut issuer = shared.lock();
+    let (provider, account) = (issuer.providers.last().cloned(), issuer.accounts.get(&account).cloned());
+    let granted = provider.zip(account).and_then(|(provider, account)| {
+        let granted = issuer.grant(&provider, &account, "openid profile email", &base_url(&headers))?;
+        Some(granted["access_token"].as_str()?.to_owned())
+    });
+    granted.map_or_else(not_found, IntoResponse::into_response)
 }
 
 async fn request_id(request: Request, next: Next) -> Response {

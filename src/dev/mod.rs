@@ -138,15 +138,25 @@ fn print_introduction(addresses: &Addresses, uri: &str, database: &str, upstream
         println!("  {what:<11} {text}");
     }
     println!();
+    let token = upstreams.token();
+    let header = match &token {
+        Some(token) => {
+            println!("  Be admin    export TOKEN={token}");
+            println!();
+            " -H \"Authorization: Bearer $TOKEN\""
+        }
+        None => "",
+    };
     println!(
-        "  Create      curl -i http://{http}/tenants -H 'Content-Type: application/json' \\\n\
+        "  Create      curl -i http://{http}/tenants{header} \\\n\
+         \x20             -H 'Content-Type: application/json' \\\n\
          \x20             -d '{{\"slug\":\"umbrella\",\"name\":\"Umbrella\",\"domain\":\"umbrella.test\"}}'"
     );
-    println!("  Show        curl http://{http}/tenants/umbrella");
-    println!("  Reconcile   curl -i -X POST http://{http}/tenants/umbrella/reconcile");
+    println!("  Show        curl http://{http}/tenants/umbrella{header}");
+    println!("  Reconcile   curl -i -X POST http://{http}/tenants/umbrella/reconcile{header}");
     println!();
-    println!("  Ctrl-C ends everything.");
-    println!();
+    // In one piece: who waits for this line may stop reading after it.
+    println!("  Ctrl-C ends everything.\n");
 }
 
 fn without_password(uri: &str) -> String {

@@ -1,6 +1,8 @@
 //! The simulated upstreams of `tenantry dev` and `tenantry sim`, set up as the real ones are recommended
 //! to be, with credentials that are no secrets: they listen on loopback only, and hold nothing.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use tokio_util::sync::CancellationToken;
@@ -12,6 +14,13 @@ use crate::config::Given;
 pub const AUTHENTIK_TOKEN: &str = "dev-authentik-token";
 pub const STALWART_KEY: &str = "API_dev-stalwart-key";
 pub const ISSUER_SLUG: &str = "ocis";
+/// The provider of those who use the API, and its client id.
+pub const API_CLIENT: &str = "tenantry";
+/// Their accounts; each has the role of its name.
+pub const API_ACCOUNTS: [(&str, &str); 3] =
+    [("reader", "tenantry-readers"), ("operator", "tenantry-operators"), ("admin", "tenantry-admins")];
+/// A day's work with one token.
+const TOKEN_VALIDITY: Duration = Duration::from_secs(12 * 3600);
 pub const CLIENT: &str = "web";
 pub const ACCOUNT: &str = "tenantry";
 pub const APP_PASSWORD: &str = "dev-app-password";
@@ -26,7 +35,7 @@ pub struct Ports {
     /// Port of the simulated Stalwart; 0 takes a free one [default: 0]
     #[arg(long, env = "TENANTRY_STALWART_PORT", value_name = "PORT", help_heading = "Dev")]
     pub stalwart_port: Option<u16>,
-    /// Port of the simulated issuer of oCIS' tokens; 0 takes a free one [default: 0]
+    /// Port of the simulated issuer of oCIS' tokens and the API's; 0 takes a free one [default: 0]
     #[arg(long, env = "TENANTRY_ISSUER_PORT", value_name = "PORT", help_heading = "Dev")]
     pub issuer_port: Option<u16>,
     /// Port of the simulated oCIS; 0 takes a free one [default: 0]
@@ -39,7 +48,10 @@ pub struct Ports {
 pub struct Upstreams {
     pub authentik: Option<authentik::Simulator>,
     pub stalwart: Option<stalwart::Simulator>,
-    pub files: Option<(issuer::Simulator, ocis::Simulator)>,
+    pub issuer: Option<issuer::Simulator>,
+    pub ocis: Option<ocis::Simulator>,
+    /// Whether the simulated issuer is the API's.
+    issues_for_api: bool,
 }
 
 fn is_given(setting: &Option<String>) -> bool {
@@ -66,8 +78,15 @@ impl Upstreams {
             given.stalwart_password_file = None;
             upstreams.stalwart = Some(simulator);
         }
-        if !is_given(&given.ocis_api_url) {
-            let issuer = start_issuer(ports.issuer_port.unwrap_or(0)).await?;
+        upstreams.issues_for_api = !given.access.is_decided();
+        if upstreams.issues_for_api || !is_given(&given.ocis_api_url) {
+            upstreams.issuer = Some(start_issuer(ports.issuer_port.unwrap_or(0)).await?);
+        }
+        if let Some(issuer) = upstreams.issuer.as_ref().filter(|_| upstreams.issues_for_api) {
+            given.access.oidc_issuer = Some(issuer.issuer_url(API_CLIENT));
+            given.access.oidc_audience = Some(API_CLIENT.into());
+        }
+        if let Some(issuer) = upstreams.issuer.as_ref().filter(|_| !is_given(&given.ocis_api_url)) {
             let trusted = issuer.issuer_url(ISSUER_SLUG);
             let files =
                 start_ocis(ports.ocis_port.unwrap_or(0), ocis::Flavour::Ocis31, &trusted).await?;
@@ -79,13 +98,17 @@ impl Upstreams {
             (given.ocis_oidc_issuer, given.ocis_oidc_client_secret) = (None, None);
             (given.ocis_oidc_client_secret_file, given.ocis_oidc_password_file) = (None, None);
             given.ocis_oidc_scope = None;
-            upstreams.files = Some((issuer, files));
+            upstreams.ocis = Some(files);
         }
         Ok(upstreams)
     }
 
     /// What the settings of upstreams that will be simulated must not be checked for.
     pub fn forget_settings(given: &mut Given) {
+        if !given.access.is_decided() {
+            given.access.oidc_issuer = Some("http://127.0.0.1/".into());
+            given.access.oidc_audience = Some(API_CLIENT.into());
+        }
         if !is_given(&given.authentik_api_url) {
             (given.authentik_api_token, given.authentik_api_token_file) = (None, None);
         }
@@ -106,11 +129,22 @@ impl Upstreams {
         if let Some(stalwart) = &self.stalwart {
             say("Stalwart", describe_stalwart(stalwart));
         }
-        if let Some((issuer, files)) = &self.files {
+        if let Some(files) = &self.ocis {
             say("oCIS", describe_ocis(files));
+        }
+        if let Some(issuer) = self.issuer.as_ref().filter(|_| self.ocis.is_some()) {
             say("its issuer", describe_issuer(issuer));
         }
+        if let Some(issuer) = self.issuer.as_ref().filter(|_| self.issues_for_api) {
+            say("API tokens", describe_api_tokens(issuer));
+        }
         lines
+    }
+
+    /// A token with which one may do everything, if it is the simulated issuer that the API trusts.
+    pub fn token(&self) -> Option<String> {
+        let issuer = self.issuer.as_ref().filter(|_| self.issues_for_api)?;
+        issuer.token(API_CLIENT, "admin", "openid profile email")
     }
 }
 
@@ -133,6 +167,10 @@ fn describe_issuer(simulator: &issuer::Simulator) -> String {
     )
 }
 
+fn describe_api_tokens(simulator: &issuer::Simulator) -> String {
+    format!("{}/_sim/token/reader  (simulated; or operator, admin)", simulator.url())
+}
+
 async fn start_authentik(port: u16) -> anyhow::Result<authentik::Simulator> {
     let started = authentik::Simulator::new(port, AUTHENTIK_TOKEN, Release::R2025_12).await;
     started.context("cannot start the simulated Authentik")
@@ -146,11 +184,14 @@ async fn start_stalwart(port: u16) -> anyhow::Result<stalwart::Simulator> {
 
 async fn start_issuer(port: u16) -> anyhow::Result<issuer::Simulator> {
     let account = issuer::Account::new(ACCOUNT, APP_PASSWORD, &[SPACE_ADMINS]);
-    let provider = issuer::Provider::public(ISSUER_SLUG, CLIENT);
+    let people = API_ACCOUNTS.map(|(name, group)| issuer::Account::new(name, APP_PASSWORD, &[group]));
     let options = issuer::Options {
-        providers: vec![provider],
-        accounts: vec![account],
-        ..issuer::Options::default()
+        providers: vec![
+            issuer::Provider::public(ISSUER_SLUG, CLIENT),
+            issuer::Provider::public(API_CLIENT, API_CLIENT),
+        ],
+        accounts: people.into_iter().chain([account]).collect(),
+        validity: TOKEN_VALIDITY,
     };
     let started = issuer::Simulator::new(port, options).await;
     started.context("cannot start the simulated issuer")
@@ -205,7 +246,8 @@ impl Sim {
             Which::Issuer => {
                 let simulator = start_issuer(self.port).await?;
                 let issuer = simulator.issuer_url(ISSUER_SLUG);
-                serve(&simulator.url(), &[issuer, describe_issuer(&simulator)], &shutdown).await;
+                let told = [issuer, describe_issuer(&simulator), describe_api_tokens(&simulator)];
+                serve(&simulator.url(), &told, &shutdown).await;
             }
             Which::Ocis | Which::Opencloud => {
                 let flavour = match self.which {

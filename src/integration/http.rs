@@ -9,8 +9,14 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use reqwest::{Certificate, Client, redirect};
+use reqwest::header::ACCEPT;
+use reqwest::{Certificate, Client, StatusCode, redirect};
 use url::Url;
+
+use super::upstream::Broken;
+
+/// The longest public document that is read, in bytes.
+const MAX_DOCUMENT: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HttpClientError {
@@ -49,6 +55,33 @@ impl HttpClient {
         });
         let client = client.map_err(|error| HttpClientError::Tls(innermost(&error)))?;
         Ok(Self { client })
+    }
+
+    /// Reads a small public document, without credentials; whatever its status.
+    ///
+    /// # Errors
+    /// In words: what kept it from being read.
+    pub async fn document(&self, url: &Url) -> Result<(StatusCode, Vec<u8>), String> {
+        let broken = |error: reqwest::Error| match Broken::from(error) {
+            Broken::Tls(why) => format!(
+                "TLS failed: {why}. For a certificate of a private CA, give the CA's certificate in \
+                 EXTRA_CA_FILE"
+            ),
+            Broken::Connect(why) => format!("cannot connect: {why}"),
+            Broken::Timeout => "no answer in time".into(),
+            Broken::Connection(why) => format!("the connection broke: {why}"),
+            _ => "the request cannot be sent".into(),
+        };
+        let request = self.client.get(url.clone()).header(ACCEPT, "application/json");
+        let mut response = request.send().await.map_err(broken)?;
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(broken)? {
+            if body.len() + chunk.len() > MAX_DOCUMENT {
+                return Err(format!("it is longer than {MAX_DOCUMENT} bytes"));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok((response.status(), body))
     }
 }
 

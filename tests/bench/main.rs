@@ -121,6 +121,7 @@ impl World {
             .env("MONGODB_DATABASE", "bench")
             .env("AUTHENTIK_API_URL", self.authentik.url())
             .env("AUTHENTIK_API_TOKEN", TOKEN)
+            .env("INSECURE_NO_AUTH", "true")
             .env("HTTP_ADDR", "127.0.0.1:0")
             .env("TELEMETRY_ADDR", "127.0.0.1:0")
             .env("WORKERS", WORKERS.to_string())

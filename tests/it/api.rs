@@ -32,6 +32,7 @@ impl Served {
             mongodb_database: some(&world.database),
             http_addr: some("127.0.0.1:0"),
             telemetry_addr: some("127.0.0.1:0"),
+            access: support::without_auth(),
             authentik_api_url: some(authentik),
             authentik_api_token: some(TOKEN),
             request_timeout: some("2s"),

@@ -4,6 +4,7 @@
 //! and pass. Each test has a database of its own.
 
 mod api;
+mod auth;
 mod authentik;
 mod cost;
 mod crash;
@@ -16,6 +17,7 @@ mod oauth;
 mod ocis;
 mod outage;
 mod process;
+mod protect;
 mod stalwart;
 mod support;
 mod sweep;

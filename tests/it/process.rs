@@ -37,6 +37,12 @@ async fn lines_until(stdout: tokio::process::ChildStdout, last: &str) -> Vec<Str
     seen
 }
 
+/// The token that `dev` prints.
+fn printed_token(lines: &[String]) -> String {
+    let token = lines.iter().find_map(|line| Some(line.split_once("export TOKEN=")?.1.to_owned()));
+    token.unwrap_or_else(|| panic!("it prints a token: {lines:?}"))
+}
+
 fn entries(folder: &Path) -> usize {
     std::fs::read_dir(folder).unwrap().count()
 }
@@ -64,9 +70,12 @@ async fn dev_starts_everything_converges_its_samples_and_leaves_nothing_behind()
         line.split_whitespace().nth(1).unwrap().to_owned()
     };
     assert_eq!(entries(temporary.path()), 1, "mongod's directory");
+    let refused = http().get(&api).send().await.unwrap();
+    assert_eq!(refused.status(), 401);
+    let token = printed_token(&lines);
 
     let all_active = async || {
-        let answer = http().get(&api).send().await.unwrap().text().await.unwrap();
+        let answer = http().get(&api).bearer_auth(&token).send().await.unwrap().text().await.unwrap();
         let tenants: Value = serde_json::from_str(&answer).unwrap();
         let tenants = tenants["items"].as_array().unwrap().clone();
         tenants.len() == 3 && tenants.iter().all(|tenant| tenant["status"] == "active")
@@ -78,7 +87,8 @@ async fn dev_starts_everything_converges_its_samples_and_leaves_nothing_behind()
         let there = http().get(simulated(what)).send().await.unwrap().text().await.unwrap();
         assert!(there.contains(sample), "{what}: {there}");
     }
-    let answer = http().get(format!("{api}/acme")).send().await.unwrap().text().await.unwrap();
+    let answer = http().get(format!("{api}/acme")).bearer_auth(&token).send().await.unwrap();
+    let answer = answer.text().await.unwrap();
     let acme: Value = serde_json::from_str(&answer).unwrap();
     for step in ["authentik", "stalwart", "ocis"] {
         assert_eq!(acme["provisioningStatus"][step], "ok", "{acme}");
@@ -111,6 +121,25 @@ async fn dev_that_is_killed_takes_its_mongod_with_it() {
 }
 
 #[tokio::test]
+async fn dev_without_authentication_needs_no_token_and_prints_none() {
+    let mut command = Process::command();
+    command
+        .args(["dev", "--insecure-no-auth"])
+        .env("HTTP_ADDR", "127.0.0.1:0")
+        .env("TELEMETRY_ADDR", "127.0.0.1:0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let lines = lines_until(child.stdout.take().unwrap(), "Ctrl-C").await;
+    assert!(!lines.iter().any(|line| line.contains("TOKEN")), "{lines:?}");
+    let api = lines.iter().find(|line| line.contains("API ")).unwrap();
+    let api = api.split_whitespace().nth(1).unwrap();
+    assert_eq!(http().get(api).send().await.unwrap().status(), 200);
+    child.kill().await.unwrap();
+}
+
+#[tokio::test]
 async fn dev_keeps_a_given_data_directory_and_goes_on_from_it() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
@@ -129,7 +158,8 @@ async fn dev_keeps_a_given_data_directory_and_goes_on_from_it() {
         let lines = lines_until(child.stdout.take().unwrap(), "Ctrl-C").await;
         let api = lines.iter().find(|line| line.contains("API ")).unwrap();
         let api = api.split_whitespace().nth(1).unwrap().to_owned();
-        let answer = http().get(&api).send().await.unwrap().text().await.unwrap();
+        let token = printed_token(&lines);
+        let answer = http().get(&api).bearer_auth(token).send().await.unwrap().text().await.unwrap();
         let tenants: Value = serde_json::from_str(&answer).unwrap();
         assert_eq!(tenants["items"].as_array().unwrap().len(), 3, "{tenants}");
         let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
@@ -150,6 +180,18 @@ async fn help_documents_every_setting() {
         "MONGODB_DATABASE",
         "HTTP_ADDR",
         "TELEMETRY_ADDR",
+        "OIDC_ISSUER",
+        "OIDC_AUDIENCE",
+        "OIDC_ISSUERS",
+        "OIDC_ISSUERS_FILE",
+        "OIDC_ROLES_CLAIM",
+        "OIDC_READERS",
+        "OIDC_OPERATORS",
+        "OIDC_ADMINS",
+        "INSECURE_NO_AUTH",
+        "RATE_LIMIT",
+        "MAX_REQUESTS",
+        "CORS_ORIGINS",
         "AUTHENTIK_API_URL",
         "AUTHENTIK_API_TOKEN",
         "AUTHENTIK_API_TOKEN_FILE",
@@ -179,6 +221,7 @@ async fn wrong_settings_are_told_all_at_once_and_secrets_are_not() {
     command
         .arg("run")
         .env("MONGODB_URI", "mongodb://user:s3cret@db.acme.test")
+        .env("INSECURE_NO_AUTH", "true")
         .env("HTTP_ADDR", "0.0.0.0:8080")
         .env("WORKERS", "many")
         .env("AUTHENTIK_API_URL", "id.acme.test")
@@ -190,6 +233,18 @@ async fn wrong_settings_are_told_all_at_once_and_secrets_are_not() {
         assert!(told.contains(name), "{told}");
     }
     assert!(!told.contains("s3cret"), "{told}");
+}
+
+#[tokio::test]
+async fn without_an_issuer_it_does_not_start_unless_told_to() {
+    let mut command = Process::command();
+    command.arg("run").env("MONGODB_URI", "mongodb://db.acme.test").env("HTTP_ADDR", "127.0.0.1:0");
+    let ended = output(command).await;
+    assert_eq!(ended.status.code(), Some(2));
+    let told = text(&ended.stderr);
+    for word in ["OIDC_ISSUER", "OIDC_AUDIENCE", "INSECURE_NO_AUTH"] {
+        assert!(told.contains(word), "{told}");
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 use mongodb::{Client, Collection, Database};
 use secrecy::SecretString;
 use serde_json::Value;
+use tenantry::config::AccessSettings;
 use tenantry::controller::{Controller, Settings};
 use tenantry::dev::authentik::{Release, Simulator};
 use tenantry::dev::mongod::{self, DataDir, Mongod};
@@ -413,6 +414,11 @@ pub fn date(document: &Document, field: &str) -> DateTime {
     *document.get_datetime(field).unwrap_or_else(|_| panic!("{field} is a date in {document}"))
 }
 
+/// For an API that is not tested for who may use it.
+pub fn without_auth() -> AccessSettings {
+    AccessSettings { insecure_no_auth: Some("true".into()), ..AccessSettings::default() }
+}
+
 /// A plain HTTP client for the tests.
 pub fn http() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -443,6 +449,7 @@ impl Process {
             .env("MONGODB_DATABASE", &world.database)
             .env("AUTHENTIK_API_URL", world.authentik.url())
             .env("AUTHENTIK_API_TOKEN", TOKEN)
+            .env("INSECURE_NO_AUTH", "true")
             .env("HTTP_ADDR", "127.0.0.1:0")
             .env("TELEMETRY_ADDR", "127.0.0.1:0")
             .env("LOG_FORMAT", "json")

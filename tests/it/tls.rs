@@ -6,7 +6,7 @@ use std::process::Stdio;
 use tenantry::dev::wheel::Wheel;
 use tokio::process::{Child, Command};
 
-use crate::support::{Process, World, eventually};
+use crate::support::{Process, World, eventually, http};
 use crate::three::Suite;
 
 /// A real reverse proxy. The wheel is for Linux on x86-64; elsewhere `TENANTRY_CADDY` names the program.
@@ -121,4 +121,29 @@ async fn stalwart_ocis_and_its_issuer_are_reached_through_tls_as_well() {
     suite.reconcile("acme").await;
     suite.audit("acme").await;
     process.stop().await;
+}
+
+#[tokio::test]
+async fn an_issuers_keys_are_fetched_through_tls_from_where_they_are_configured_to_be() {
+    let world = World::new().await;
+    let issuer = crate::auth::issuer().await;
+    let proxy = proxy(&issuer.url()).await;
+    let issuers = serde_json::json!([{
+        "issuer": issuer.issuer_url("tenantry"), "audiences": ["tenantry"],
+        "jwksUrl": format!("{}/application/o/tenantry/jwks/", proxy.url),
+    }])
+    .to_string();
+    let token = issuer.token("tenantry", "reader", "profile").unwrap();
+    let root = proxy.root.to_string_lossy().into_owned();
+    for (roots, status) in [("", 503), (&root, 200)] {
+        let settings = [("INSECURE_NO_AUTH", ""), ("OIDC_ISSUERS", &*issuers), ("EXTRA_CA_FILE", roots)];
+        let process = Process::start(&world, &settings);
+        let url = format!("http://{}/tenants", process.address("http").await);
+        let answer = http().get(url).bearer_auth(&token).send().await.unwrap();
+        assert_eq!(answer.status(), status, "{}", process.log());
+        if roots.is_empty() {
+            process.says("EXTRA_CA_FILE").await;
+        }
+        process.stop().await;
+    }
 }

@@ -1,0 +1,48 @@
+//! Which role a request needs: one table, and a rule for what is not in it.
+
+use axum::http::Method;
+
+use crate::auth::Role;
+
+/// Routes that need no token. They say nothing secret, and are answered however much else goes on.
+pub const OPEN: &[&str] = &["/livez", "/readyz"];
+
+/// Changes that are not an administrator's business.
+const OPERATOR: &[(Method, &str)] = &[
+    (Method::POST, "/tenants"),
+    (Method::PUT, "/tenants/{slug}"),
+    (Method::PATCH, "/tenants/{slug}"),
+    (Method::POST, "/tenants/{slug}/reconcile"),
+    (Method::POST, "/tenants/{slug}/pause"),
+    (Method::POST, "/tenants/{slug}/resume"),
+];
+
+/// The role that a request needs; `route` is the pattern that its path matched. Whatever changes something
+/// and is not listed needs the highest one, so that a route that is forgotten here is closed, not open.
+pub fn needed(method: &Method, route: Option<&str>) -> Role {
+    if method.is_safe() {
+        return Role::Reader;
+    }
+    let listed = |(verb, path): &(Method, &str)| verb == method && route == Some(path);
+    if OPERATOR.iter().any(listed) { Role::Operator } else { Role::Admin }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_listed_and_changes_something_is_for_administrators() {
+        for (method, route, role) in [
+            (Method::GET, Some("/tenants"), Role::Reader),
+            (Method::HEAD, None, Role::Reader),
+            (Method::POST, Some("/tenants"), Role::Operator),
+            (Method::POST, Some("/tenants/{slug}/reconcile"), Role::Operator),
+            (Method::DELETE, Some("/tenants/{slug}"), Role::Admin),
+            (Method::POST, Some("/tenants/{slug}/purge"), Role::Admin),
+            (Method::POST, None, Role::Admin),
+        ] {
+            assert_eq!(needed(&method, route), role, "{method} {route:?}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! What every request and answer has around it: an id, a span for the log, and headers that tell browsers
+//! to be careful.
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use serde::Serialize;
+use tracing::Instrument;
+use tracing::field::Empty;
+
+use super::problem::Problem;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The longest id that is taken over from a client, in bytes.
+const MAX_ID: usize = 128;
+
+/// Names a request in logs, answers and errors, among its extensions.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub String);
+
+/// A problem that can be found in the log.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Named<'a> {
+    #[serde(flatten)]
+    problem: Problem,
+    request_id: &'a str,
+}
+
+/// Answers say this unless the handler says something else.
+const CAREFUL: [(HeaderName, HeaderValue); 5] = [
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
+    ),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+];
+
+pub async fn wrap(mut request: Request, next: Next) -> Response {
+    let id = taken_over(request.headers()).unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let span = tracing::info_span!(
+        "request", request_id = id, method = %request.method(), path = request.uri().path(),
+        sub = Empty, client = Empty, role = Empty
+    );
+    let mut response = next.run(request).instrument(span).await;
+    if let Some(problem) = response.extensions_mut().remove::<Problem>()
+        && let Ok(body) = serde_json::to_vec(&Named { problem, request_id: &id })
+    {
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+        *response.body_mut() = Body::from(body);
+    }
+    let headers = response.headers_mut();
+    for (name, value) in CAREFUL {
+        headers.entry(name).or_insert(value);
+    }
+    if let Ok(id) = HeaderValue::try_from(id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    response
+}
+
+/// The client's own id, if it is one that can be put into logs and headers.
+fn taken_over(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get(REQUEST_ID)?.to_str().ok()?;
+    let fine = (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+    fine.then(|| id.to_owned())
+}

@@ -1,0 +1,98 @@
+//! Who asks, and what he may do.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+/// What somebody may do; each role includes the ones before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// See everything.
+    Reader,
+    /// Create, edit and reconcile tenants.
+    Operator,
+    /// Delete them, and everything else.
+    Admin,
+}
+
+impl Role {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reader => "reader",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Somebody whose token was verified: a person or a service. Handlers find it among a request's
+/// extensions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    /// The issuer's name for him; the same person may have another at another issuer.
+    pub sub: String,
+    pub issuer: String,
+    /// The client that the token was issued to (`azp`).
+    pub client: Option<String>,
+    /// For people to read; not unique.
+    pub name: Option<String>,
+    /// The highest that the claims give; `None` may do nothing.
+    pub role: Option<Role>,
+}
+
+/// How much of a name is kept, in characters.
+const MAX_NAME: usize = 200;
+
+impl Principal {
+    /// Stands for everybody when there is no authentication.
+    pub fn anonymous() -> Self {
+        Self {
+            sub: "anonymous".into(),
+            issuer: String::new(),
+            client: None,
+            name: None,
+            role: Some(Role::Admin),
+        }
+    }
+
+    /// From claims that were verified.
+    pub(super) fn from_claims(claims: &Map<String, Value>, issuer: &str, role: Option<Role>) -> Self {
+        let first = |names: &[&str]| {
+            let texts = names.iter().filter_map(|name| claims.get(*name)?.as_str());
+            let text = texts.into_iter().find(|text| !text.is_empty())?;
+            Some(text.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect::<String>())
+        };
+        Self {
+            sub: first(&["sub"]).unwrap_or_default(),
+            issuer: issuer.to_owned(),
+            client: first(&["azp", "client_id"]),
+            name: first(&["preferred_username", "name", "email"]),
+            role,
+        }
+    }
+
+    pub fn may(&self, role: Role) -> bool {
+        self.role.is_some_and(|own| own >= role)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_includes_the_ones_below_it() {
+        let with = |role| Principal { role, ..Principal::anonymous() };
+        assert!(with(Some(Role::Admin)).may(Role::Reader));
+        assert!(with(Some(Role::Operator)).may(Role::Operator));
+        assert!(!with(Some(Role::Operator)).may(Role::Admin));
+        assert!(!with(Some(Role::Reader)).may(Role::Operator));
+        assert!(!with(None).may(Role::Reader));
+    }
+}
