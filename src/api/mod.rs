@@ -1,6 +1,8 @@
 //! The HTTP layer. It validates, writes MongoDB and reads MongoDB; it never calls an upstream and
 //! decides nothing about tenants.
 
+mod edit;
+mod etag;
 mod fields;
 mod health;
 mod problem;
@@ -55,7 +57,7 @@ impl Api {
     pub fn router(self) -> Router {
         Router::new()
             .route("/tenants", post(tenants::create).get(tenants::list))
-            .route("/tenants/{slug}", get(tenants::show))
+            .route("/tenants/{slug}", get(tenants::show).put(edit::put).patch(edit::patch))
             .route("/tenants/{slug}/reconcile", post(tenants::reconcile))
             .route("/livez", get(health::live))
             .route("/readyz", get(health::ready))

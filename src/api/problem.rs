@@ -65,12 +65,10 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "Bad request", detail)
     }
 
-    pub fn unsupported_media_type() -> Self {
-        Self::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "Unsupported media type",
-            "send the tenant as JSON, with Content-Type: application/json",
-        )
+    /// `expected` are the media types that are understood.
+    pub fn unsupported_media_type(expected: &[&str]) -> Self {
+        let detail = format!("send JSON, with Content-Type: {}", expected.join(" or "));
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported media type", detail)
     }
 
     pub fn too_large(limit: usize) -> Self {
@@ -81,6 +79,18 @@ impl Problem {
     pub fn slug_taken(slug: &str) -> Self {
         let detail = format!("there is a tenant with the slug {slug:?} already");
         Self::new(StatusCode::CONFLICT, "Slug taken", detail)
+    }
+
+    /// A condition of the request (`If-Match`, `If-None-Match`) does not hold.
+    pub fn precondition_failed(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::PRECONDITION_FAILED, "Precondition failed", detail)
+    }
+
+    /// The key was used for another creation.
+    pub fn key_reused() -> Self {
+        let detail = "this Idempotency-Key was used to create another tenant, or this one with another \
+                      body; nothing was created. Use a new key for a new tenant";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Idempotency-Key used before", detail)
     }
 
     pub fn no_tenant(slug: &str) -> Self {

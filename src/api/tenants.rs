@@ -9,27 +9,43 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::etag::single;
 use super::problem::{FieldError, Problem};
 use super::representation::TenantView;
-use crate::store::{NewTenant, PageQuery, Store};
+use crate::store::{IdempotencyKey, Inserted, NewTenant, PageQuery, Record, Store};
 use crate::tenant::{Phase, Slug};
 
 /// Tenants on a page, unless asked otherwise, and at most.
 const DEFAULT_LIMIT: u16 = 50;
 const MAX_LIMIT: u16 = 500;
 
-pub async fn create(State(store): State<Store>, new: NewTenant) -> Result<Response, Problem> {
-    let created = store.insert(&new).await?;
-    let record = created.ok_or_else(|| Problem::slug_taken(new.slug.as_str()))?;
-    let location = format!("/tenants/{}", new.slug);
-    let body = Json(TenantView::from(&record));
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], body).into_response())
+pub async fn create(
+    State(store): State<Store>,
+    OnlyOnce(key): OnlyOnce,
+    new: NewTenant,
+) -> Result<Response, Problem> {
+    let taken = || Problem::slug_taken(new.slug.as_str());
+    let record = match key {
+        None => store.insert(&new).await?.ok_or_else(taken)?,
+        Some(key) => match store.insert_once(&new, &key).await? {
+            Inserted::Created(record) | Inserted::Repeated(record) => record,
+            Inserted::KeyReused => return Err(Problem::key_reused()),
+            Inserted::SlugTaken => return Err(taken()),
+        },
+    };
+    Ok(created(&new.slug, &record))
 }
 
-pub async fn show(State(store): State<Store>, Named(slug): Named) -> Result<Json<TenantView>, Problem> {
+/// The answer to a creation.
+pub fn created(slug: &Slug, record: &Record) -> Response {
+    let location = [(header::LOCATION, format!("/tenants/{slug}"))];
+    (StatusCode::CREATED, location, single(record)).into_response()
+}
+
+pub async fn show(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
     let found = store.get(&slug).await?;
     let record = found.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
-    Ok(Json(TenantView::from(&record)))
+    Ok(single(&record).into_response())
 }
 
 /// Answer to a reconcile request.
@@ -104,7 +120,7 @@ impl ListParameters {
 }
 
 /// The tenant that the path names. A text that cannot be a slug is no tenant's.
-pub struct Named(Slug);
+pub struct Named(pub Slug);
 
 impl<S: Send + Sync> FromRequestParts<S> for Named {
     type Rejection = Problem;
@@ -114,5 +130,23 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
             .await
             .map_err(|error| Problem::bad_request(error.body_text()))?;
         text.parse().map(Self).map_err(|_| Problem::no_tenant(&text))
+    }
+}
+
+/// The request's `Idempotency-Key`, if it has one.
+pub struct OnlyOnce(Option<IdempotencyKey>);
+
+impl<S: Send + Sync> FromRequestParts<S> for OnlyOnce {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let mut given = parts.headers.get_all("idempotency-key").iter();
+        let Some(key) = given.next() else { return Ok(Self(None)) };
+        let key = key.to_str().ok().filter(|_| given.next().is_none()).map(str::parse);
+        match key {
+            Some(Ok(key)) => Ok(Self(Some(key))),
+            Some(Err(error)) => Err(Problem::bad_request(format!("Idempotency-Key {error}"))),
+            None => Err(Problem::bad_request("Idempotency-Key must be one key, in visible ASCII")),
+        }
     }
 }

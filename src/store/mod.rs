@@ -3,6 +3,7 @@
 //! * [`schema`](self::schema): what is created at start: validator, indexes.
 //! * [`document`](self::document): documents to tenants and back.
 //! * [`tenants`](self::tenants): insert, get, list, flag, count: what the HTTP layer needs.
+//! * [`edit`](self::edit), [`idempotency`](self::idempotency): changing a tenant, creating one only once.
 //! * [`lease`](self::lease): claim, renew, commit, release: what a reconcile needs.
 //! * [`due`](self::due): which tenants need work, by query.
 //! * [`watch`](self::watch): the same, sooner, by change stream.
@@ -12,6 +13,8 @@
 
 mod document;
 mod due;
+mod edit;
+mod idempotency;
 mod lease;
 mod schema;
 mod tenants;
@@ -19,6 +22,8 @@ mod watch;
 
 pub use document::{InvalidDocument, Record};
 pub use due::{DueScan, DueTenant, Relist, Urgency};
+pub use edit::{Edit, Edited, Put};
+pub use idempotency::{IdempotencyKey, Inserted, InvalidIdempotencyKey};
 pub use lease::{Claim, ClaimAnswer, Commit, Holder, Plans};
 pub use schema::SCHEMA_VERSION;
 pub use tenants::{Census, NewTenant, Page, PageQuery};

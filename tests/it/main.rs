@@ -8,6 +8,7 @@ mod authentik;
 mod cost;
 mod crash;
 mod due;
+mod edit;
 mod invariants;
 mod layers;
 mod lease;

@@ -1,0 +1,89 @@
+//! `PATCH` and `PUT` of one tenant's desired state.
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+
+use super::etag::{Conditions, Tags, single};
+use super::fields::{Patch, Replacement};
+use super::problem::Problem;
+use super::tenants::{Named, created};
+use crate::store::{Edit, Edited, Store};
+use crate::tenant::Slug;
+
+pub async fn patch(
+    State(store): State<Store>,
+    Named(slug): Named,
+    conditions: Conditions,
+    Patch(edit): Patch,
+) -> Result<Response, Problem> {
+    if conditions.if_absent {
+        return Err(Problem::bad_request("If-None-Match: * is for PUT; a PATCH needs a tenant"));
+    }
+    match change(&store, &slug, &edit, &conditions).await? {
+        Edited::Done(record) => Ok(single(&record).into_response()),
+        Edited::Missing => Err(Problem::no_tenant(slug.as_str())),
+        Edited::Unexpected => Err(no_longer(&slug)),
+    }
+}
+
+pub async fn put(
+    State(store): State<Store>,
+    Named(slug): Named,
+    conditions: Conditions,
+    replacement: Replacement,
+) -> Result<Response, Problem> {
+    let new = replacement.of(slug)?;
+    let slug = &new.slug;
+    match &conditions {
+        Conditions { if_match: Some(_), if_absent: true } => {
+            Err(Problem::bad_request("If-Match and If-None-Match: * contradict each other"))
+        }
+        Conditions { if_absent: true, .. } => {
+            let present = || {
+                Problem::precondition_failed(format!("there is a tenant {:?} already", slug.as_str()))
+            };
+            let record = store.insert(&new).await?.ok_or_else(present)?;
+            Ok(created(slug, &record))
+        }
+        Conditions { if_match: Some(_), .. } => {
+            let edit = Edit::replace(&new.desired);
+            match change(&store, slug, &edit, &conditions).await? {
+                Edited::Done(record) => Ok(single(&record).into_response()),
+                Edited::Missing => {
+                    let detail = "If-Match needs a tenant, and there is none";
+                    Err(Problem::precondition_failed(detail))
+                }
+                Edited::Unexpected => Err(no_longer(slug)),
+            }
+        }
+        Conditions { if_match: None, if_absent: false } => {
+            let put = store.put(&new).await?;
+            if put.created {
+                Ok(created(slug, &put.record))
+            } else {
+                Ok(single(&put.record).into_response())
+            }
+        }
+    }
+}
+
+async fn change(
+    store: &Store,
+    slug: &Slug,
+    edit: &Edit,
+    conditions: &Conditions,
+) -> Result<Edited, Problem> {
+    Ok(match &conditions.if_match {
+        // That it must exist goes without saying.
+        None | Some(Tags::Any) => store.edit(slug, edit).await?,
+        Some(tags) => store.edit_if(slug, edit, |record| tags.hold(record)).await?,
+    })
+}
+
+fn no_longer(slug: &Slug) -> Problem {
+    Problem::precondition_failed(format!(
+        "the tenant {:?} is not what If-Match names: somebody changed it. Read it again, and repeat the \
+         edit if it is still what you want",
+        slug.as_str()
+    ))
+}
