@@ -5,11 +5,29 @@ use axum::response::{IntoResponse, Response};
 
 use super::etag::{Conditions, Tags, single};
 use super::fields::{Patch, Replacement};
+use super::openapi::{Editing, PatchBody, ReplacementBody};
 use super::problem::Problem;
+use super::representation::TenantView;
 use super::tenants::{Named, created};
 use crate::store::{Edit, Edited, Store};
 use crate::tenant::Slug;
 
+/// Edit a tenant
+///
+/// A JSON merge patch (RFC 7396): fields that it does not name stay, `null` removes. `generation` counts
+/// up if that changes anything.
+#[utoipa::path(patch, path = "/tenants/{slug}", tag = "tenants", operation_id = "editTenant",
+    params(
+        ("slug" = String, Path, description = "Of the tenant", example = "acme"),
+        ("If-Match" = Option<String>, Header, description = "Only if it is still this version (`ETag`)",
+            nullable = false, pattern = r#"^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$"#),
+    ),
+    request_body(content((PatchBody = "application/merge-patch+json"), (PatchBody = "application/json"))),
+    responses(
+        (status = 200, description = "The tenant", body = TenantView,
+            headers(("ETag" = String, description = "Version of its desired state"))),
+        Editing,
+    ))]
 pub async fn patch(
     State(store): State<Store>,
     Named(slug): Named,
@@ -26,6 +44,26 @@ pub async fn patch(
     }
 }
 
+/// Create or replace a tenant
+///
+/// For scripts and GitOps: it may be repeated, and what does not differ is no change.
+#[utoipa::path(put, path = "/tenants/{slug}", tag = "tenants", operation_id = "putTenant",
+    params(
+        ("slug" = String, Path, description = "Of the tenant", example = "acme",
+            max_length = 63, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
+        ("If-Match" = Option<String>, Header, description = "Only if it is still this version (`ETag`)",
+            nullable = false, pattern = r#"^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$"#),
+        ("If-None-Match" = Option<String>, Header, description = "`*`: only if there is none yet",
+            nullable = false, pattern = r"^\*$"),
+    ),
+    request_body = ReplacementBody,
+    responses(
+        (status = 200, description = "The tenant, which was there", body = TenantView,
+            headers(("ETag" = String, description = "Version of its desired state"))),
+        (status = 201, description = "The tenant, which is new", body = TenantView,
+            headers(("Location" = String), ("ETag" = String, description = "Version of its desired state"))),
+        Editing,
+    ))]
 pub async fn put(
     State(store): State<Store>,
     Named(slug): Named,

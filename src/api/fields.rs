@@ -80,6 +80,16 @@ impl Fields {
     }
 }
 
+/// `1.0` and `1e3` are whole numbers too, as JSON has only one kind.
+fn whole(value: &Value) -> Option<i64> {
+    value.as_i64().or_else(|| {
+        // Beyond 2^53 a double no longer tells neighbouring integers apart.
+        let exact = |number: &f64| number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0;
+        #[allow(clippy::cast_possible_truncation)]
+        value.as_f64().filter(exact).map(|number| number as i64)
+    })
+}
+
 /// What a change says of one field: nothing, that it goes, or what it becomes.
 type Change<T> = Option<Option<T>>;
 
@@ -96,7 +106,7 @@ impl Fields {
 
     fn storage_bytes(&mut self) -> Option<i64> {
         let value = self.take("storageBytes")?;
-        let bytes = value.as_i64().filter(|bytes| *bytes >= 0);
+        let bytes = whole(&value).filter(|bytes| *bytes >= 0);
         if bytes.is_none() {
             self.wrong("storageBytes", format!("must be a whole number from 0 to {}", i64::MAX));
         }

@@ -5,6 +5,7 @@ mod edit;
 mod etag;
 mod fields;
 mod health;
+pub mod openapi;
 mod problem;
 mod representation;
 mod telemetry;
@@ -61,6 +62,7 @@ impl Api {
             .route("/tenants/{slug}/reconcile", post(tenants::reconcile))
             .route("/livez", get(health::live))
             .route("/readyz", get(health::ready))
+            .merge(openapi::routes())
             .fallback(problem::unknown_path)
             .method_not_allowed_fallback(problem::unknown_method)
             .layer(middleware::from_fn_with_state(self.timeout, in_time))

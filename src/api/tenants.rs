@@ -8,8 +8,10 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::etag::single;
+use super::openapi::{Creating, Finding, Listing, NewTenantBody};
 use super::problem::{FieldError, Problem};
 use super::representation::TenantView;
 use crate::store::{IdempotencyKey, Inserted, NewTenant, PageQuery, Record, Store};
@@ -19,6 +21,19 @@ use crate::tenant::{Phase, Slug};
 const DEFAULT_LIMIT: u16 = 50;
 const MAX_LIMIT: u16 = 500;
 
+/// Create a tenant
+///
+/// It begins as `pending`, and becomes `active` once every service was observed to match.
+#[utoipa::path(post, path = "/tenants", tag = "tenants", operation_id = "createTenant",
+    params(("Idempotency-Key" = Option<String>, Header, description = "Names this creation, so that it \
+        may be repeated: the same key and body give the same answer. It holds as long as the tenant",
+        nullable = false, min_length = 1, max_length = 128, pattern = "^[!-~]+$")),
+    request_body = NewTenantBody,
+    responses(
+        (status = 201, description = "The tenant", body = TenantView,
+            headers(("Location" = String), ("ETag" = String, description = "Version of its desired state"))),
+        Creating,
+    ))]
 pub async fn create(
     State(store): State<Store>,
     OnlyOnce(key): OnlyOnce,
@@ -42,6 +57,16 @@ pub fn created(slug: &Slug, record: &Record) -> Response {
     (StatusCode::CREATED, location, single(record)).into_response()
 }
 
+/// Show a tenant
+///
+/// With the state of each step, and whether it matches its desired state now.
+#[utoipa::path(get, path = "/tenants/{slug}", tag = "tenants", operation_id = "showTenant",
+    params(("slug" = String, Path, description = "Of the tenant", example = "acme")),
+    responses(
+        (status = 200, description = "The tenant", body = TenantView,
+            headers(("ETag" = String, description = "Version of its desired state"))),
+        Finding,
+    ))]
 pub async fn show(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
     let found = store.get(&slug).await?;
     let record = found.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
@@ -49,7 +74,7 @@ pub async fn show(State(store): State<Store>, Named(slug): Named) -> Result<Resp
 }
 
 /// Answer to a reconcile request.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReconcileRequest {
     slug: String,
@@ -58,6 +83,10 @@ pub struct ReconcileRequest {
     token: Timestamp,
 }
 
+/// Ask for a reconcile now, of all steps
+#[utoipa::path(post, path = "/tenants/{slug}/reconcile", tag = "tenants", operation_id = "reconcileTenant",
+    params(("slug" = String, Path, description = "Of the tenant", example = "acme")),
+    responses((status = 202, description = "It will be done", body = ReconcileRequest), Finding))]
 pub async fn reconcile(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
     let requested = store.request_reconcile(&slug).await?;
     let token = requested.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
@@ -66,22 +95,33 @@ pub async fn reconcile(State(store): State<Store>, Named(slug): Named) -> Result
 }
 
 /// Filters of a list. Numbers come as text, so that every mistake can be named in one answer.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct ListParameters {
+    /// Only tenants with this status
+    #[param(pattern = "^(pending|active)$", nullable = false)]
     status: Option<String>,
+    /// Tenants on a page
+    #[param(value_type = Option<u16>, minimum = 1, maximum = 500, default = 50, nullable = false)]
     limit: Option<String>,
+    /// Slugs after this one: the page before says it as `next`
+    #[param(nullable = false)]
     after: Option<String>,
 }
 
 /// A page of tenants in order of their slugs.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct List {
     items: Vec<TenantView>,
     /// Give it as `after` for the next page; null on the last.
     next: Option<String>,
 }
 
+/// List tenants, in order of their slugs
+#[utoipa::path(get, path = "/tenants", tag = "tenants", operation_id = "listTenants",
+    params(ListParameters),
+    responses((status = 200, description = "A page", body = List), Listing))]
 pub async fn list(
     State(store): State<Store>,
     parameters: Result<Query<ListParameters>, QueryRejection>,

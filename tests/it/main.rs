@@ -14,6 +14,7 @@ mod layers;
 mod lease;
 mod oauth;
 mod ocis;
+mod openapi;
 mod process;
 mod stalwart;
 mod support;
