@@ -3,12 +3,14 @@
 //! Rooms, from the top down; nothing imports upwards (a test sees to that):
 //!
 //! * [`run`] wires a process together by its [`config`], `dev` adds a private database and simulated upstreams;
+//! * [`cli`] is a client of the HTTP API, like any other;
 //! * [`api`] and [`controller`] are the two halves of it, which meet only in the database;
 //! * [`integration`] talks to the upstreams, [`store`] to MongoDB;
 //! * [`tenant`] is the domain, and pure;
 //! * [`metrics`], [`telemetry`] and [`failpoint`] are leaves.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod controller;
 #[cfg(feature = "dev")]

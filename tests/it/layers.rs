@@ -10,6 +10,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("integration", &["tenant"]),
     ("controller", &["store", "integration", "tenant"]),
     ("api", &["store", "tenant"]),
+    ("cli", &["integration", "tenant"]),
     ("dev", &["api", "controller", "store", "integration", "tenant", "config", "run"]),
     ("run", &["api", "controller", "store", "integration", "tenant", "config"]),
     ("config", &["integration", "store", "tenant"]),

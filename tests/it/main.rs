@@ -5,6 +5,7 @@
 
 mod api;
 mod authentik;
+mod cli;
 mod cost;
 mod crash;
 mod due;
