@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Api, Readiness, RequestTimeout, Telemetry};
+use crate::api::{Api, Hub, Readiness, RequestTimeout, Telemetry};
 use crate::config::{AuthentikConfig, Config, OcisConfig, StalwartConfig};
 use crate::controller::{Controller, QUEUE_CAPACITY, Settings};
 use crate::integration::{
@@ -84,8 +84,11 @@ pub async fn run(
     );
     let linger = config.shutdown_grace / LINGER;
     let (watch_open, watch_opened) = watch::channel(false);
+    let hub = Hub::default();
+    tokio::spawn(hub.clone().run(store.clone(), shutdown.clone()));
     let api = Api {
         store: store.clone(),
+        hub,
         // The handler's own limits come first, and say more.
         timeout: RequestTimeout(config.request_timeout + config.request_timeout / 10),
         readiness: Readiness {

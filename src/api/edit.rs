@@ -9,7 +9,8 @@ use super::openapi::{Editing, PatchBody, ReplacementBody};
 use super::problem::Problem;
 use super::representation::TenantView;
 use super::tenants::{Named, created};
-use crate::store::{Edit, Edited, Store};
+use super::wait::{Wait, acted_on};
+use crate::store::{Edit, Edited, Record, Store};
 use crate::tenant::Slug;
 
 /// Edit a tenant
@@ -19,6 +20,9 @@ use crate::tenant::Slug;
 #[utoipa::path(patch, path = "/tenants/{slug}", tag = "tenants", operation_id = "editTenant",
     params(
         ("slug" = String, Path, description = "Of the tenant", example = "acme"),
+        ("Prefer" = Option<String>, Header, description = "`wait=10`: answer when the tenant has settled, \
+            or after so many seconds, at most 60. `Preference-Applied` says whether it was heeded",
+            nullable = false, example = "wait=10"),
         ("If-Match" = Option<String>, Header, description = "Only if it is still this version (`ETag`)",
             nullable = false, pattern = r#"^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$"#),
     ),
@@ -32,13 +36,14 @@ pub async fn patch(
     State(store): State<Store>,
     Named(slug): Named,
     conditions: Conditions,
+    wait: Wait,
     Patch(edit): Patch,
 ) -> Result<Response, Problem> {
     if conditions.if_absent {
         return Err(Problem::bad_request("If-None-Match: * is for PUT; a PATCH needs a tenant"));
     }
     match change(&store, &slug, &edit, &conditions).await? {
-        Edited::Done(record) => Ok(single(&record).into_response()),
+        Edited::Done(record) => Ok(settled(&store, &slug, wait, record, false).await),
         Edited::Missing => Err(Problem::no_tenant(slug.as_str())),
         Edited::Unexpected => Err(no_longer(&slug)),
     }
@@ -51,6 +56,9 @@ pub async fn patch(
     params(
         ("slug" = String, Path, description = "Of the tenant", example = "acme",
             max_length = 63, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
+        ("Prefer" = Option<String>, Header, description = "`wait=10`: answer when the tenant has settled, \
+            or after so many seconds, at most 60. `Preference-Applied` says whether it was heeded",
+            nullable = false, example = "wait=10"),
         ("If-Match" = Option<String>, Header, description = "Only if it is still this version (`ETag`)",
             nullable = false, pattern = r#"^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$"#),
         ("If-None-Match" = Option<String>, Header, description = "`*`: only if there is none yet",
@@ -68,6 +76,7 @@ pub async fn put(
     State(store): State<Store>,
     Named(slug): Named,
     conditions: Conditions,
+    wait: Wait,
     replacement: Replacement,
 ) -> Result<Response, Problem> {
     let new = replacement.of(slug)?;
@@ -81,12 +90,12 @@ pub async fn put(
                 Problem::precondition_failed(format!("there is a tenant {:?} already", slug.as_str()))
             };
             let record = store.insert(&new).await?.ok_or_else(present)?;
-            Ok(created(slug, &record))
+            Ok(settled(&store, slug, wait, record, true).await)
         }
         Conditions { if_match: Some(_), .. } => {
             let edit = Edit::replace(&new.desired);
             match change(&store, slug, &edit, &conditions).await? {
-                Edited::Done(record) => Ok(single(&record).into_response()),
+                Edited::Done(record) => Ok(settled(&store, slug, wait, record, false).await),
                 Edited::Missing => {
                     let detail = "If-Match needs a tenant, and there is none";
                     Err(Problem::precondition_failed(detail))
@@ -96,11 +105,7 @@ pub async fn put(
         }
         Conditions { if_match: None, if_absent: false } => {
             let put = store.put(&new).await?;
-            if put.created {
-                Ok(created(slug, &put.record))
-            } else {
-                Ok(single(&put.record).into_response())
-            }
+            Ok(settled(&store, slug, wait, put.record, put.created).await)
         }
     }
 }
@@ -124,4 +129,13 @@ fn no_longer(slug: &Slug) -> Problem {
          edit if it is still what you want",
         slug.as_str()
     ))
+}
+
+/// The answer, at once or when the tenant has settled.
+async fn settled(store: &Store, slug: &Slug, wait: Wait, record: Record, new: bool) -> Response {
+    let waited = wait.until(store, slug, Some(&record), acted_on).await;
+    let record = waited.record.as_ref().unwrap_or(&record);
+    let mut response = if new { created(slug, record) } else { single(record).into_response() };
+    waited.mark(&mut response);
+    response
 }

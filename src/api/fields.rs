@@ -134,9 +134,15 @@ impl Fields {
     }
 }
 
+/// A tenant of this slug could not be named in a path.
+const RESERVED: &str = "watch";
+
 fn read_new_tenant(object: Map<String, Value>) -> Result<NewTenant, Vec<FieldError>> {
     let mut fields = Fields::new(object);
     let slug = fields.required_text("slug");
+    if slug.as_ref().is_some_and(|slug: &Slug| slug.as_str() == RESERVED) {
+        fields.wrong("slug", "is a word of the API's own: /tenants/watch");
+    }
     let desired = fields.desired();
     let errors = fields.finish();
     match (slug, desired) {

@@ -5,12 +5,16 @@ mod edit;
 mod etag;
 mod fields;
 mod health;
+mod hub;
 pub mod openapi;
 mod problem;
 mod representation;
+mod stream;
 mod telemetry;
 mod tenants;
+mod wait;
 
+pub use hub::Hub;
 pub use telemetry::Telemetry;
 
 use std::time::Duration;
@@ -34,6 +38,8 @@ pub const MAX_BODY: usize = 64 << 10;
 #[derive(Clone, FromRef)]
 pub struct Api {
     pub store: Store,
+    /// Tells what becomes of tenants.
+    pub hub: Hub,
     /// The longest that a request may take.
     pub timeout: RequestTimeout,
     pub readiness: Readiness,
@@ -58,6 +64,7 @@ impl Api {
     pub fn router(self) -> Router {
         Router::new()
             .route("/tenants", post(tenants::create).get(tenants::list))
+            .route("/tenants/watch", get(stream::watch))
             .route("/tenants/{slug}", get(tenants::show).put(edit::put).patch(edit::patch))
             .route("/tenants/{slug}/reconcile", post(tenants::reconcile))
             .route("/livez", get(health::live))
@@ -72,11 +79,12 @@ impl Api {
     }
 }
 
-/// Answers in time, whatever happens behind.
+/// Answers in time, whatever happens behind. What the client itself would wait comes on top.
 async fn in_time(
     State(RequestTimeout(limit)): State<RequestTimeout>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
+    let limit = limit + wait::asked(request.headers()).unwrap_or_default();
     tokio::time::timeout(limit, next.run(request)).await.map_err(|_| Problem::too_slow(limit))
 }

@@ -14,7 +14,7 @@ use utoipa::{IntoResponses, OpenApi, ToSchema};
 
 use super::problem::Problem;
 use super::representation::TenantView;
-use super::{edit, health, tenants};
+use super::{edit, health, stream, tenants};
 
 /// The description of the API. A handler that is missing here is missing there.
 #[derive(OpenApi)]
@@ -29,6 +29,7 @@ use super::{edit, health, tenants};
     paths(
         tenants::create,
         tenants::list,
+        stream::watch,
         tenants::show,
         edit::patch,
         edit::put,

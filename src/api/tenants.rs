@@ -14,6 +14,7 @@ use super::etag::single;
 use super::openapi::{Creating, Finding, Listing, NewTenantBody};
 use super::problem::{FieldError, Problem};
 use super::representation::TenantView;
+use super::wait::{Wait, acted_on, handled};
 use crate::store::{IdempotencyKey, Inserted, NewTenant, PageQuery, Record, Store};
 use crate::tenant::{Phase, Slug};
 
@@ -27,7 +28,10 @@ const MAX_LIMIT: u16 = 500;
 #[utoipa::path(post, path = "/tenants", tag = "tenants", operation_id = "createTenant",
     params(("Idempotency-Key" = Option<String>, Header, description = "Names this creation, so that it \
         may be repeated: the same key and body give the same answer. It holds as long as the tenant",
-        nullable = false, min_length = 1, max_length = 128, pattern = "^[!-~]+$")),
+        nullable = false, min_length = 1, max_length = 128, pattern = "^[!-~]+$"),
+        ("Prefer" = Option<String>, Header, description = "`wait=10`: answer when the tenant has settled, \
+        or after so many seconds, at most 60. `Preference-Applied` says whether it was heeded",
+        nullable = false, example = "wait=10")),
     request_body = NewTenantBody,
     responses(
         (status = 201, description = "The tenant", body = TenantView,
@@ -37,6 +41,7 @@ const MAX_LIMIT: u16 = 500;
 pub async fn create(
     State(store): State<Store>,
     OnlyOnce(key): OnlyOnce,
+    wait: Wait,
     new: NewTenant,
 ) -> Result<Response, Problem> {
     let taken = || Problem::slug_taken(new.slug.as_str());
@@ -48,7 +53,10 @@ pub async fn create(
             Inserted::SlugTaken => return Err(taken()),
         },
     };
-    Ok(created(&new.slug, &record))
+    let waited = wait.until(&store, &new.slug, Some(&record), acted_on).await;
+    let mut response = created(&new.slug, waited.record.as_ref().unwrap_or(&record));
+    waited.mark(&mut response);
+    Ok(response)
 }
 
 /// The answer to a creation.
@@ -85,13 +93,34 @@ pub struct ReconcileRequest {
 
 /// Ask for a reconcile now, of all steps
 #[utoipa::path(post, path = "/tenants/{slug}/reconcile", tag = "tenants", operation_id = "reconcileTenant",
-    params(("slug" = String, Path, description = "Of the tenant", example = "acme")),
-    responses((status = 202, description = "It will be done", body = ReconcileRequest), Finding))]
-pub async fn reconcile(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
+    params(
+        ("slug" = String, Path, description = "Of the tenant", example = "acme"),
+        ("Prefer" = Option<String>, Header, description = "`wait=10`: answer when the tenant has settled, \
+            or after so many seconds, at most 60. `Preference-Applied` says whether it was heeded",
+            nullable = false, example = "wait=10"),
+    ),
+    responses(
+        (status = 202, description = "It will be done", body = ReconcileRequest),
+        (status = 200, description = "It was done while the request waited: the tenant", body = TenantView),
+        Finding,
+    ))]
+pub async fn reconcile(
+    State(store): State<Store>,
+    Named(slug): Named,
+    wait: Wait,
+) -> Result<Response, Problem> {
     let requested = store.request_reconcile(&slug).await?;
     let token = requested.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
-    let body = Json(ReconcileRequest { slug: slug.to_string(), token });
-    Ok((StatusCode::ACCEPTED, body).into_response())
+    let waited = wait.until(&store, &slug, None, |tenant| handled(tenant, token)).await;
+    let mut response = match &waited.record {
+        Some(record) if waited.settled => single(record).into_response(),
+        _ => {
+            let body = Json(ReconcileRequest { slug: slug.to_string(), token });
+            (StatusCode::ACCEPTED, body).into_response()
+        }
+    };
+    waited.mark(&mut response);
+    Ok(response)
 }
 
 /// Filters of a list. Numbers come as text, so that every mistake can be named in one answer.

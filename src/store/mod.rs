@@ -7,6 +7,7 @@
 //! * [`lease`](self::lease): claim, renew, commit, release: what a reconcile needs.
 //! * [`due`](self::due): which tenants need work, by query.
 //! * [`watch`](self::watch): the same, sooner, by change stream.
+//! * [`follow`](self::follow): how tenants are, by change stream, for those who wait.
 //!
 //! Leases and due times come from the *server's* clock (`$$NOW`), so that controllers with different
 //! clocks agree on them.
@@ -14,6 +15,7 @@
 mod document;
 mod due;
 mod edit;
+mod follow;
 mod idempotency;
 mod lease;
 mod schema;
@@ -23,6 +25,7 @@ mod watch;
 pub use document::{InvalidDocument, Record};
 pub use due::{DueScan, DueTenant, Relist, Urgency};
 pub use edit::{Edit, Edited, Put};
+pub use follow::{Follow, Told};
 pub use idempotency::{IdempotencyKey, Inserted, InvalidIdempotencyKey};
 pub use lease::{Claim, ClaimAnswer, Commit, Holder, Plans};
 pub use schema::SCHEMA_VERSION;

@@ -26,7 +26,7 @@ use super::{Store, StoreError, TENANTS, within};
 use crate::tenant::TenantId;
 
 /// How long the server holds a `getMore` open for an event to come.
-const AWAIT: Duration = Duration::from_secs(10);
+pub(super) const AWAIT: Duration = Duration::from_secs(10);
 
 /// One thing that the stream says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub struct Watch {
 /// beyond the size limit.
 const UNRESUMABLE: &[i32] = &[286, 280, 260, 10334, 136];
 
-fn interrupted(error: StoreError) -> WatchError {
+pub(super) fn interrupted(error: StoreError) -> WatchError {
     match &error {
         StoreError::Refused { code: Some(code), .. } if UNRESUMABLE.contains(code) => {
             WatchError::Unresumable(error)
@@ -247,7 +247,7 @@ fn essence() -> Document {
 }
 
 /// Selects the primary, or always the same router: a cursor lives on one server.
-fn one_server() -> SelectionCriteria {
+pub(super) fn one_server() -> SelectionCriteria {
     let router: Arc<OnceLock<ServerAddress>> = Arc::default();
     SelectionCriteria::Predicate(Arc::new(move |server| match server.server_type() {
         ServerType::RsPrimary => true,

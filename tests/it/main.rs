@@ -21,4 +21,5 @@ mod stalwart;
 mod support;
 mod three;
 mod tls;
+mod wait;
 mod watch;

@@ -43,7 +43,8 @@ async fn every_operation_that_is_described_is_there() {
             let answer = served.send(method, &named, None).await;
             let status = answer.status().as_u16();
             assert_ne!(status, 405, "{named}");
-            let told = answer.text().await.unwrap();
+            // The stream of events has no end.
+            let told = if status == 200 { String::new() } else { answer.text().await.unwrap() };
             assert!(!told.contains("there is nothing at"), "{named}: {told}");
             let described = operation["responses"].as_object().unwrap();
             assert!(described.contains_key(&status.to_string()), "{named} answers {status}");
