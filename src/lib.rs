@@ -3,6 +3,7 @@
 //! Rooms, from the top down; nothing imports upwards (a test sees to that):
 //!
 //! * [`run`] wires a process together by its [`config`], `dev` adds a private database and simulated upstreams;
+//! * [`cli`] is a client of the HTTP API, like any other;
 //! * [`api`] and [`controller`] are the two halves of it, which meet only in the database;
 //! * [`auth`] says who asks the API;
 //! * [`integration`] talks to the upstreams, [`store`] to MongoDB;
@@ -11,6 +12,7 @@
 
 pub mod api;
 pub mod auth;
+pub mod cli;
 pub mod config;
 pub mod controller;
 #[cfg(feature = "dev")]

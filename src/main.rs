@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tenantry::config::{Given, Mistakes};
 use tenantry::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,6 +37,13 @@ enum Command {
     /// tormented: POST /_sim/faults makes it fail, GET /_sim/requests tells what it was asked.
     #[cfg(feature = "dev")]
     Sim(tenantry::dev::upstreams::Sim),
+    #[command(flatten)]
+    Client(Box<tenantry::cli::Command>),
+    /// Print a script that lets a shell complete tenantry's commands
+    ///
+    /// bash: source <(tenantry completions bash); zsh: the same in ~/.zshrc after compinit;
+    /// fish: tenantry completions fish > ~/.config/fish/completions/tenantry.fish
+    Completions { shell: clap_complete::Shell },
 }
 
 const RUN_EXAMPLE: &str = "\
@@ -61,7 +68,15 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(execute(cli.command)) {
+    let command = match cli.command {
+        Command::Client(client) => return runtime.block_on(client.execute()),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "tenantry", &mut std::io::stdout());
+            return ExitCode::SUCCESS;
+        }
+        command => command,
+    };
+    match runtime.block_on(execute(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tenantry: {error:#}");
@@ -89,6 +104,8 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Dev(dev) => dev.execute(shutdown).await,
         #[cfg(feature = "dev")]
         Command::Sim(sim) => sim.execute(shutdown).await,
+        // They have been carried out: they need no clean end.
+        Command::Client(_) | Command::Completions { .. } => Ok(()),
     }
 }
 

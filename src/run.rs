@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{
-    Api, Guard, Limits as ApiLimits, Patience, Readiness, RequestTimeout, Telemetry, serve,
+    Api, Guard, Hub, Limits as ApiLimits, Patience, Readiness, RequestTimeout, Telemetry, serve,
 };
 use crate::auth::Authenticator;
 use crate::config;
@@ -100,8 +100,11 @@ pub async fn run(
     let linger = config.shutdown_grace / LINGER;
     let (watch_open, watch_opened) = watch::channel(false);
     let controls = watch::Sender::new(Controls::default());
+    let hub = Hub::default();
+    tokio::spawn(hub.clone().run(store.clone(), shutdown.clone()));
     let api = Api {
         store: store.clone(),
+        hub,
         // The handler's own limits come first, and say more.
         timeout: RequestTimeout(config.request_timeout + config.request_timeout / 10),
         readiness: Readiness {

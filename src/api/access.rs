@@ -5,7 +5,8 @@ use axum::http::Method;
 use crate::auth::Role;
 
 /// Routes that need no token. They say nothing secret, and are answered however much else goes on.
-pub const OPEN: &[&str] = &["/livez", "/readyz"];
+pub const OPEN: &[&str] =
+    &["/livez", "/readyz", "/openapi.json", "/docs", "/docs/docs.js", "/docs/docs.css"];
 
 /// Changes that are not an administrator's business.
 const OPERATOR: &[(Method, &str)] = &[

@@ -5,7 +5,9 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
+use super::openapi::Searching;
 use super::problem::{FieldError, Problem};
 use super::tenants::Named;
 use crate::store::{KEPT, Store};
@@ -13,14 +15,17 @@ use crate::tenant::{Event, EventKind, Reason, StepKind};
 
 const DEFAULT_LIMIT: usize = 50;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-pub struct Parameters {
+pub struct EventParameters {
+    /// Events at most
+    #[param(value_type = Option<u16>, minimum = 1, maximum = 100, default = 50, nullable = false)]
     limit: Option<String>,
 }
 
 /// One entry of a history.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct EventView {
     at: Timestamp,
     r#type: &'static str,
@@ -35,15 +40,21 @@ pub struct EventView {
 }
 
 /// The newest first.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Events {
     items: Vec<EventView>,
 }
 
+/// List what happened to a tenant
+///
+/// Also after it is gone.
+#[utoipa::path(get, path = "/tenants/{slug}/events", tag = "tenants", operation_id = "listEvents",
+    params(("slug" = String, Path, description = "Of the tenant", example = "acme"), EventParameters),
+    responses((status = 200, description = "The newest first", body = Events), Searching))]
 pub async fn list(
     State(store): State<Store>,
     Named(slug): Named,
-    parameters: Result<Query<Parameters>, QueryRejection>,
+    parameters: Result<Query<EventParameters>, QueryRejection>,
 ) -> Result<Json<Events>, Problem> {
     let Query(parameters) = parameters.map_err(|error| Problem::bad_request(error.body_text()))?;
     let most = usize::try_from(KEPT).unwrap_or(DEFAULT_LIMIT);

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use super::MAX_BODY;
 use super::problem::{FieldError, Problem};
-use crate::store::NewTenant;
-use crate::tenant::{Desired, Services, StepKind};
+use crate::store::{Edit, NewTenant};
+use crate::tenant::{Desired, PerStep, Services, Slug};
 
 /// A JSON object being read. Fields are taken out; what is left at the end is unknown.
 struct Fields {
@@ -88,44 +88,178 @@ impl Fields {
     }
 }
 
+/// `1.0` and `1e3` are whole numbers too, as JSON has only one kind.
+fn whole(value: &Value) -> Option<i64> {
+    value.as_i64().or_else(|| {
+        // Beyond 2^53 a double no longer tells neighbouring integers apart.
+        let exact = |number: &f64| number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0;
+        #[allow(clippy::cast_possible_truncation)]
+        value.as_f64().filter(exact).map(|number| number as i64)
+    })
+}
+
+/// What a change says of one field: nothing, that it goes, or what it becomes.
+type Change<T> = Option<Option<T>>;
+
+impl Fields {
+    /// The field of a merge patch, where `null` removes.
+    fn change<T>(&mut self, field: &str, read: impl FnOnce(&mut Self) -> Option<T>) -> Change<T> {
+        if self.left.get(field)?.is_null() {
+            self.left.remove(field);
+            return Some(None);
+        }
+        // What is wrong with it has been noted.
+        read(self).map(Some)
+    }
+
+    fn storage_bytes(&mut self) -> Option<i64> {
+        let value = self.take("storageBytes")?;
+        let bytes = whole(&value).filter(|bytes| *bytes >= 0);
+        if bytes.is_none() {
+            self.wrong("storageBytes", format!("must be a whole number from 0 to {}", i64::MAX));
+        }
+        bytes
+    }
+
+    /// The desired state, whole; what is absent has its default.
+    fn desired(&mut self) -> Option<Desired> {
+        let name = self.required_text("name");
+        let domain = self.text("domain");
+        let storage_bytes = self.object("quota", Self::storage_bytes).flatten();
+        let services = self.object("services", |services| {
+            Services::new(|step| services.flag(step.name()).unwrap_or(true))
+        });
+        let (paused, adopt) = (self.flag("paused"), self.flag("adopt"));
+        Some(Desired {
+            domain,
+            storage_bytes,
+            services: services.unwrap_or_default(),
+            paused: paused.unwrap_or(false),
+            adopt: adopt.unwrap_or(false),
+            ..Desired::new(name?)
+        })
+    }
+}
+
+/// A tenant of this slug could not be named in a path.
+const RESERVED: &str = "watch";
+
 fn read_new_tenant(object: Map<String, Value>) -> Result<NewTenant, Vec<FieldError>> {
     let mut fields = Fields::new(object);
     let slug = fields.required_text("slug");
-    let name = fields.required_text("name");
-    let domain = fields.text("domain");
-    let storage_bytes = fields.object("quota", |quota| {
-        let value = quota.take("storageBytes")?;
-        let bytes = value.as_i64().filter(|bytes| *bytes >= 0);
-        if bytes.is_none() {
-            quota.wrong("storageBytes", format!("must be a whole number from 0 to {}", i64::MAX));
+    if slug.as_ref().is_some_and(|slug: &Slug| slug.as_str() == RESERVED) {
+        fields.wrong("slug", "is a word of the API's own: /tenants/watch");
+    }
+    let desired = fields.desired();
+    let errors = fields.finish();
+    match (slug, desired) {
+        (Some(slug), Some(desired)) if errors.is_empty() => Ok(NewTenant { slug, desired }),
+        _ => Err(errors),
+    }
+}
+
+/// The desired state of a tenant that the path names. The body may name it as well.
+#[derive(Debug)]
+pub struct Replacement {
+    slug: Option<Slug>,
+    desired: Desired,
+}
+
+impl Replacement {
+    /// `slug` is the path's.
+    pub fn of(self, slug: Slug) -> Result<NewTenant, Problem> {
+        if self.slug.is_some_and(|named| named != slug) {
+            let message = format!("must be {slug} as in the path, or absent: a slug never changes");
+            return Err(Problem::invalid(vec![FieldError { field: "slug".into(), message }]));
         }
-        bytes
+        Ok(NewTenant { slug, desired: self.desired })
+    }
+}
+
+fn read_replacement(object: Map<String, Value>) -> Result<Replacement, Vec<FieldError>> {
+    let mut fields = Fields::new(object);
+    let slug = fields.text("slug");
+    let desired = fields.desired();
+    let errors = fields.finish();
+    match desired {
+        Some(desired) if errors.is_empty() => Ok(Replacement { slug, desired }),
+        _ => Err(errors),
+    }
+}
+
+/// A JSON merge patch (RFC 7396) of the desired state.
+#[derive(Debug)]
+pub struct Patch(pub Edit);
+
+fn read_patch(object: Map<String, Value>) -> Result<Edit, Vec<FieldError>> {
+    let mut fields = Fields::new(object);
+    if fields.left.remove("slug").is_some() {
+        fields.wrong("slug", "never changes");
+    }
+    let name = match fields.change("name", |fields| fields.text("name")) {
+        Some(None) => {
+            fields.wrong("name", "cannot be removed");
+            None
+        }
+        change => change.flatten(),
+    };
+    let domain = fields.change("domain", |fields| fields.text("domain"));
+    let quota = fields.change("quota", |fields| {
+        fields.object("quota", |quota| quota.change("storageBytes", Fields::storage_bytes))
     });
-    let services = fields.object("services", |services| {
-        Services::new(|step: StepKind| match services.take(step.name()) {
-            None => true,
-            Some(Value::Bool(on)) => on,
-            Some(_) => {
-                services.wrong(step.name(), "must be true or false");
-                true
-            }
+    let storage_bytes = match quota {
+        Some(None) => Some(None),
+        Some(Some(bytes)) => bytes,
+        None => None,
+    };
+    let services = fields.change("services", |fields| {
+        fields.object("services", |services| {
+            PerStep::from_fn(|step| services.change(step.name(), |services| services.flag(step.name())))
         })
     });
-    let (paused, adopt) = (fields.flag("paused"), fields.flag("adopt"));
+    // A service that nothing is said of is one that the tenant has.
+    let services = match services {
+        None => PerStep::default(),
+        Some(None) => PerStep::from_fn(|_| Some(true)),
+        Some(Some(switches)) => PerStep::from_fn(|step| switches[step].map(|on| on.unwrap_or(true))),
+    };
+    // Removing them sets them back.
+    let mut flag =
+        |field| fields.change(field, |fields| fields.flag(field)).map(|on| on.unwrap_or(false));
+    let (paused, adopt) = (flag("paused"), flag("adopt"));
     let errors = fields.finish();
-    match (slug, name) {
-        (Some(slug), Some(name)) if errors.is_empty() => {
-            let desired = Desired {
-                domain,
-                storage_bytes: storage_bytes.flatten(),
-                services: services.unwrap_or_default(),
-                paused: paused.unwrap_or(false),
-                adopt: adopt.unwrap_or(false),
-                ..Desired::new(name)
-            };
-            Ok(NewTenant { slug, desired })
+    let edit = Edit { name, domain, storage_bytes, services, paused, adopt };
+    if errors.is_empty() { Ok(edit) } else { Err(errors) }
+}
+
+const JSON: &str = "application/json";
+const MERGE_PATCH: &str = "application/merge-patch+json";
+
+/// The JSON object that a request brings, if it says that it does.
+async fn object<S: Send + Sync>(
+    request: Request,
+    state: &S,
+    accepted: &[&str],
+) -> Result<Map<String, Value>, Problem> {
+    let media_type = request.headers().get(header::CONTENT_TYPE);
+    let media_type = media_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = media_type.split(';').next().unwrap_or_default().trim();
+    if !accepted.iter().any(|accepted| essence.eq_ignore_ascii_case(accepted)) {
+        return Err(Problem::unsupported_media_type(accepted));
+    }
+    let body = Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
+        BytesRejection::FailedToBufferBody(error)
+            if error.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE =>
+        {
+            Problem::too_large(MAX_BODY)
         }
-        _ => Err(errors),
+        _ => Problem::bad_request("the body could not be read to its end"),
+    })?;
+    let body: Value = serde_json::from_slice(&body)
+        .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
+    match body {
+        Value::Object(object) => Ok(object),
+        _ => Err(Problem::bad_request("the body must be a JSON object")),
     }
 }
 
@@ -133,26 +267,24 @@ impl<S: Send + Sync> FromRequest<S> for NewTenant {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let media_type = request.headers().get(header::CONTENT_TYPE);
-        let media_type = media_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let essence = media_type.split(';').next().unwrap_or_default().trim();
-        if !essence.eq_ignore_ascii_case("application/json") {
-            return Err(Problem::unsupported_media_type());
-        }
-        let body = Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
-            BytesRejection::FailedToBufferBody(error)
-                if error.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE =>
-            {
-                Problem::too_large(MAX_BODY)
-            }
-            _ => Problem::bad_request("the body could not be read to its end"),
-        })?;
-        let body: Value = serde_json::from_slice(&body)
-            .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
-        let Value::Object(object) = body else {
-            return Err(Problem::bad_request("the body must be a JSON object"));
-        };
-        read_new_tenant(object).map_err(Problem::invalid)
+        read_new_tenant(object(request, state, &[JSON]).await?).map_err(Problem::invalid)
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for Replacement {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        read_replacement(object(request, state, &[JSON]).await?).map_err(Problem::invalid)
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for Patch {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let object = object(request, state, &[MERGE_PATCH, JSON]).await?;
+        read_patch(object).map(Self).map_err(Problem::invalid)
     }
 }
 
@@ -161,6 +293,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::tenant::StepKind;
 
     fn errors(body: Value) -> Vec<(String, String)> {
         let Value::Object(object) = body else { panic!("tests give objects") };
@@ -196,5 +329,36 @@ mod tests {
         let Value::Object(object) = body else { unreachable!() };
         let domain = read_new_tenant(object).unwrap().desired.domain.unwrap();
         assert_eq!(domain.as_str(), "xn--bcher-kva.test");
+    }
+
+    fn patch(body: Value) -> Result<Edit, Vec<String>> {
+        let Value::Object(object) = body else { panic!("tests give objects") };
+        read_patch(object).map_err(|errors| errors.into_iter().map(|error| error.field).collect())
+    }
+
+    #[test]
+    fn a_patch_changes_what_it_names_removes_what_it_nulls_and_leaves_the_rest() {
+        assert_eq!(patch(json!({})), Ok(Edit::default()));
+        let some =
+            patch(json!({ "name": "New", "domain": null, "services": { "ocis": false } })).unwrap();
+        assert_eq!(some.name.unwrap().as_str(), "New");
+        assert_eq!((some.domain, some.storage_bytes), (Some(None), None));
+        assert_eq!(some.services, PerStep::from_fn(|step| (step == StepKind::Ocis).then_some(false)));
+        for gone in [json!({ "quota": null }), json!({ "quota": { "storageBytes": null } })] {
+            assert_eq!(patch(gone).unwrap().storage_bytes, Some(None));
+        }
+        assert_eq!(patch(json!({ "quota": {} })).unwrap().storage_bytes, None);
+        let all = PerStep::from_fn(|_| Some(true));
+        assert_eq!(patch(json!({ "services": null })).unwrap().services, all);
+    }
+
+    #[test]
+    fn a_patch_of_what_cannot_be_patched_names_each_field() {
+        let wrong = patch(json!({
+            "slug": "other", "name": null, "domain": "x", "quota": { "storageBytes": -1 },
+            "services": { "ocis": "off" }, "status": "active",
+        }));
+        let fields = ["slug", "name", "domain", "quota.storageBytes", "services.ocis", "status"];
+        assert_eq!(wrong.unwrap_err(), fields);
     }
 }

@@ -9,7 +9,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::openapi::{Deciding, Finding, Reading};
 use super::problem::Problem;
 use crate::store::{Scope, Store};
 use crate::tenant::{Controls, Guard, StepKind};
@@ -18,7 +20,7 @@ use crate::tenant::{Controls, Guard, StepKind};
 const LIFTED: Duration = Duration::from_secs(3600);
 
 /// Stops in force.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Stops {
     /// Everything is stopped.
     all: bool,
@@ -34,7 +36,7 @@ impl From<&Controls> for Stops {
 }
 
 /// One upstream's change guard.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct GuardView {
     /// armed, tripped or lifted
     state: &'static str,
@@ -65,7 +67,7 @@ pub fn guards_of(controls: &Controls) -> BTreeMap<&'static str, GuardView> {
 }
 
 /// A resource that is marked for a tenant that does not exist.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OrphanView {
     upstream: &'static str,
@@ -77,20 +79,35 @@ pub struct OrphanView {
 }
 
 /// What the latest sweeps found.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Orphans {
     items: Vec<OrphanView>,
 }
 
+/// Show what is stopped
+#[utoipa::path(get, path = "/stops", tag = "fleet", operation_id = "showStops",
+    responses((status = 200, description = "Stops in force", body = Stops), Reading))]
 pub async fn stops(State(store): State<Store>) -> Result<Json<Stops>, Problem> {
     Ok(Json(Stops::from(&store.controls().await?)))
 }
 
+/// Stop everything, or one upstream
+///
+/// Tenants are still observed, and nothing is changed until it is started again; a restart does not start it.
+#[utoipa::path(put, path = "/stops/{what}", tag = "fleet", operation_id = "stop",
+    params(("what" = String, Path, description = "`all`, `authentik`, `stalwart` or `ocis`",
+        example = "stalwart")),
+    responses((status = 200, description = "Stops in force", body = Stops), Finding))]
 pub async fn stop(State(store): State<Store>, Path(what): Path<String>) -> Result<Json<Stops>, Problem> {
     store.stop(scope(&what)?).await?;
     stops(State(store)).await
 }
 
+/// Start it again
+#[utoipa::path(delete, path = "/stops/{what}", tag = "fleet", operation_id = "start",
+    params(("what" = String, Path, description = "`all`, `authentik`, `stalwart` or `ocis`",
+        example = "stalwart")),
+    responses((status = 200, description = "Stops in force", body = Stops), Finding))]
 pub async fn start(
     State(store): State<Store>,
     Path(what): Path<String>,
@@ -99,13 +116,25 @@ pub async fn start(
     stops(State(store)).await
 }
 
+/// Show the change guards
+///
+/// One per upstream. A tripped guard leaves missing resources missing until a person lifts it, or a sweep
+/// finds the upstream sane.
+#[utoipa::path(get, path = "/guards", tag = "fleet", operation_id = "showGuards",
+    responses((status = 200, description = "By upstream", body = BTreeMap<String, GuardView>), Reading))]
 pub async fn guards(
     State(store): State<Store>,
 ) -> Result<Json<BTreeMap<&'static str, GuardView>>, Problem> {
     Ok(Json(guards_of(&store.controls().await?)))
 }
 
-/// Lets the repairs of an upstream go on, without bounds, for an hour or until a sweep finds it sane.
+/// Lift a change guard
+///
+/// The repairs of the upstream go on, without bounds, for an hour or until a sweep finds it sane.
+#[utoipa::path(post, path = "/guards/{upstream}/lift", tag = "fleet", operation_id = "liftGuard",
+    params(("upstream" = String, Path, description = "`authentik`, `stalwart` or `ocis`",
+        example = "authentik")),
+    responses((status = 200, description = "The guard", body = GuardView), Deciding))]
 pub async fn lift(
     State(store): State<Store>,
     Path(upstream): Path<String>,
@@ -120,6 +149,12 @@ pub async fn lift(
     Ok((StatusCode::OK, Json(GuardView::from(&guard))).into_response())
 }
 
+/// List orphans
+///
+/// Resources that are marked as a tenant's where there is no such tenant, as the latest sweeps saw them.
+/// Nothing is done to them.
+#[utoipa::path(get, path = "/orphans", tag = "fleet", operation_id = "listOrphans",
+    responses((status = 200, description = "All of them", body = Orphans), Reading))]
 pub async fn orphans(State(store): State<Store>) -> Result<Json<Orphans>, Problem> {
     let found = store.orphans().await?;
     let items = found.into_iter().map(|orphan| OrphanView {

@@ -8,9 +8,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Readiness;
 use super::fleet::{GuardView, Stops, guards_of};
+use super::problem::Problem;
 use crate::auth::{Principal, Role};
 use crate::store::Store;
 use crate::tenant::{StepKind, UpstreamHealth};
@@ -18,14 +20,16 @@ use crate::tenant::{StepKind, UpstreamHealth};
 /// How long the database may take to answer a probe.
 const PING: Duration = Duration::from_secs(2);
 
-/// The process runs.
+/// The process runs
+#[utoipa::path(get, path = "/livez", tag = "health", operation_id = "live",
+    responses((status = 200, description = "It does", body = String, content_type = "text/plain")))]
 pub async fn live() -> &'static str {
     "ok\n"
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Ready {
+pub struct Ready {
     ready: bool,
     /// Whether the database answers.
     store: bool,
@@ -38,8 +42,8 @@ struct Ready {
     detail: Option<Detail>,
 }
 
-#[derive(Debug, Serialize)]
-struct Detail {
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Detail {
     /// Each configured upstream; they do not make the process unready.
     upstreams: BTreeMap<&'static str, Upstream>,
     /// What people have stopped.
@@ -47,9 +51,9 @@ struct Detail {
     guards: BTreeMap<&'static str, GuardView>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Upstream {
+pub struct Upstream {
     /// `null` while nobody has asked it yet.
     reachable: Option<bool>,
     authenticated: Option<bool>,
@@ -57,6 +61,7 @@ struct Upstream {
     version: Option<String>,
     /// Permissions that our account lacks.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
     lacks: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
@@ -73,7 +78,13 @@ impl From<UpstreamHealth> for Upstream {
     }
 }
 
-/// Whether requests and work should be sent here.
+/// Whether requests and work should be sent here
+#[utoipa::path(get, path = "/readyz", tag = "health", operation_id = "ready", responses(
+    (status = 200, description = "They should", body = Ready),
+    (status = 503, description = "Not now", content(
+        (Ready = "application/json"), (Problem = "application/problem+json"),
+    )),
+))]
 pub async fn ready(
     State(store): State<Store>,
     State(readiness): State<Readiness>,

@@ -2,21 +2,28 @@
 //! decides nothing about tenants.
 
 mod access;
+mod edit;
 mod envelope;
+mod etag;
 mod events;
 mod fields;
 mod fleet;
 mod guard;
 mod health;
+mod hub;
+pub mod openapi;
 mod problem;
 mod rates;
 mod representation;
 mod serve;
+mod stream;
 mod telemetry;
 mod tenants;
+mod wait;
 
 pub use envelope::RequestId;
 pub use guard::{Guard, Limits, Place};
+pub use hub::Hub;
 pub use serve::{Patience, serve};
 pub use telemetry::Telemetry;
 
@@ -41,6 +48,8 @@ pub const MAX_BODY: usize = 64 << 10;
 #[derive(Clone, FromRef)]
 pub struct Api {
     pub store: Store,
+    /// Tells what becomes of tenants.
+    pub hub: Hub,
     /// The longest that a request may take.
     pub timeout: RequestTimeout,
     pub readiness: Readiness,
@@ -70,7 +79,11 @@ impl Api {
         let cross_origin = self.guard.cross_origin();
         let router = Router::new()
             .route("/tenants", post(tenants::create).get(tenants::list))
-            .route("/tenants/{slug}", get(tenants::show).delete(tenants::delete))
+            .route("/tenants/watch", get(stream::watch))
+            .route(
+                "/tenants/{slug}",
+                get(tenants::show).put(edit::put).patch(edit::patch).delete(tenants::delete),
+            )
             .route("/tenants/{slug}/undelete", post(tenants::undelete))
             .route("/tenants/{slug}/pause", post(tenants::pause))
             .route("/tenants/{slug}/resume", post(tenants::resume))
@@ -83,6 +96,7 @@ impl Api {
             .route("/stops/{what}", put(fleet::stop).delete(fleet::start))
             .route("/livez", get(health::live))
             .route("/readyz", get(health::ready))
+            .merge(openapi::routes())
             .fallback(problem::unknown_path)
             .method_not_allowed_fallback(problem::unknown_method)
             .layer(middleware::from_fn_with_state(self.timeout, in_time))
@@ -98,11 +112,12 @@ impl Api {
     }
 }
 
-/// Answers in time, whatever happens behind.
+/// Answers in time, whatever happens behind. What the client itself would wait comes on top.
 async fn in_time(
     State(RequestTimeout(limit)): State<RequestTimeout>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
+    let limit = limit + wait::asked(request.headers()).unwrap_or_default();
     tokio::time::timeout(limit, next.run(request)).await.map_err(|_| Problem::too_slow(limit))
 }

@@ -7,21 +7,24 @@ use axum::Json;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::auth::Role;
 use crate::store::StoreError;
 
 /// One error. Titles are fixed per kind; the detail says what happened this time and what to do.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Problem {
     /// `about:blank`: the status and title say all that a program could want to know.
     r#type: &'static str,
     title: &'static str,
     #[serde(serialize_with = "as_number")]
+    #[schema(value_type = u16)]
     status: StatusCode,
     detail: String,
     /// One entry per field that is wrong.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
     errors: Vec<FieldError>,
     #[serde(skip)]
     retry_after: Option<Duration>,
@@ -39,7 +42,7 @@ enum Challenge {
 }
 
 /// What is wrong with one field of a request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FieldError {
     /// Path of the field, such as `quota.storageBytes`.
     pub field: String,
@@ -83,12 +86,10 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "Bad request", detail)
     }
 
-    pub fn unsupported_media_type() -> Self {
-        Self::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "Unsupported media type",
-            "send the tenant as JSON, with Content-Type: application/json",
-        )
+    /// `expected` are the media types that are understood.
+    pub fn unsupported_media_type(expected: &[&str]) -> Self {
+        let detail = format!("send JSON, with Content-Type: {}", expected.join(" or "));
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported media type", detail)
     }
 
     pub fn too_large(limit: usize) -> Self {
@@ -99,6 +100,18 @@ impl Problem {
     pub fn slug_taken(slug: &str) -> Self {
         let detail = format!("there is a tenant with the slug {slug:?} already");
         Self::new(StatusCode::CONFLICT, "Slug taken", detail)
+    }
+
+    /// A condition of the request (`If-Match`, `If-None-Match`) does not hold.
+    pub fn precondition_failed(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::PRECONDITION_FAILED, "Precondition failed", detail)
+    }
+
+    /// The key was used for another creation.
+    pub fn key_reused() -> Self {
+        let detail = "this Idempotency-Key was used to create another tenant, or this one with another \
+                      body; nothing was created. Use a new key for a new tenant";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Idempotency-Key used before", detail)
     }
 
     pub fn no_tenant(slug: &str) -> Self {

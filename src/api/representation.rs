@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::store::{InvalidDocument, Record};
 use crate::tenant::{Phase, Reason, StepKind, StepState, StepStatus, Tenant};
 
 /// One tenant, whether its document makes sense or not.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub enum TenantView {
     Tenant(Box<ValidTenant>),
@@ -17,7 +18,7 @@ pub enum TenantView {
 }
 
 /// Names and meanings are the document's (see the README); times are RFC 3339 in UTC.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ValidTenant {
     id: String,
@@ -46,21 +47,21 @@ pub struct ValidTenant {
     updated_at: Option<Timestamp>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Quota {
     /// Bytes; 0 is unlimited, null leaves it to oCIS.
     storage_bytes: Option<i64>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct DeletionView {
     policy: &'static str,
     requested_at: Option<Timestamp>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct StepView {
     state: &'static str,
@@ -73,7 +74,7 @@ struct StepView {
     next_attempt_at: Option<Timestamp>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct ConditionView {
     r#type: &'static str,
@@ -87,13 +88,22 @@ struct ConditionView {
 }
 
 /// What can be said of a document that makes no sense.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InvalidTenant {
     id: String,
     slug: Option<String>,
+    #[schema(value_type = InvalidStatus)]
     status: &'static str,
     conditions: Vec<ConditionView>,
+}
+
+/// What tells such a document from a tenant.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+enum InvalidStatus {
+    #[expect(dead_code, reason = "a description")]
+    Invalid,
 }
 
 impl From<&Record> for TenantView {

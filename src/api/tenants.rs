@@ -8,32 +8,81 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
+use super::etag::single;
+use super::openapi::{Creating, Finding, Listing, NewTenantBody, Searching};
 use super::problem::{FieldError, Problem};
 use super::representation::TenantView;
-use crate::store::{NewTenant, PageQuery, Record, Store};
+use super::wait::{Wait, acted_on, handled};
+use crate::store::{IdempotencyKey, Inserted, NewTenant, PageQuery, Record, Store};
 use crate::tenant::{DeletionPolicy, Phase, Slug};
 
 /// Tenants on a page, unless asked otherwise, and at most.
 const DEFAULT_LIMIT: u16 = 50;
 const MAX_LIMIT: u16 = 500;
 
-pub async fn create(State(store): State<Store>, new: NewTenant) -> Result<Response, Problem> {
-    let created = store.insert(&new).await?;
-    let record = created.ok_or_else(|| Problem::slug_taken(new.slug.as_str()))?;
-    let location = format!("/tenants/{}", new.slug);
-    let body = Json(TenantView::from(&record));
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], body).into_response())
+/// Create a tenant
+///
+/// It begins as `pending`, and becomes `active` once every service was observed to match.
+#[utoipa::path(post, path = "/tenants", tag = "tenants", operation_id = "createTenant",
+    params(("Idempotency-Key" = Option<String>, Header, description = "Names this creation, so that it \
+        may be repeated: the same key and body give the same answer. It holds as long as the tenant",
+        nullable = false, min_length = 1, max_length = 128, pattern = "^[!-~]+$"),
+        ("Prefer" = Option<String>, Header, description = "`wait=10`: answer when the tenant has settled, \
+        or after so many seconds, at most 60. `Preference-Applied` says whether it was heeded",
+        nullable = false, example = "wait=10")),
+    request_body = NewTenantBody,
+    responses(
+        (status = 201, description = "The tenant", body = TenantView,
+            headers(("Location" = String), ("ETag" = String, description = "Version of its desired state"))),
+        Creating,
+    ))]
+pub async fn create(
+    State(store): State<Store>,
+    OnlyOnce(key): OnlyOnce,
+    wait: Wait,
+    new: NewTenant,
+) -> Result<Response, Problem> {
+    let taken = || Problem::slug_taken(new.slug.as_str());
+    let record = match key {
+        None => store.insert(&new).await?.ok_or_else(taken)?,
+        Some(key) => match store.insert_once(&new, &key).await? {
+            Inserted::Created(record) | Inserted::Repeated(record) => record,
+            Inserted::KeyReused => return Err(Problem::key_reused()),
+            Inserted::SlugTaken => return Err(taken()),
+        },
+    };
+    let waited = wait.until(&store, &new.slug, Some(&record), acted_on).await;
+    let mut response = created(&new.slug, waited.record.as_ref().unwrap_or(&record));
+    waited.mark(&mut response);
+    Ok(response)
 }
 
-pub async fn show(State(store): State<Store>, Named(slug): Named) -> Result<Json<TenantView>, Problem> {
+/// The answer to a creation.
+pub fn created(slug: &Slug, record: &Record) -> Response {
+    let location = [(header::LOCATION, format!("/tenants/{slug}"))];
+    (StatusCode::CREATED, location, single(record)).into_response()
+}
+
+/// Show a tenant
+///
+/// With the state of each step, and whether it matches its desired state now.
+#[utoipa::path(get, path = "/tenants/{slug}", tag = "tenants", operation_id = "showTenant",
+    params(("slug" = String, Path, description = "Of the tenant", example = "acme")),
+    responses(
+        (status = 200, description = "The tenant", body = TenantView,
+            headers(("ETag" = String, description = "Version of its desired state"))),
+        Finding,
+    ))]
+pub async fn show(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
     let found = store.get(&slug).await?;
     let record = found.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
-    Ok(Json(TenantView::from(&record)))
+    Ok(single(&record).into_response())
 }
 
 /// Answer to a reconcile request.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReconcileRequest {
     slug: String,
@@ -42,18 +91,48 @@ pub struct ReconcileRequest {
     token: Timestamp,
 }
 
-pub async fn reconcile(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
+/// Ask for a reconcile now, of all steps
+#[utoipa::path(post, path = "/tenants/{slug}/reconcile", tag = "tenants", operation_id = "reconcileTenant",
+    params(
+        ("slug" = String, Path, description = "Of the tenant", example = "acme"),
+        ("Prefer" = Option<String>, Header, description = "`wait=10`: answer when the tenant has settled, \
+            or after so many seconds, at most 60. `Preference-Applied` says whether it was heeded",
+            nullable = false, example = "wait=10"),
+    ),
+    responses(
+        (status = 202, description = "It will be done", body = ReconcileRequest),
+        (status = 200, description = "It was done while the request waited: the tenant", body = TenantView),
+        Finding,
+    ))]
+pub async fn reconcile(
+    State(store): State<Store>,
+    Named(slug): Named,
+    wait: Wait,
+) -> Result<Response, Problem> {
     let requested = store.request_reconcile(&slug).await?;
     let token = requested.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
-    let body = Json(ReconcileRequest { slug: slug.to_string(), token });
-    Ok((StatusCode::ACCEPTED, body).into_response())
+    let waited = wait.until(&store, &slug, None, |tenant| handled(tenant, token)).await;
+    let mut response = match &waited.record {
+        Some(record) if waited.settled => single(record).into_response(),
+        _ => {
+            let body = Json(ReconcileRequest { slug: slug.to_string(), token });
+            (StatusCode::ACCEPTED, body).into_response()
+        }
+    };
+    waited.mark(&mut response);
+    Ok(response)
 }
 
 /// What should become of a deleted tenant's resources.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct DeletionParameters {
+    /// `retain` releases the resources, which are then nobody's; `delete` removes them
+    #[param(pattern = "^(retain|delete)$", default = "retain", nullable = false)]
     policy: Option<String>,
+    /// With `policy=delete`: also remove what still holds people's data
+    #[param(value_type = Option<bool>, default = false, nullable = false)]
     purge: Option<String>,
 }
 
@@ -88,7 +167,12 @@ impl DeletionParameters {
     }
 }
 
-/// Asks for a tenant's deletion. It is visible all along, and goes last.
+/// Delete a tenant
+///
+/// Its resources go first, or are released; the tenant is visible all along as `deleting`, and goes last.
+#[utoipa::path(delete, path = "/tenants/{slug}", tag = "tenants", operation_id = "deleteTenant",
+    params(("slug" = String, Path, description = "Of the tenant", example = "acme"), DeletionParameters),
+    responses((status = 202, description = "It will be done", body = TenantView), Searching))]
 pub async fn delete(
     State(store): State<Store>,
     Named(slug): Named,
@@ -99,14 +183,30 @@ pub async fn delete(
     accepted(&slug, asked)
 }
 
+/// Keep a tenant that was to be deleted
+///
+/// What was removed already is made again, empty; what was released is taken back.
+#[utoipa::path(post, path = "/tenants/{slug}/undelete", tag = "tenants", operation_id = "undeleteTenant",
+    params(("slug" = String, Path, description = "Of the tenant", example = "acme")),
+    responses((status = 202, description = "It will be done", body = TenantView), Finding))]
 pub async fn undelete(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
     accepted(&slug, store.undelete(&slug).await?)
 }
 
+/// Pause a tenant
+///
+/// It is still observed, and nothing is changed.
+#[utoipa::path(post, path = "/tenants/{slug}/pause", tag = "tenants", operation_id = "pauseTenant",
+    params(("slug" = String, Path, description = "Of the tenant", example = "acme")),
+    responses((status = 202, description = "It will be done", body = TenantView), Finding))]
 pub async fn pause(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
     accepted(&slug, store.set_paused(&slug, true).await?)
 }
 
+/// Resume a paused tenant
+#[utoipa::path(post, path = "/tenants/{slug}/resume", tag = "tenants", operation_id = "resumeTenant",
+    params(("slug" = String, Path, description = "Of the tenant", example = "acme")),
+    responses((status = 202, description = "It will be done", body = TenantView), Finding))]
 pub async fn resume(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
     accepted(&slug, store.set_paused(&slug, false).await?)
 }
@@ -117,22 +217,33 @@ fn accepted(slug: &Slug, record: Option<Record>) -> Result<Response, Problem> {
 }
 
 /// Filters of a list. Numbers come as text, so that every mistake can be named in one answer.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct ListParameters {
+    /// Only tenants with this status
+    #[param(pattern = "^(pending|active|deleting)$", nullable = false)]
     status: Option<String>,
+    /// Tenants on a page
+    #[param(value_type = Option<u16>, minimum = 1, maximum = 500, default = 50, nullable = false)]
     limit: Option<String>,
+    /// Slugs after this one: the page before says it as `next`
+    #[param(nullable = false)]
     after: Option<String>,
 }
 
 /// A page of tenants in order of their slugs.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct List {
     items: Vec<TenantView>,
     /// Give it as `after` for the next page; null on the last.
     next: Option<String>,
 }
 
+/// List tenants, in order of their slugs
+#[utoipa::path(get, path = "/tenants", tag = "tenants", operation_id = "listTenants",
+    params(ListParameters),
+    responses((status = 200, description = "A page", body = List), Listing))]
 pub async fn list(
     State(store): State<Store>,
     parameters: Result<Query<ListParameters>, QueryRejection>,
@@ -181,5 +292,23 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
             .await
             .map_err(|error| Problem::bad_request(error.body_text()))?;
         text.parse().map(Self).map_err(|_| Problem::no_tenant(&text))
+    }
+}
+
+/// The request's `Idempotency-Key`, if it has one.
+pub struct OnlyOnce(Option<IdempotencyKey>);
+
+impl<S: Send + Sync> FromRequestParts<S> for OnlyOnce {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let mut given = parts.headers.get_all("idempotency-key").iter();
+        let Some(key) = given.next() else { return Ok(Self(None)) };
+        let key = key.to_str().ok().filter(|_| given.next().is_none()).map(str::parse);
+        match key {
+            Some(Ok(key)) => Ok(Self(Some(key))),
+            Some(Err(error)) => Err(Problem::bad_request(format!("Idempotency-Key {error}"))),
+            None => Err(Problem::bad_request("Idempotency-Key must be one key, in visible ASCII")),
+        }
     }
 }

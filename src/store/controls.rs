@@ -74,7 +74,7 @@ impl Store {
     /// Opens a stream of changes of the controls.
     pub async fn watch_controls(&self) -> Result<ControlsWatch, WatchError> {
         let stages = vec![doc! { "$match": { "documentKey._id": { "$regex": "^(stop|guard/)" } } }];
-        ChangeStream::open(self, CONTROLS, stages, None).await.map(ControlsWatch)
+        ChangeStream::open(self, CONTROLS, Document::new(), stages, None).await.map(ControlsWatch)
     }
 
     /// Stops everything, or one upstream: tenants are observed, and nothing is changed.

@@ -3,12 +3,14 @@
 //! * [`schema`](self::schema): what is created at start: validator, indexes.
 //! * [`document`](self::document): documents to tenants and back.
 //! * [`tenants`](self::tenants): insert, get, list, flag, count: what the HTTP layer needs.
+//! * [`edit`](self::edit), [`idempotency`](self::idempotency): changing a tenant, creating one only once.
 //! * [`lease`](self::lease): claim, renew, commit, release: what a reconcile needs.
 //! * [`due`](self::due): which tenants need work, by query.
 //! * [`watch`](self::watch): the same, sooner, by change stream.
 //! * [`sweep`](self::sweep): what comparing whole upstreams with the tenants needs.
 //! * [`history`](self::history): what happened to each tenant.
 //! * [`controls`](self::controls): stops, guards, the sweep's lease.
+//! * [`follow`](self::follow): how tenants are, by change stream, for those who wait.
 //!
 //! Leases and due times come from the *server's* clock (`$$NOW`), so that controllers with different
 //! clocks agree on them.
@@ -16,7 +18,10 @@
 mod controls;
 mod document;
 mod due;
+mod edit;
+mod follow;
 mod history;
+mod idempotency;
 mod lease;
 mod schema;
 mod stream;
@@ -27,7 +32,10 @@ mod watch;
 pub use controls::{ControlsWatch, Scope};
 pub use document::{InvalidDocument, Record};
 pub use due::{DueScan, DueTenant, Relist, Urgency};
+pub use edit::{Edit, Edited, Put};
+pub use follow::{Follow, Told};
 pub use history::{Journal, KEPT};
+pub use idempotency::{IdempotencyKey, Inserted, InvalidIdempotencyKey};
 pub use lease::{Claim, ClaimAnswer, Commit, Holder, Plans};
 pub use schema::SCHEMA_VERSION;
 pub use stream::{ResumeToken, WatchError};

@@ -1,4 +1,4 @@
-//! What the collection needs before the first tenant: a validator and three indexes.
+//! What the collection needs before the first tenant: a validator and four indexes.
 
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::{IndexModel, options::IndexOptions};
@@ -71,6 +71,7 @@ impl Store {
         let mut wanted = vec![
             index("tenantry_due", doc! { "nextReconcileAt": 1 }),
             index("tenantry_status", doc! { "status": 1, "slug": 1 }),
+            super::idempotency::index(),
         ];
         if !self.has_unique_slug_index().await? {
             let options = IndexOptions::builder()

@@ -59,10 +59,11 @@ fn interrupted(error: StoreError) -> WatchError {
 
 impl ChangeStream {
     /// Opens a stream of changes from now on, or from where an earlier one was. The server runs `stages`
-    /// on every event.
+    /// on every event; `options` are those of the stage `$changeStream`.
     pub async fn open(
         store: &Store,
         collection: &'static str,
+        options: Document,
         stages: Vec<Document>,
         resume: Option<ResumeToken>,
     ) -> Result<Self, WatchError> {
@@ -70,7 +71,7 @@ impl ChangeStream {
         let mut session =
             store.bounded("start session", start).await.map_err(WatchError::Interrupted)?;
         let selection = one_server();
-        let mut stage = Document::new();
+        let mut stage = options;
         if let Some(ResumeToken(token)) = &resume {
             stage.insert("resumeAfter", token.clone());
         }

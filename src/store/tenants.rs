@@ -12,7 +12,7 @@ use super::{Store, StoreError, within};
 use crate::tenant::{DeletionPolicy, Desired, PerStep, Phase, Slug, StepKind, StepState};
 
 /// Codes of a refused insert.
-const DUPLICATE_KEY: i32 = 11000;
+pub(super) const DUPLICATE_KEY: i32 = 11000;
 
 /// A tenant to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,18 +53,7 @@ impl Store {
     /// # Errors
     /// After [`StoreError::Unavailable`] the document is there or not there, never in part.
     pub async fn insert(&self, new: &NewTenant) -> Result<Option<Record>, StoreError> {
-        let id = ObjectId::new();
-        let created = Bson::DateTime(mongodb::bson::DateTime::now());
-        let mut document = doc! { "_id": id, "slug": new.slug.as_str() };
-        document.extend(desired_document(&new.desired));
-        document.extend(doc! {
-            "status": Phase::Pending.name(),
-            "generation": 1_i64,
-            // Says that nobody has claimed it yet, which of other writers' documents is only a guess.
-            "lease": { "epoch": 0_i64 },
-            "createdAt": created.clone(),
-            "updatedAt": created,
-        });
+        let document = new_document(new);
         match self.bounded("insert", self.tenants.insert_one(&document)).await {
             Ok(_) => Ok(Some(read(&document))),
             Err(StoreError::Refused { code: Some(DUPLICATE_KEY), .. }) => Ok(None),
@@ -241,6 +230,22 @@ impl Store {
     }
 }
 
-fn by_slug(slug: &Slug) -> Document {
+pub(super) fn by_slug(slug: &Slug) -> Document {
     doc! { "slug": slug.as_str() }
+}
+
+/// The document of a tenant that nobody has seen yet.
+pub(super) fn new_document(new: &NewTenant) -> Document {
+    let created = Bson::DateTime(mongodb::bson::DateTime::now());
+    let mut document = doc! { "_id": ObjectId::new(), "slug": new.slug.as_str() };
+    document.extend(desired_document(&new.desired));
+    document.extend(doc! {
+        "status": Phase::Pending.name(),
+        "generation": 1_i64,
+        // Says that nobody has claimed it yet, which of other writers' documents is only a guess.
+        "lease": { "epoch": 0_i64 },
+        "createdAt": created.clone(),
+        "updatedAt": created,
+    });
+    document
 }

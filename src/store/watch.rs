@@ -31,7 +31,7 @@ impl Store {
     /// Opens a stream of changes from now on, or from where an earlier one was.
     pub async fn watch(&self, resume: Option<ResumeToken>) -> Result<Watch, WatchError> {
         let stages = vec![doc! { "$match": of_others() }, essence()];
-        ChangeStream::open(self, TENANTS, stages, resume).await.map(Watch)
+        ChangeStream::open(self, TENANTS, Document::new(), stages, resume).await.map(Watch)
     }
 }
 

@@ -14,18 +14,18 @@ use tokio_util::sync::CancellationToken;
 use crate::support::{self, TOKEN, World, eventually, http};
 
 /// A whole process' worth of tenantry, in this one.
-struct Served {
-    addresses: Addresses,
+pub struct Served {
+    pub addresses: Addresses,
     shutdown: CancellationToken,
     running: JoinHandle<Result<(), run::RunError>>,
 }
 
 impl Served {
-    async fn new(world: &World) -> Self {
+    pub async fn new(world: &World) -> Self {
         Self::with(world, &world.uri, &world.authentik.url()).await
     }
 
-    async fn with(world: &World, uri: &str, authentik: &str) -> Self {
+    pub async fn with(world: &World, uri: &str, authentik: &str) -> Self {
         let some = |text: &str| Some(text.to_owned());
         let config = Given {
             mongodb_uri: some(uri),
@@ -49,12 +49,12 @@ impl Served {
         Self { addresses, shutdown, running }
     }
 
-    async fn ready(self) -> Self {
+    pub async fn ready(self) -> Self {
         eventually("it is ready", async || self.get("/readyz").await.status() == 200).await;
         self
     }
 
-    async fn send(&self, method: Method, path: &str, body: Option<&str>) -> Response {
+    pub async fn send(&self, method: Method, path: &str, body: Option<&str>) -> Response {
         let url = format!("http://{}{path}", self.addresses.http);
         let mut request = http().request(method, url);
         if let Some(body) = body {
@@ -63,11 +63,11 @@ impl Served {
         request.send().await.expect("it answers")
     }
 
-    async fn get(&self, path: &str) -> Response {
+    pub async fn get(&self, path: &str) -> Response {
         self.send(Method::GET, path, None).await
     }
 
-    async fn post(&self, path: &str, body: &Value) -> Response {
+    pub async fn post(&self, path: &str, body: &Value) -> Response {
         self.send(Method::POST, path, Some(&body.to_string())).await
     }
 
@@ -76,19 +76,19 @@ impl Served {
         http().get(url).send().await.unwrap().text().await.unwrap()
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.shutdown.cancel();
         self.running.await.expect("it does not panic").expect("it ends well");
     }
 }
 
-async fn json(response: Response) -> Value {
+pub async fn json(response: Response) -> Value {
     let text = response.text().await.unwrap();
     serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}"))
 }
 
 /// Checks that an answer is a problem of this status, and returns it.
-async fn problem(response: Response, status: u16) -> Value {
+pub async fn problem(response: Response, status: u16) -> Value {
     assert_eq!(response.status().as_u16(), status);
     assert_eq!(response.headers()["content-type"], "application/problem+json");
     let problem = json(response).await;

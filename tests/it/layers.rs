@@ -11,6 +11,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("controller", &["store", "integration", "tenant"]),
     ("auth", &["integration", "tenant"]),
     ("api", &["auth", "store", "tenant"]),
+    ("cli", &["integration", "tenant"]),
     ("dev", &["api", "auth", "controller", "store", "integration", "tenant", "config", "run"]),
     ("run", &["api", "auth", "controller", "store", "integration", "tenant", "config"]),
     ("config", &["auth", "integration", "store", "tenant"]),

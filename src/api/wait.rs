@@ -1,0 +1,182 @@
+//! `Prefer: wait=SECONDS` (RFC 7240): answering when a tenant has settled, or saying that it has not yet.
+
+use std::time::Duration;
+
+use axum::extract::{FromRef, FromRequestParts};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::response::Response;
+use jiff::Timestamp;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
+
+use super::guard::Place;
+use super::hub::{Event, Hub, Listener};
+use super::problem::Problem;
+use crate::store::{Record, Store};
+use crate::tenant::{Slug, StepKind, StepState, Tenant};
+
+/// The longest wait; a longer one is cut to it.
+pub const LONGEST: Duration = Duration::from_secs(60);
+const APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+/// How long the client would wait, as far as it says.
+pub fn asked(headers: &HeaderMap) -> Option<Duration> {
+    let preferences = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+    let seconds = preferences.flat_map(|line| line.split([',', ';'])).find_map(|preference| {
+        let (name, value) = preference.split_once('=')?;
+        let value = value.trim().trim_matches('"');
+        name.trim().eq_ignore_ascii_case("wait").then(|| value.parse::<u32>().ok())?
+    })?;
+    Some(Duration::from_secs(u64::from(seconds)).min(LONGEST))
+}
+
+/// The client's wish to wait, if it has one that can be granted.
+pub struct Wait(Option<Waiting>);
+
+struct Waiting {
+    asked: Duration,
+    until: Instant,
+    listener: Listener,
+    /// Of this request among those that are being answered.
+    busy: Option<Place>,
+    /// One of a limited number of places of its own.
+    _place: OwnedSemaphorePermit,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Wait
+where
+    Hub: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    /// Listening begins here, before anything is written.
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Some(asked) = asked(&parts.headers).filter(|asked| !asked.is_zero()) else {
+            return Ok(Self(None));
+        };
+        let hub = Hub::from_ref(state);
+        let until = Instant::now() + asked;
+        // A preference may be ignored: that is better than to refuse what was asked for.
+        let Ok(place) = hub.waiters().clone().try_acquire_owned() else { return Ok(Self(None)) };
+        let Some(listener) = hub.listen(None).await else { return Ok(Self(None)) };
+        let busy = parts.extensions.get().cloned();
+        Ok(Self(Some(Waiting { asked, until, listener, busy, _place: place })))
+    }
+}
+
+/// What a waiter found.
+pub struct Waited {
+    /// The tenant as it is at the end of the wait, where that is known to differ from before.
+    pub record: Option<Record>,
+    pub settled: bool,
+    /// `wait=…`, when the wish was granted.
+    applied: Option<Duration>,
+}
+
+impl Waited {
+    /// Says in the answer that the preference was applied.
+    pub fn mark(&self, response: &mut Response) {
+        let value = self.applied.map(|asked| HeaderValue::try_from(format!("wait={}", asked.as_secs())));
+        if let Some(Ok(value)) = value {
+            response.headers_mut().insert(APPLIED, value);
+        }
+    }
+}
+
+impl Wait {
+    /// Waits until `settled` is true of the tenant, or the time is over.
+    pub async fn until(
+        self,
+        store: &Store,
+        slug: &Slug,
+        now: Option<&Record>,
+        settled: impl Fn(&Tenant) -> bool,
+    ) -> Waited {
+        let is = |record: &Record| matches!(record, Record::Tenant(tenant) if settled(tenant));
+        let Some(mut waiting) = self.0 else {
+            return Waited { record: None, settled: false, applied: None };
+        };
+        let applied = Some(waiting.asked);
+        if now.is_some_and(is) {
+            return Waited { record: None, settled: true, applied };
+        }
+        if let Some(busy) = &waiting.busy {
+            // From here on nothing is done for it, and there may be many who wait.
+            busy.release();
+        }
+        let mut latest = None;
+        loop {
+            let told = tokio::select! {
+                told = waiting.listener.events.recv() => told,
+                () = tokio::time::sleep_until(waiting.until) => break,
+                () = waiting.listener.closing.cancelled() => break,
+            };
+            let record = match told.as_deref() {
+                Ok(Event::Tenant { record, .. }) if is_of(record, slug) => record.clone(),
+                Ok(Event::Tenant { .. } | Event::Gone { .. }) => continue,
+                // Its event may have been among those that were missed.
+                Ok(Event::Gap) | Err(RecvError::Lagged(_)) => match store.get(slug).await {
+                    Ok(Some(record)) => record,
+                    Ok(None) | Err(_) => break,
+                },
+                Err(RecvError::Closed) => break,
+            };
+            let settled = is(&record);
+            latest = Some(record);
+            if settled {
+                return Waited { record: latest, settled, applied };
+            }
+        }
+        Waited { record: latest, settled: false, applied }
+    }
+}
+
+/// Whether the record is that tenant's.
+pub fn is_of(record: &Record, slug: &Slug) -> bool {
+    match record {
+        Record::Tenant(tenant) => tenant.slug == *slug,
+        Record::Invalid(invalid) => invalid.slug.as_deref() == Some(slug.as_str()),
+    }
+}
+
+/// Whether the current desired state has been acted on, well or not.
+pub fn acted_on(tenant: &Tenant) -> bool {
+    let pending = |step: StepKind| tenant.current_state(step) == StepState::Pending;
+    tenant.status.observed_generation == Some(tenant.generation)
+        && tenant.status.last_handled_desired.as_ref() == Some(&tenant.desired)
+        && !StepKind::ALL.into_iter().any(pending)
+}
+
+/// Whether this reconcile request has been acted on.
+pub fn handled(tenant: &Tenant, token: Timestamp) -> bool {
+    tenant.status.last_handled_reconcile_at.is_some_and(|at| at >= token) && acted_on(tenant)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wish_is_read_as_rfc_7240_writes_it() {
+        let read = |lines: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append("prefer", HeaderValue::from_str(line).unwrap());
+            }
+            asked(&headers).map(|wait| wait.as_secs())
+        };
+        for (lines, seconds) in [
+            (&["wait=10"][..], Some(10)),
+            (&["respond-async, WAIT = \"5\""], Some(5)),
+            (&["return=minimal", "wait=7"], Some(7)),
+            (&["wait=86400"], Some(60)),
+            (&["wait=soon"], None),
+            (&["wait"], None),
+            (&[], None),
+        ] {
+            assert_eq!(read(lines), seconds, "{lines:?}");
+        }
+    }
+}

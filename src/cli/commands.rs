@@ -1,0 +1,244 @@
+//! What each command asks of the API, and what it prints.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use reqwest::header::HeaderValue;
+use serde_json::Value;
+
+use super::client::{Ask, Client};
+use super::desired::{Changes, in_editor};
+use super::failure::{Exit, Failure};
+use super::follow;
+use super::show::{self, Form, Output};
+use super::yaml::to_yaml;
+use crate::tenant::Slug;
+
+/// For paths that every server has.
+const API: &str = "API of tenantry";
+
+pub async fn read(client: &Client, slug: &Slug) -> Result<(Value, Option<HeaderValue>), Failure> {
+    let answer = client.ask(Ask::get(&["tenants", slug.as_str()], API)).await?;
+    Ok((answer.body, answer.etag))
+}
+
+pub async fn create(
+    client: &Client,
+    slug: &Slug,
+    body: Value,
+    key: Option<String>,
+    wait: Option<Duration>,
+    output: Output,
+) -> Result<String, Failure> {
+    let key = key.map(HeaderValue::try_from).transpose();
+    let key = key.map_err(|_| Failure::usage("--idempotency-key must be visible ASCII characters"))?;
+    let ask = Ask::new(Method::POST, &["tenants"], API).header("idempotency-key", key).body(body);
+    let created = client.ask(ask.wait(wait)).await?.body;
+    settled(client, slug, created, wait, output).await
+}
+
+pub async fn edit(
+    client: &Client,
+    slug: &Slug,
+    changes: &Changes,
+    wait: Option<Duration>,
+    output: Output,
+) -> Result<String, Failure> {
+    let path = ["tenants", slug.as_str()];
+    let edited = match changes.patch() {
+        Some(patch) => {
+            client.ask(Ask::new(Method::PATCH, &path, API).body(patch).wait(wait)).await?.body
+        }
+        None => {
+            let (tenant, etag) = read(client, slug).await?;
+            let Some(edited) = in_editor(&tenant)? else {
+                eprintln!("nothing was changed");
+                return Ok(String::new());
+            };
+            // What was on the screen is what is replaced.
+            let put = Ask::new(Method::PUT, &path, API).header("if-match", etag).body(edited);
+            client.ask(put.wait(wait)).await?.body
+        }
+    };
+    settled(client, slug, edited, wait, output).await
+}
+
+/// The tenant as it is printed: at once, or when it is ready.
+async fn settled(
+    client: &Client,
+    slug: &Slug,
+    tenant: Value,
+    wait: Option<Duration>,
+    output: Output,
+) -> Result<String, Failure> {
+    let tenant = match wait {
+        None => tenant,
+        Some(wait) => follow::until(client, slug, follow::State::Ready, wait, Some(tenant)).await?,
+    };
+    Ok(show::tenant(&tenant, output.output))
+}
+
+/// Tenants that one request of a list asks for.
+const PAGE: u16 = 500;
+
+pub async fn all(client: &Client, status: Option<String>) -> Result<Vec<Value>, Failure> {
+    let (mut items, mut after) = (Vec::new(), None);
+    loop {
+        let ask = Ask::get(&["tenants"], API)
+            .query("status", status.clone())
+            .query("limit", Some(PAGE.to_string()))
+            .query("after", after);
+        let mut page = client.ask(ask).await?.body;
+        if let Some(page) = page["items"].as_array_mut() {
+            items.append(page);
+        }
+        after = page["next"].as_str().map(ToOwned::to_owned);
+        if after.is_none() {
+            return Ok(items);
+        }
+    }
+}
+
+pub async fn get(
+    client: &Client,
+    slugs: &[Slug],
+    status: Option<String>,
+    output: Output,
+) -> Result<String, Failure> {
+    if let [slug] = slugs {
+        return Ok(show::tenant(&read(client, slug).await?.0, output.output));
+    }
+    let mut tenants = Vec::new();
+    if slugs.is_empty() {
+        tenants = all(client, status).await?;
+    }
+    for slug in slugs {
+        tenants.push(read(client, slug).await?.0);
+    }
+    if tenants.is_empty() && matches!(output.output, Form::Table | Form::Wide) {
+        eprintln!("there are no tenants here; tenantry tenants create makes one");
+    }
+    Ok(show::tenants(&tenants, output.output))
+}
+
+pub async fn describe(client: &Client, slug: &Slug) -> Result<String, Failure> {
+    let (tenant, _) = read(client, slug).await?;
+    let path = ["tenants", slug.as_str(), "events"];
+    let recent = Ask::get(&path, "history of tenants").query("limit", Some("10".into()));
+    // A server without a history can be described all the same.
+    let events = client.ask(recent).await.ok();
+    Ok(show::describe(&tenant, events.as_ref().map(|answer| &answer.body)))
+}
+
+pub async fn reconcile(client: &Client, slug: &Slug, wait: Option<Duration>) -> Result<String, Failure> {
+    let path = ["tenants", slug.as_str(), "reconcile"];
+    let asked = client.ask(Ask::new(Method::POST, &path, API).wait(wait)).await?.body;
+    let Some(wait) = wait else { return Ok(format!("{slug}: will be reconciled\n")) };
+    let tenant = follow::until_handled(client, slug, &asked["token"], wait).await?;
+    match show::ready(&tenant) {
+        ready if ready["status"] == "True" => Ok(format!("{slug}: ready\n")),
+        ready => {
+            let reason =
+                format!("{slug} was reconciled, and is not ready: {}", show::json(&ready["message"]));
+            Err(Failure::new(Exit::Failed, reason.trim_end()))
+        }
+    }
+}
+
+/// `POST /tenants/{slug}/{action}`.
+pub async fn act(
+    client: &Client,
+    slug: &Slug,
+    action: &str,
+    feature: &'static str,
+) -> Result<String, Failure> {
+    let path = ["tenants", slug.as_str(), action];
+    let tenant = client.ask(Ask::new(Method::POST, &path, feature)).await?.body;
+    Ok(format!("{slug}: {}\n", show::status(&tenant)))
+}
+
+pub async fn delete(
+    client: &Client,
+    slug: &Slug,
+    policy: Option<&str>,
+    purge: bool,
+) -> Result<String, Failure> {
+    let path = ["tenants", slug.as_str()];
+    let ask = Ask::new(Method::DELETE, &path, "way to delete tenants")
+        .query("policy", policy.map(ToOwned::to_owned))
+        .query("purge", purge.then(|| "true".to_owned()));
+    client.ask(ask).await?;
+    Ok(format!(
+        "{slug}: is being deleted; tenantry tenants wait {slug} --for=deleted tells when it is gone\n"
+    ))
+}
+
+pub async fn plan(client: &Client, slug: &Slug, output: Output) -> Result<String, Failure> {
+    let path = ["tenants", slug.as_str(), "plan"];
+    let plan = client.ask(Ask::get(&path, "plan of a tenant")).await?.body;
+    Ok(match output.output {
+        Form::Json => show::json(&plan),
+        _ => to_yaml(&plan),
+    })
+}
+
+pub async fn events(
+    client: &Client,
+    slug: &Slug,
+    limit: u16,
+    output: Output,
+) -> Result<String, Failure> {
+    let path = ["tenants", slug.as_str(), "events"];
+    let ask = Ask::get(&path, "history of tenants").query("limit", Some(limit.to_string()));
+    Ok(show::items(&client.ask(ask).await?.body, &show::EVENTS, output.output))
+}
+
+type Columns = [(&'static str, &'static str)];
+
+pub const STOPS: [(&str, &str); 4] =
+    [("UPSTREAM", "upstream"), ("SINCE", "since"), ("BY", "by"), ("REASON", "reason")];
+pub const ORPHANS: [(&str, &str); 5] = [
+    ("UPSTREAM", "upstream"),
+    ("EXTERNAL ID", "externalId"),
+    ("NAME", "name"),
+    ("TENANT", "tenantId"),
+    ("SEEN", "firstSeenAt"),
+];
+pub const GUARDS: [(&str, &str); 4] =
+    [("UPSTREAM", "upstream"), ("STATE", "state"), ("SINCE", "since"), ("MESSAGE", "message")];
+
+pub async fn list(
+    client: &Client,
+    path: &[&str],
+    columns: &Columns,
+    output: Output,
+) -> Result<String, Failure> {
+    let feature = match path {
+        ["stops"] => "emergency stop",
+        ["guards"] => "change guard",
+        _ => "list of orphans",
+    };
+    let answer = client.ask(Ask::get(path, feature)).await?.body;
+    // Whatever else a newer server answers is shown as it is.
+    if !answer["items"].is_array() && output.output != Form::Json {
+        return Ok(to_yaml(&answer));
+    }
+    Ok(show::items(&answer, columns, output.output))
+}
+
+pub async fn stop(client: &Client, upstream: Option<String>) -> Result<String, Failure> {
+    let what = upstream.as_deref().unwrap_or("all");
+    client.ask(Ask::new(Method::PUT, &["stops", what], "emergency stop")).await?;
+    Ok(format!("{what}: stopped; tenantry start goes on\n"))
+}
+
+pub async fn start(client: &Client, upstream: Option<String>) -> Result<String, Failure> {
+    let what = upstream.as_deref().unwrap_or("all");
+    client.ask(Ask::new(Method::DELETE, &["stops", what], "emergency stop")).await?;
+    Ok(format!("{what}: goes on\n"))
+}
+
+pub async fn lift(client: &Client, upstream: &str) -> Result<String, Failure> {
+    client.ask(Ask::new(Method::POST, &["guards", upstream, "lift"], "change guard")).await?;
+    Ok(format!("{upstream}: the guard is lifted\n"))
+}

@@ -1,0 +1,184 @@
+//! The desired state as flags, and in an editor.
+
+use std::io::{Read, Seek, Write};
+use std::process::Command;
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::failure::Failure;
+use super::show::json as pretty;
+use crate::tenant::Slug;
+
+const SERVICES: [&str; 3] = ["authentik", "stalwart", "ocis"];
+
+/// The fields of a new tenant.
+#[derive(Debug, Args)]
+pub struct Given {
+    /// The tenant's name for people
+    #[arg(long)]
+    name: String,
+    /// Its mail domain; without one it has no mail
+    #[arg(long)]
+    domain: Option<String>,
+    /// Storage of its space, such as 10GB, 512MiB, a number of bytes, or unlimited
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
+    quota: Option<i64>,
+    /// Services that it shall not have, separated by commas
+    #[arg(long, value_name = "SERVICES", value_delimiter = ',', value_parser = SERVICES)]
+    disable: Vec<String>,
+}
+
+impl Given {
+    pub fn body(&self, slug: &Slug) -> Value {
+        let mut body = json!({ "slug": slug.as_str(), "name": self.name });
+        if let Some(domain) = &self.domain {
+            body["domain"] = json!(domain);
+        }
+        if let Some(bytes) = self.quota {
+            body["quota"] = json!({ "storageBytes": bytes });
+        }
+        for service in &self.disable {
+            body["services"][service] = json!(false);
+        }
+        body
+    }
+}
+
+/// Changes of a tenant. Without any, an editor is opened.
+#[derive(Debug, Args)]
+pub struct Changes {
+    /// The tenant's name for people
+    #[arg(long)]
+    name: Option<String>,
+    /// Its mail domain
+    #[arg(long, conflicts_with = "no_domain")]
+    domain: Option<String>,
+    /// Remove its mail domain
+    #[arg(long)]
+    no_domain: bool,
+    /// Storage of its space, such as 10GB, 512MiB, a number of bytes, or unlimited
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE", conflicts_with = "no_quota")]
+    quota: Option<i64>,
+    /// Leave its storage to oCIS
+    #[arg(long)]
+    no_quota: bool,
+    /// Services that it shall have, separated by commas
+    #[arg(long, value_name = "SERVICES", value_delimiter = ',', value_parser = SERVICES)]
+    enable: Vec<String>,
+    /// Services that it shall not have
+    #[arg(long, value_name = "SERVICES", value_delimiter = ',', value_parser = SERVICES)]
+    disable: Vec<String>,
+}
+
+impl Changes {
+    /// As a JSON merge patch; `None` when there are none.
+    pub fn patch(&self) -> Option<Value> {
+        let mut patch = Map::new();
+        if let Some(name) = &self.name {
+            patch.insert("name".into(), json!(name));
+        }
+        if self.no_domain || self.domain.is_some() {
+            patch.insert("domain".into(), json!(self.domain));
+        }
+        if self.no_quota || self.quota.is_some() {
+            patch.insert("quota".into(), json!({ "storageBytes": self.quota }));
+        }
+        let on = self.enable.iter().map(|service| (service.clone(), json!(true)));
+        let off = self.disable.iter().map(|service| (service.clone(), json!(false)));
+        let services: Map<_, _> = on.chain(off).collect();
+        if !services.is_empty() {
+            patch.insert("services".into(), services.into());
+        }
+        (!patch.is_empty()).then_some(Value::Object(patch))
+    }
+}
+
+/// Lets a person edit the desired state of a tenant. `None` when it was left as it is.
+pub fn in_editor(tenant: &Value) -> Result<Option<Value>, Failure> {
+    let fields = ["name", "domain", "quota", "services"];
+    let before: Value = fields
+        .iter()
+        .map(|field| ((*field).to_owned(), tenant[*field].clone()))
+        .collect::<Map<_, _>>()
+        .into();
+    let editor = ["VISUAL", "EDITOR"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok().filter(|editor| !editor.trim().is_empty()))
+        .ok_or_else(|| {
+            Failure::usage(
+                "nothing to change: give flags such as --name or --quota (see --help), or set EDITOR",
+            )
+        })?;
+    let broken =
+        |error: std::io::Error| Failure::failed(format!("cannot edit a temporary file: {error}"));
+    // Named so that editors know the language, and readable by nobody else.
+    let path = std::env::temp_dir().join(format!("tenantry-{:016x}.json", rand::random::<u64>()));
+    let mut options = std::fs::OpenOptions::new();
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.read(true).write(true).create_new(true).open(&path).map_err(broken)?;
+    let edited = (|| {
+        file.write_all(pretty(&before).as_bytes()).map_err(broken)?;
+        // As git and others do: it may have arguments.
+        let status = Command::new("sh")
+            .args(["-c", &format!("{editor} \"$1\""), "sh"])
+            .arg(&path)
+            .status()
+            .map_err(|error| Failure::failed(format!("cannot start {editor}: {error}")))?;
+        if !status.success() {
+            return Err(Failure::failed(format!("{editor} ended with {status}; nothing was changed")));
+        }
+        let mut text = String::new();
+        file.rewind().and_then(|()| file.read_to_string(&mut text)).map_err(broken)?;
+        // Some editors replace the file.
+        std::fs::read_to_string(&path).map_err(broken)
+    })();
+    let _ = std::fs::remove_file(&path);
+    let after: Value = serde_json::from_str(&edited?)
+        .map_err(|error| Failure::failed(format!("that is not JSON: {error}; nothing was changed")))?;
+    Ok((after != before).then_some(after))
+}
+
+/// `10GB`, `512MiB`, `1000`, `unlimited`.
+fn parse_bytes(text: &str) -> Result<i64, String> {
+    let wrong = || format!("must be a size such as 10GB, 512MiB or unlimited, not {text:?}");
+    if text == "unlimited" {
+        return Ok(0);
+    }
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    let factor: i64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    digits.parse::<i64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in [
+            ("10GB", 10_000_000_000),
+            ("512 MiB", 536_870_912),
+            ("7", 7),
+            ("unlimited", 0),
+            ("1tb", 1_000_000_000_000),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "GB", "-1", "1.5GB", "10XB", "99999999999TB"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! The command line for people and scripts, over the HTTP API.
+
+mod client;
+mod commands;
+mod desired;
+mod failure;
+mod follow;
+mod show;
+mod table;
+mod yaml;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use self::client::{Client, Connection};
+use self::desired::{Changes, Given};
+use self::failure::Failure;
+use self::show::Output;
+use crate::tenant::Slug;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0 done   1 failed   2 wrong command line   3 no such tenant   4 conflict, or somebody else was quicker
+  5 not authorized   6 not in time
+
+Environment:
+  TENANTRY_URL, TENANTRY_TOKEN or TENANTRY_TOKEN_FILE, EXTRA_CA_FILE, NO_COLOR";
+
+/// What talks to a running tenantry.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create, show, edit and follow tenants
+    #[command(after_help = format!("{TENANTS_EXAMPLES}\n\n{EXIT_CODES}"), arg_required_else_help = true)]
+    Tenants(Tenants),
+    /// Stop all writing to the upstreams, or to one of them
+    #[command(after_help = format!("{STOP_EXAMPLES}\n\n{EXIT_CODES}"))]
+    Stop(Stop),
+    /// Go on after `tenantry stop`
+    #[command(after_help = format!("{STOP_EXAMPLES}\n\n{EXIT_CODES}"))]
+    Start(Stop),
+    /// What has been stopped
+    #[command(after_help = EXIT_CODES)]
+    Stops(List),
+    /// Resources in the upstreams whose tenant is gone
+    #[command(after_help = EXIT_CODES)]
+    Orphans(List),
+    /// Guards that hold changes back because too much would change at once
+    #[command(after_help = EXIT_CODES)]
+    Guards(Guards),
+}
+
+const TENANTS_EXAMPLES: &str = "\
+Examples:
+  tenantry tenants create acme --name 'Acme GmbH' --domain acme.test --quota 10GB --wait
+  tenantry tenants get -o wide
+  tenantry tenants describe acme
+  tenantry tenants edit acme --quota 20GB --disable ocis
+  tenantry tenants wait acme --for=ready --timeout 60s
+  tenantry tenants get --status pending -o name | xargs -n 1 tenantry tenants reconcile";
+
+const STOP_EXAMPLES: &str = "\
+Examples:
+  tenantry stop                      # nothing is written to any upstream any more
+  tenantry stop --upstream ocis
+  tenantry start";
+
+#[derive(Debug, Args)]
+pub struct Tenants {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    command: TenantsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum TenantsCommand {
+    /// Create a tenant
+    #[command(after_help = "\
+Examples:
+  tenantry tenants create acme --name 'Acme GmbH'
+  tenantry tenants create acme --name 'Acme GmbH' --domain acme.test --quota 10GB --wait=2m
+  tenantry tenants create acme --name 'Acme GmbH' --idempotency-key \"$(uuidgen)\"    # may be repeated")]
+    Create {
+        slug: Slug,
+        #[command(flatten)]
+        given: Given,
+        /// Makes it safe to repeat: the same key and fields create only once
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
+        #[command(flatten)]
+        settle: Settle,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show tenants, all of them or those named
+    #[command(after_help = "\
+Examples:
+  tenantry tenants get
+  tenantry tenants get acme globex -o yaml
+  tenantry tenants get --status pending -o wide")]
+    Get {
+        slugs: Vec<Slug>,
+        /// Only tenants with this status
+        #[arg(long, value_name = "STATUS", conflicts_with = "slugs")]
+        status: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Everything about a tenant: spec, steps, conditions, recent events
+    #[command(after_help = "Example:\n  tenantry tenants describe acme")]
+    Describe { slug: Slug },
+    /// Change a tenant, by flags or in an editor
+    #[command(after_help = "\
+Examples:
+  tenantry tenants edit acme --name 'Acme AG' --domain acme.test
+  tenantry tenants edit acme --no-domain --quota unlimited --enable ocis --wait
+  EDITOR=nano tenantry tenants edit acme    # without flags, in an editor")]
+    Edit {
+        slug: Slug,
+        #[command(flatten)]
+        changes: Changes,
+        #[command(flatten)]
+        settle: Settle,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Look at a tenant's upstreams now, and repair what is not as it should be
+    #[command(after_help = "Example:\n  tenantry tenants reconcile acme --wait=30s")]
+    Reconcile {
+        slug: Slug,
+        #[command(flatten)]
+        settle: Settle,
+    },
+    /// Leave a tenant's upstreams alone until it is resumed
+    #[command(after_help = "Example:\n  tenantry tenants pause acme")]
+    Pause { slug: Slug },
+    /// Go on with a tenant that was paused
+    #[command(after_help = "Example:\n  tenantry tenants resume acme")]
+    Resume { slug: Slug },
+    /// What a reconcile would do now
+    #[command(after_help = "Example:\n  tenantry tenants plan acme -o json")]
+    Plan {
+        slug: Slug,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Wait until tenants are as they should be
+    #[command(after_help = "\
+`active`: every service was there once. `ready`: all is as it should be now, the latest edit included.
+`deleted`: there is no such tenant any more.
+
+Example:
+  tenantry tenants wait acme globex --for=ready --timeout 2m")]
+    Wait {
+        #[arg(required = true)]
+        slugs: Vec<Slug>,
+        /// What to wait for
+        #[arg(long = "for", value_enum, default_value_t, value_name = "STATE")]
+        state: follow::State,
+        /// How long, such as 60s or 5m
+        #[arg(long, value_parser = humantime::parse_duration, default_value = "60s", value_name = "DURATION")]
+        timeout: Duration,
+    },
+    /// Print a line whenever something about tenants changes
+    #[command(after_help = "Examples:\n  tenantry tenants watch\n  tenantry tenants watch acme")]
+    Watch { slug: Option<Slug> },
+    /// What happened to a tenant, the latest first
+    #[command(after_help = "Example:\n  tenantry tenants events acme --limit 20")]
+    Events {
+        slug: Slug,
+        /// How many
+        #[arg(long, default_value_t = 50, value_name = "NUMBER")]
+        limit: u16,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Delete a tenant; what becomes of its resources is the policy's
+    #[command(after_help = "\
+Examples:
+  tenantry tenants delete acme                     # as the server is set up
+  tenantry tenants delete acme --policy delete     # group, mail domain and space too
+  tenantry tenants undelete acme")]
+    Delete {
+        slug: Slug,
+        /// Whether its resources in the upstreams stay
+        #[arg(long, value_enum, value_name = "POLICY")]
+        policy: Option<Policy>,
+        /// At once and for good, without the time in which it can be taken back
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Take a deletion back
+    #[command(after_help = "Example:\n  tenantry tenants undelete acme")]
+    Undelete { slug: Slug },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Policy {
+    Retain,
+    Delete,
+}
+
+/// Whether to wait for the result.
+#[derive(Debug, Clone, Copy, Args)]
+struct Settle {
+    /// Wait until it is done, at most this long
+    #[arg(
+        long,
+        value_parser = humantime::parse_duration,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "60s",
+        value_name = "DURATION"
+    )]
+    wait: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub struct Stop {
+    #[command(flatten)]
+    connection: Connection,
+    /// Only this one: authentik, stalwart or ocis
+    #[arg(long, value_name = "UPSTREAM", value_parser = ["authentik", "stalwart", "ocis"])]
+    upstream: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct List {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct Guards {
+    #[command(flatten)]
+    list: List,
+    #[command(subcommand)]
+    command: Option<GuardsCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+enum GuardsCommand {
+    /// Let a guard's changes happen: somebody has looked at them
+    Lift {
+        #[arg(value_parser = ["authentik", "stalwart", "ocis"])]
+        upstream: String,
+    },
+}
+
+impl Command {
+    /// Runs it; what it prints is the result, what went wrong is on standard error.
+    pub async fn execute(self) -> ExitCode {
+        match self.run().await {
+            Ok(text) => {
+                // A reader that has seen enough (`head`) is no failure.
+                let _ = std::io::stdout().write_all(text.as_bytes());
+                ExitCode::SUCCESS
+            }
+            Err(failure) => {
+                eprintln!("tenantry: {failure}");
+                ExitCode::from(failure.exit as u8)
+            }
+        }
+    }
+
+    async fn run(self) -> Result<String, Failure> {
+        match self {
+            Self::Tenants(Tenants { connection, command }) => {
+                let client = Client::new(&connection).await?;
+                command.run(&client).await
+            }
+            Self::Stop(stop) => {
+                commands::stop(&Client::new(&stop.connection).await?, stop.upstream).await
+            }
+            Self::Start(stop) => {
+                commands::start(&Client::new(&stop.connection).await?, stop.upstream).await
+            }
+            Self::Stops(list) => {
+                let client = Client::new(&list.connection).await?;
+                commands::list(&client, &["stops"], &commands::STOPS, list.output).await
+            }
+            Self::Orphans(list) => {
+                let client = Client::new(&list.connection).await?;
+                commands::list(&client, &["orphans"], &commands::ORPHANS, list.output).await
+            }
+            Self::Guards(Guards { list, command }) => {
+                let client = Client::new(&list.connection).await?;
+                match command {
+                    None => commands::list(&client, &["guards"], &commands::GUARDS, list.output).await,
+                    Some(GuardsCommand::Lift { upstream }) => commands::lift(&client, &upstream).await,
+                }
+            }
+        }
+    }
+}
+
+impl TenantsCommand {
+    async fn run(self, client: &Client) -> Result<String, Failure> {
+        match self {
+            Self::Create { slug, given, idempotency_key, settle, output } => {
+                let body = given.body(&slug);
+                commands::create(client, &slug, body, idempotency_key, settle.wait, output).await
+            }
+            Self::Get { slugs, status, output } => commands::get(client, &slugs, status, output).await,
+            Self::Describe { slug } => commands::describe(client, &slug).await,
+            Self::Edit { slug, changes, settle, output } => {
+                commands::edit(client, &slug, &changes, settle.wait, output).await
+            }
+            Self::Reconcile { slug, settle } => commands::reconcile(client, &slug, settle.wait).await,
+            Self::Pause { slug } => commands::act(client, &slug, "pause", "way to pause tenants").await,
+            Self::Resume { slug } => {
+                commands::act(client, &slug, "resume", "way to pause tenants").await
+            }
+            Self::Undelete { slug } => {
+                commands::act(client, &slug, "undelete", "way to take deletions back").await
+            }
+            Self::Plan { slug, output } => commands::plan(client, &slug, output).await,
+            Self::Wait { slugs, state, timeout } => follow::wait(client, &slugs, state, timeout).await,
+            Self::Watch { slug } => follow::watch(client, slug.as_ref()).await,
+            Self::Events { slug, limit, output } => commands::events(client, &slug, limit, output).await,
+            Self::Delete { slug, policy, purge } => {
+                let policy = policy.map(|policy| match policy {
+                    Policy::Retain => "retain",
+                    Policy::Delete => "delete",
+                });
+                commands::delete(client, &slug, policy, purge).await
+            }
+        }
+    }
+}

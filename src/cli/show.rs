@@ -1,0 +1,221 @@
+//! Tenants as tables, as `describe` text, or in a form for programs.
+
+use clap::{Args, ValueEnum};
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::table::{Style, Table, age, bytes, cell};
+use super::yaml::to_yaml;
+
+/// In which form to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Form {
+    /// For people
+    #[default]
+    Table,
+    /// A table with more columns
+    Wide,
+    /// The API's answer
+    Json,
+    /// The same as YAML
+    Yaml,
+    /// Slugs only, one a line
+    Name,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Output {
+    /// Form of what is printed
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    pub output: Form,
+}
+
+/// The condition `Ready` of a tenant.
+pub fn ready(tenant: &Value) -> &Value {
+    let conditions = tenant["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    conditions.iter().find(|condition| condition["type"] == "Ready").unwrap_or(&Value::Null)
+}
+
+/// The status as people read it: whether it is paused says more than that it once was active.
+pub fn status(tenant: &Value) -> String {
+    if tenant["paused"] == true { "paused".into() } else { cell(&tenant["status"]) }
+}
+
+/// One tenant.
+pub fn tenant(tenant: &Value, form: Form) -> String {
+    match form {
+        Form::Json => json(tenant),
+        Form::Yaml => to_yaml(tenant),
+        _ => tenants(std::slice::from_ref(tenant), form),
+    }
+}
+
+/// Any number of tenants.
+pub fn tenants(items: &[Value], form: Form) -> String {
+    match form {
+        Form::Json => json(&serde_json::json!({ "items": items })),
+        Form::Yaml => to_yaml(&serde_json::json!({ "items": items })),
+        Form::Name => items.iter().map(|tenant| format!("{}\n", cell(&tenant["slug"]))).collect(),
+        Form::Table | Form::Wide => {
+            let wide = form == Form::Wide;
+            let mut head =
+                vec!["SLUG", "NAME", "STATUS", "READY", "AUTHENTIK", "STALWART", "OCIS", "AGE"];
+            if wide {
+                head.extend(["DOMAIN", "QUOTA", "GENERATION", "REASON", "MESSAGE"]);
+            }
+            let mut table = Table::new(&head);
+            let now = Timestamp::now();
+            for tenant in items {
+                let ready = ready(tenant);
+                let step = |name: &str| cell(&tenant["steps"][name]["state"]);
+                let mut row = vec![
+                    cell(&tenant["slug"]),
+                    cell(&tenant["name"]),
+                    status(tenant),
+                    cell(&ready["status"]),
+                    step("authentik"),
+                    step("stalwart"),
+                    step("ocis"),
+                    age(&tenant["createdAt"], now),
+                ];
+                if wide {
+                    row.extend([
+                        cell(&tenant["domain"]),
+                        bytes(&tenant["quota"]["storageBytes"]),
+                        cell(&tenant["generation"]),
+                        cell(&ready["reason"]),
+                        cell(&ready["message"]),
+                    ]);
+                }
+                table.row(row);
+            }
+            if table.is_empty() { String::new() } else { table.render(Style::of_stdout(), "") }
+        }
+    }
+}
+
+/// Any list of the API, such as of orphans, guards or events, by its items' fields.
+pub fn items(answer: &Value, columns: &[(&str, &str)], form: Form) -> String {
+    let items = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    match form {
+        Form::Json => json(answer),
+        Form::Yaml => to_yaml(answer),
+        Form::Name => {
+            let first = columns.first().map_or("", |(_, field)| field);
+            items.iter().map(|item| format!("{}\n", cell(&item[first]))).collect()
+        }
+        Form::Table | Form::Wide => {
+            let head: Vec<_> = columns.iter().map(|(name, _)| *name).collect();
+            let mut table = Table::new(&head);
+            let now = Timestamp::now();
+            for item in items {
+                let field = |(_, field): &(&str, &str)| match *field {
+                    "at" | "since" | "firstSeenAt" => age(&item[*field], now),
+                    field => cell(&item[field]),
+                };
+                table.row(columns.iter().map(field).collect());
+            }
+            if table.is_empty() { String::new() } else { table.render(Style::of_stdout(), "") }
+        }
+    }
+}
+
+/// What the lists of the API hold.
+pub const EVENTS: [(&str, &str); 6] = [
+    ("AGE", "at"),
+    ("TYPE", "type"),
+    ("REASON", "reason"),
+    ("STEP", "step"),
+    ("BY", "by"),
+    ("MESSAGE", "message"),
+];
+
+/// Everything about one tenant, for people. `events` is the API's list of them, where it has one.
+pub fn describe(tenant: &Value, events: Option<&Value>) -> String {
+    let (style, now) = (Style::of_stdout(), Timestamp::now());
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let value: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        text.push_str(format!("{:<14}{value}", format!("{name}:")).trim_end());
+        text.push('\n');
+    };
+    let since = |field: &str| match &tenant[field] {
+        Value::Null => "-".to_owned(),
+        at => format!("{} ({} ago)", cell(at), age(at, now)),
+    };
+    line("Slug", cell(&tenant["slug"]));
+    line("Name", cell(&tenant["name"]));
+    line("Id", cell(&tenant["id"]));
+    line("Status", status(tenant));
+    line("Created", since("createdAt"));
+    line("Updated", since("updatedAt"));
+    let observed = cell(&tenant["observedGeneration"]);
+    line("Generation", format!("{} (observed: {observed})", cell(&tenant["generation"])));
+    let next = match &tenant["nextReconcileAt"] {
+        Value::Null => "now".to_owned(),
+        at => age(at, now),
+    };
+    line("Next look", next);
+    line("Spec", String::new());
+    line("  Domain", cell(&tenant["domain"]));
+    line("  Quota", bytes(&tenant["quota"]["storageBytes"]));
+    let services = tenant["services"].as_object().into_iter().flatten();
+    let services: Vec<_> =
+        services.filter(|(_, on)| **on == true).map(|(name, _)| name.as_str()).collect();
+    line("  Services", if services.is_empty() { "-".into() } else { services.join(", ") });
+
+    let mut steps = Table::new(&["NAME", "STATE", "REASON", "SINCE", "ATTEMPTS", "NEXT", "EXTERNAL ID"]);
+    let mut messages = Vec::new();
+    for (name, step) in tenant["steps"].as_object().into_iter().flatten() {
+        steps.row(vec![
+            name.clone(),
+            cell(&step["state"]),
+            cell(&step["reason"]),
+            age(&step["lastTransitionAt"], now),
+            cell(&step["attempts"]),
+            age(&step["nextAttemptAt"], now),
+            cell(&step["externalId"]),
+        ]);
+        if let Some(message) = step["message"].as_str() {
+            messages.push((name.clone(), message.to_owned()));
+        }
+    }
+    let mut section = |title: &str, table: &Table| {
+        text.push_str(&format!("{title}:\n"));
+        text.push_str(&if table.is_empty() { "  -\n".to_owned() } else { table.render(style, "  ") });
+    };
+    section("Steps", &steps);
+    if !messages.is_empty() {
+        let mut table = Table::new(&["STEP", "MESSAGE"]);
+        for (name, message) in messages {
+            table.row(vec![name, message]);
+        }
+        section("Messages", &table);
+    }
+    let mut conditions = Table::new(&["TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"]);
+    for condition in tenant["conditions"].as_array().into_iter().flatten() {
+        conditions.row(vec![
+            cell(&condition["type"]),
+            cell(&condition["status"]),
+            cell(&condition["reason"]),
+            age(&condition["lastTransitionTime"], now),
+            cell(&condition["message"]),
+        ]);
+    }
+    section("Conditions", &conditions);
+    if let Some(events) = events {
+        let table = items(events, &EVENTS, Form::Table);
+        text.push_str("Events:\n");
+        if table.is_empty() {
+            text.push_str("  -\n");
+        }
+        for line in table.lines() {
+            text.push_str(&format!("  {line}\n"));
+        }
+    }
+    text
+}
+
+pub fn json(value: &Value) -> String {
+    format!("{value:#}\n")
+}

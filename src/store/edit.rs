@@ -1,0 +1,238 @@
+//! Changes of the desired state that clients of the API make.
+//!
+//! # Guarantees
+//!
+//! * One command each, and one read more where the client names the version that it edits.
+//! * The server compares, so that a change that changes nothing writes nothing: no new generation, no
+//!   event, no reconcile.
+//! * Everything else in the document stays as it is, fields that nobody knows among it. What the
+//!   controller makes of the change is its own business: it sees it as it sees anybody's.
+
+use mongodb::bson::{Bson, Document, doc, oid::ObjectId};
+use mongodb::options::ReturnDocument;
+
+use super::document::{Record, projection, read, snapshot};
+use super::due::current_desired;
+use super::tenants::{DUPLICATE_KEY, NewTenant, by_slug};
+use super::{Store, StoreError};
+use crate::tenant::{Desired, MailDomain, PerStep, Phase, Slug, StepKind, TenantName};
+
+/// A change of the desired state, field by field. `None` leaves a field as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Edit {
+    pub name: Option<TenantName>,
+    /// `Some(None)` removes it.
+    pub domain: Option<Option<MailDomain>>,
+    /// Bytes; `Some(None)` leaves it to oCIS.
+    pub storage_bytes: Option<Option<i64>>,
+    /// Whether the tenant shall have the service.
+    pub services: PerStep<Option<bool>>,
+    pub paused: Option<bool>,
+    pub adopt: Option<bool>,
+}
+
+impl Edit {
+    /// The change that makes any desired state this one.
+    pub fn replace(desired: &Desired) -> Self {
+        Self {
+            name: Some(desired.name.clone()),
+            domain: Some(desired.domain.clone()),
+            storage_bytes: Some(desired.storage_bytes),
+            services: PerStep::from_fn(|step| Some(desired.services.has(step))),
+            paused: Some(desired.paused),
+            adopt: Some(desired.adopt),
+        }
+    }
+}
+
+/// What became of an edit.
+#[derive(Debug, Clone)]
+pub enum Edited {
+    /// The tenant is as asked for, whether or not that was a change.
+    Done(Record),
+    /// There is no such tenant.
+    Missing,
+    /// The tenant is not as the caller expected it, and is untouched.
+    Unexpected,
+}
+
+/// What became of a tenant that was put.
+#[derive(Debug, Clone)]
+pub struct Put {
+    pub record: Record,
+    /// Whether there was none before.
+    pub created: bool,
+}
+
+/// How often an upsert that lost a race against another one is repeated; the next one finds a document.
+const UPSERTS: usize = 3;
+
+impl Store {
+    /// Edits a tenant, whatever it is like now.
+    ///
+    /// # Errors
+    /// After [`StoreError::Unavailable`] the edit was made whole or not at all. It may be repeated.
+    pub async fn edit(&self, slug: &Slug, edit: &Edit) -> Result<Edited, StoreError> {
+        let after = self.find_and_edit("edit", by_slug(slug), edit).await?;
+        Ok(after.map_or(Edited::Missing, Edited::Done))
+    }
+
+    /// Edits a tenant if it is as `expected`, and nobody changes its desired state in between.
+    ///
+    /// # Errors
+    /// As with [`Store::edit`]; but a repetition may find that the tenant is no longer as expected.
+    pub async fn edit_if(
+        &self,
+        slug: &Slug,
+        edit: &Edit,
+        expected: impl Fn(&Record) -> bool,
+    ) -> Result<Edited, StoreError> {
+        let find = self.tenants.find_one(by_slug(slug)).projection(projection());
+        let Some(before) = self.bounded("get", find).await? else { return Ok(Edited::Missing) };
+        if !expected(&read(&before)) {
+            return Ok(Edited::Unexpected);
+        }
+        let unchanged = doc! {
+            "_id": before.get("_id").cloned().unwrap_or(Bson::Null),
+            "$expr": { "$and": [
+                { "$eq": [current_desired("$"), { "$literal": snapshot(&before) }] },
+                { "$eq": [
+                    { "$ifNull": ["$generation", Bson::Null] },
+                    { "$literal": before.get("generation").cloned().unwrap_or(Bson::Null) },
+                ] },
+            ] },
+        };
+        let after = self.find_and_edit("edit", unchanged, edit).await?;
+        Ok(after.map_or(Edited::Unexpected, Edited::Done))
+    }
+
+    /// Makes a tenant's desired state this one, and the tenant if there is none.
+    ///
+    /// # Errors
+    /// After [`StoreError::Unavailable`] it was done whole or not at all. It may be repeated.
+    pub async fn put(&self, new: &NewTenant) -> Result<Put, StoreError> {
+        let id = ObjectId::new();
+        let absent = doc! { "$eq": [{ "$type": "$_id" }, "missing"] };
+        let edit = stage(&Edit::replace(&new.desired));
+        let mut made = Document::new();
+        // Fields of a new document only; a present one keeps its own, or stays without.
+        let mut initial = |field: &str, value: Bson| {
+            let own = format!("${field}");
+            made.insert(field, doc! { "$cond": [absent.clone(), value, own] });
+        };
+        initial("_id", id.into());
+        initial("status", Phase::Pending.name().into());
+        initial("generation", 1_i64.into());
+        initial("lease", doc! { "epoch": 0_i64 }.into());
+        initial("createdAt", "$$NOW".into());
+        initial("updatedAt", "$$NOW".into());
+        // After the edit, which looks at what was there.
+        let pipeline = vec![edit, doc! { "$set": made }];
+        let mut left = UPSERTS;
+        loop {
+            left -= 1;
+            let update = self
+                .tenants
+                .find_one_and_update(by_slug(&new.slug), pipeline.clone())
+                .projection(projection())
+                .upsert(true)
+                .return_document(ReturnDocument::After);
+            match self.bounded("put", update).await {
+                Ok(Some(after)) => {
+                    let created = after.get_object_id("_id").is_ok_and(|found| found == id);
+                    return Ok(Put { record: read(&after), created });
+                }
+                // An upsert that finds nothing makes something, and tells it.
+                Ok(None) if left > 0 => {}
+                Err(StoreError::Refused { code: Some(DUPLICATE_KEY), .. }) if left > 0 => {}
+                Ok(None) => {
+                    let message = "the tenant came and went while it was written".to_owned();
+                    return Err(StoreError::Unavailable { operation: "put", message });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn find_and_edit(
+        &self,
+        operation: &'static str,
+        filter: Document,
+        edit: &Edit,
+    ) -> Result<Option<Record>, StoreError> {
+        let update = self
+            .tenants
+            .find_one_and_update(filter, vec![stage(edit)])
+            .projection(projection())
+            .return_document(ReturnDocument::After);
+        Ok(self.bounded(operation, update).await?.as_ref().map(read))
+    }
+}
+
+/// One stage, in which every expression sees the document as it was.
+fn stage(edit: &Edit) -> Document {
+    let mut fields = Document::new();
+    let mut changes = Vec::new();
+    let mut set = |field: &str, changed: Bson, value: Bson| {
+        fields.insert(field, doc! { "$cond": [changed.clone(), value, format!("${field}")] });
+        changes.push(changed);
+    };
+    if let Some(name) = &edit.name {
+        let name = literal(name.as_str());
+        set("name", differs("$name", Bson::Null, name.clone()), name);
+    }
+    if let Some(domain) = &edit.domain {
+        let wanted = domain.as_ref().map(|domain| literal(domain.as_str()));
+        let changed = differs("$domain", Bson::Null, wanted.clone().unwrap_or(Bson::Null));
+        set("domain", changed, wanted.unwrap_or_else(|| "$$REMOVE".into()));
+    }
+    if let Some(bytes) = edit.storage_bytes {
+        let wanted = bytes.map_or(Bson::Null, Bson::from);
+        let changed = differs("$quota.storageBytes", Bson::Null, wanted.clone());
+        let quota = match bytes {
+            Some(_) => doc! { "$mergeObjects": [object("$quota"), { "storageBytes": wanted }] },
+            None => doc! { "$unsetField": { "field": "storageBytes", "input": object("$quota") } },
+        };
+        set("quota", changed, quota.into());
+    }
+    let wanted: Vec<_> = edit.services.iter().filter_map(|(step, on)| Some((step, (*on)?))).collect();
+    if !wanted.is_empty() {
+        let differing = |(step, on): &(StepKind, bool)| {
+            differs(&format!("$services.{step}"), true.into(), (*on).into())
+        };
+        let changed: Vec<_> = wanted.iter().map(differing).collect();
+        let switches: Document =
+            wanted.iter().map(|(step, on)| (step.name().to_owned(), Bson::from(*on))).collect();
+        let services = doc! { "$mergeObjects": [object("$services"), switches] };
+        set("services", doc! { "$or": changed }.into(), services.into());
+    }
+    for (field, on) in [("paused", edit.paused), ("adopt", edit.adopt)] {
+        if let Some(on) = on {
+            set(field, differs(&format!("${field}"), false.into(), on.into()), on.into());
+        }
+    }
+    let changed = Bson::from(doc! { "$or": changes });
+    // Somebody may have written anything there.
+    let generation = doc! { "$convert": {
+        "input": "$generation", "to": "long", "onError": 1_i64, "onNull": 1_i64,
+    } };
+    let next = doc! { "$add": [generation, 1_i64] };
+    fields.insert("generation", doc! { "$cond": [changed.clone(), next, "$generation"] });
+    fields.insert("updatedAt", doc! { "$cond": [changed, "$$NOW", "$updatedAt"] });
+    doc! { "$set": fields }
+}
+
+/// Aggregation expression: the field, or `absent` where there is none, is not `wanted`.
+fn differs(field: &str, absent: Bson, wanted: Bson) -> Bson {
+    doc! { "$ne": [{ "$ifNull": [field, absent] }, wanted] }.into()
+}
+
+/// Aggregation expression: the field if it is an object, else an empty one.
+fn object(field: &str) -> Document {
+    doc! { "$cond": [{ "$eq": [{ "$type": field }, "object"] }, field, { "$literal": {} }] }
+}
+
+/// A text that is no path and no variable, whatever it begins with.
+fn literal(text: &str) -> Bson {
+    doc! { "$literal": text }.into()
+}
