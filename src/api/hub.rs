@@ -182,7 +182,7 @@ impl Hub {
         }
     }
 
-    fn tell(&self, event: Event) {
+    pub(super) fn tell(&self, event: Event) {
         let event = Arc::new(event);
         let mut kept = self.kept();
         if kept.len() == KEPT {
@@ -195,5 +195,15 @@ impl Hub {
 
     fn kept(&self) -> MutexGuard<'_, VecDeque<Arc<Event>>> {
         self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+impl Hub {
+    /// One without a database behind it.
+    pub(super) fn opened() -> Self {
+        let hub = Self::default();
+        hub.shared.open.send_replace(true);
+        hub
     }
 }

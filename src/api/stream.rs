@@ -17,7 +17,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio_util::sync::CancellationToken;
 use utoipa::IntoParams;
 
-use super::hub::{Event, Hub};
+use super::hub::{Event, Hub, Listener};
 use super::openapi::Listing;
 use super::problem::{FieldError, Problem};
 use super::representation::TenantView;
@@ -74,21 +74,7 @@ pub async fn watch(
     let place = hub.watchers().clone().try_acquire_owned().map_err(|_| full())?;
     let away = || Problem::unavailable("the database's changes cannot be followed now");
     let listener = hub.listen(after).await.ok_or_else(away)?;
-    // Begun at once, so that a client sees that it is connected.
-    let mut first: VecDeque<_> = [Sse::default().comment("watching").retry(RETRY)].into();
-    if !listener.complete {
-        first.push_back(gap());
-    }
-    let reader = Reader {
-        filter,
-        first,
-        missed: listener.missed.into(),
-        events: listener.events,
-        closing: listener.closing,
-        over: false,
-        _place: place,
-    };
-    let events = axum::response::Sse::new(reader.stream());
+    let events = axum::response::Sse::new(Reader::new(filter, listener, place).stream());
     Ok(events.keep_alive(KeepAlive::new().interval(HEARTBEAT)).into_response())
 }
 
@@ -105,6 +91,16 @@ struct Reader {
 }
 
 impl Reader {
+    fn new(filter: Filter, listener: Listener, place: OwnedSemaphorePermit) -> Self {
+        // Begun at once, so that a client sees that it is connected.
+        let mut first: VecDeque<_> = [Sse::default().comment("watching").retry(RETRY)].into();
+        if !listener.complete {
+            first.push_back(gap());
+        }
+        let Listener { events, missed, closing, .. } = listener;
+        Self { filter, first, missed: missed.into(), events, closing, over: false, _place: place }
+    }
+
     fn stream(self) -> impl Stream<Item = Result<Sse, Infallible>> {
         stream::unfold(self, async |mut reader| {
             let event = reader.next().await?;
@@ -191,5 +187,49 @@ impl WatchParameters {
         } else {
             Err(Problem::invalid(errors))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hub::KEPT;
+    use super::*;
+
+    async fn reader(hub: &Hub, after: Option<&str>) -> Reader {
+        let place = Arc::clone(hub.watchers()).try_acquire_owned().unwrap();
+        let filter = Filter { slug: None, phase: None, known: None };
+        Reader::new(filter, hub.listen(after).await.unwrap(), place)
+    }
+
+    fn gone(number: usize) -> Event {
+        Event::Gone { token: number.to_string(), id: TenantId::from_bytes([0; 12]) }
+    }
+
+    /// Only the kept events take memory, however many readers are slow.
+    #[tokio::test]
+    async fn who_reads_too_slowly_is_told_and_cut_off_and_holds_nobody_up() {
+        let hub = Hub::opened();
+        let slow = reader(&hub, None).await;
+        let quick = reader(&hub, None).await;
+        let (mut slow, mut quick) = (Box::pin(slow.stream()), Box::pin(quick.stream()));
+        assert!(quick.next().await.is_some(), "it begins");
+        for number in 0..KEPT + 500 {
+            hub.tell(gone(number));
+            assert!(quick.next().await.is_some(), "the quick one gets everything at once");
+        }
+        assert!(slow.next().await.is_some(), "it begins");
+        assert!(slow.next().await.is_some(), "it is told of the gap");
+        assert!(slow.next().await.is_none(), "and cut off");
+        drop(slow);
+        assert_eq!(hub.watchers().available_permits(), super::super::hub::WATCHERS - 1);
+
+        // It comes back for what is kept.
+        let last = (KEPT + 490).to_string();
+        let mut back = Box::pin(reader(&hub, Some(&last)).await.stream());
+        for _ in 0..=9 {
+            assert!(back.next().await.is_some(), "the beginning, and what it missed");
+        }
+        let nothing = tokio::time::timeout(Duration::from_millis(20), back.next()).await;
+        assert!(nothing.is_err(), "and nothing more");
     }
 }

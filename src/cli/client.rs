@@ -152,14 +152,39 @@ impl Client {
         Ok(Self { http, base, token })
     }
 
-    pub async fn ask(&self, ask: Ask<'_>) -> Result<Answer, Failure> {
-        let mut url = self.base.clone();
-        if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty().extend(ask.path);
+    /// A stream of server-sent events, which ends when the server or the network ends it.
+    pub async fn events(&self, ask: Ask<'_>) -> Result<reqwest::Response, Failure> {
+        let (what, feature) = (self.what(&ask), ask.feature);
+        let answer = self.request(ask, None)?.send().await.map_err(|error| self.unreachable(&error))?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
         }
-        let what = format!("{} {}", ask.method, url.path());
-        let mut request =
-            self.http.request(ask.method, url).query(&ask.query).timeout(TIMEOUT + ask.waits);
+        let text = answer.text().await.map_err(|error| self.unreachable(&error))?;
+        Err(Failure::refused(status.as_u16(), &text, &what, feature))
+    }
+
+    fn url(&self, path: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        url
+    }
+
+    fn what(&self, ask: &Ask<'_>) -> String {
+        format!("{} {}", ask.method, self.url(ask.path).path())
+    }
+
+    fn request(
+        &self,
+        ask: Ask<'_>,
+        timeout: Option<Duration>,
+    ) -> Result<reqwest::RequestBuilder, Failure> {
+        let mut request = self.http.request(ask.method, self.url(ask.path)).query(&ask.query);
+        if let Some(timeout) = timeout {
+            request = request.timeout(timeout);
+        }
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, bearer(token)?);
         }
@@ -169,6 +194,12 @@ impl Client {
         if let Some(body) = ask.body {
             request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
         }
+        Ok(request)
+    }
+
+    pub async fn ask(&self, ask: Ask<'_>) -> Result<Answer, Failure> {
+        let (what, feature, limit) = (self.what(&ask), ask.feature, TIMEOUT + ask.waits);
+        let request = self.request(ask, Some(limit))?;
         let answer = request.send().await.map_err(|error| self.unreachable(&error))?;
         let (status, etag) = (answer.status(), answer.headers().get(ETAG).cloned());
         let text = answer.text().await.map_err(|error| self.unreachable(&error))?;
@@ -178,7 +209,7 @@ impl Client {
             return Err(Failure::failed(message));
         }
         if !status.is_success() {
-            return Err(Failure::refused(status.as_u16(), &text, &what, ask.feature));
+            return Err(Failure::refused(status.as_u16(), &text, &what, feature));
         }
         let body = match serde_json::from_str(&text) {
             Ok(body) => body,

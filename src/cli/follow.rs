@@ -1,14 +1,12 @@
-//! Waiting for tenants, and watching them.
+//! Waiting for tenants.
 
-use std::collections::BTreeMap;
-use std::io::Write;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use serde_json::Value;
 
 use super::client::Client;
-use super::commands::{all, read};
+use super::commands::read;
 use super::failure::{Exit, Failure};
 use super::show;
 use super::table::cell;
@@ -29,8 +27,6 @@ pub enum State {
 /// Between two looks at a tenant; doubled up to the second.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Between two looks at the fleet.
-const WATCH_PAUSE: Duration = Duration::from_secs(2);
 
 impl State {
     fn is_reached(self, tenant: &Value) -> bool {
@@ -142,44 +138,8 @@ async fn poll(
     }
 }
 
-/// Prints a line per change, until it is interrupted.
-pub async fn watch(client: &Client, slug: Option<&Slug>) -> Result<String, Failure> {
-    let mut seen: BTreeMap<String, String> = BTreeMap::new();
-    loop {
-        let tenants = match slug {
-            Some(slug) => vec![read(client, slug).await?.0],
-            None => all(client, None).await?,
-        };
-        let (mut present, mut said) = (Vec::new(), Vec::new());
-        for tenant in &tenants {
-            let slug = cell(&tenant["slug"]);
-            let line = summary(tenant);
-            if seen.get(&slug) != Some(&line) {
-                said.push((slug.clone(), line.clone()));
-                seen.insert(slug.clone(), line);
-            }
-            present.push(slug);
-        }
-        seen.retain(|slug, _| {
-            let still = present.contains(slug);
-            if !still {
-                said.push((slug.clone(), "gone".to_owned()));
-            }
-            still
-        });
-        let now = jiff::Timestamp::now().strftime("%H:%M:%S").to_string();
-        for (slug, line) in said {
-            if writeln!(std::io::stdout(), "{now} {slug}: {line}").is_err() {
-                // Whoever read it has seen enough.
-                return Ok(String::new());
-            }
-        }
-        tokio::time::sleep(WATCH_PAUSE).await;
-    }
-}
-
 /// A tenant in one line.
-fn summary(tenant: &Value) -> String {
+pub fn summary(tenant: &Value) -> String {
     let ready = show::ready(tenant);
     let steps = tenant["steps"].as_object().into_iter().flatten();
     let steps: Vec<_> = steps.map(|(name, step)| format!("{name}={}", cell(&step["state"]))).collect();

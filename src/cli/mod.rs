@@ -7,6 +7,7 @@ mod failure;
 mod follow;
 mod show;
 mod table;
+mod watch;
 mod yaml;
 
 use std::io::Write;
@@ -321,7 +322,7 @@ impl TenantsCommand {
             }
             Self::Plan { slug, output } => commands::plan(client, &slug, output).await,
             Self::Wait { slugs, state, timeout } => follow::wait(client, &slugs, state, timeout).await,
-            Self::Watch { slug } => follow::watch(client, slug.as_ref()).await,
+            Self::Watch { slug } => watch::watch(client, slug.as_ref()).await,
             Self::Events { slug, limit, output } => commands::events(client, &slug, limit, output).await,
             Self::Delete { slug, policy, purge } => {
                 let policy = policy.map(|policy| match policy {

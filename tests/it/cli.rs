@@ -258,3 +258,32 @@ async fn every_command_explains_itself_and_shells_can_complete_it() {
         assert!(script.contains("reconcile") && script.contains("idempotency-key"), "{shell}");
     }
 }
+
+#[tokio::test]
+async fn watch_prints_what_there_is_and_then_every_change() {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    let world = World::new().await;
+    let served = Served::new(&world).await.ready().await;
+    served.post("/tenants", &json!({ "slug": "acme", "name": "Acme" })).await;
+    world.active("acme").await;
+    let mut command = Process::command();
+    command.args(["tenants", "watch"]).env("TENANTRY_URL", format!("http://{}", served.addresses.http));
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut line = async || {
+        let line = tokio::time::timeout(DEADLINE, lines.next_line()).await.expect("it says something");
+        line.unwrap().expect("it goes on")
+    };
+    let first = line().await;
+    assert!(first.contains(" acme: active ready=True authentik=ok"), "{first}");
+    world.insert("globex").await;
+    let mut heard = line().await;
+    while !heard.contains("globex: active ready=True") {
+        heard = line().await;
+    }
+    world.tenants.delete_one(doc! { "slug": "globex" }).await.unwrap();
+    let gone = line().await;
+    assert!(gone.contains(" globex: gone"), "{gone}");
+    child.kill().await.unwrap();
+    served.stop().await;
+}

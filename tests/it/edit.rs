@@ -113,6 +113,7 @@ async fn a_patch_that_is_wrong_names_every_field_and_changes_nothing() {
     let world = World::new().await;
     let served = Served::new(&world).await.ready().await;
     served.post("/tenants", &json!({ "slug": "acme", "name": "Acme" })).await;
+    world.active("acme").await;
     let before = without_status(world.find("acme").await);
     let wrong =
         json!({ "slug": "acme", "name": null, "domain": 7, "colour": "red", "quota": { "files": 1 } });

@@ -122,7 +122,7 @@ async fn a_dropped_collection_is_prepared_again_and_watched() {
     world.active("acme").await;
     world.tenants.drop().await.unwrap();
     eventually("the indexes are there again", async || {
-        world.tenants.list_index_names().await.is_ok_and(|names| names.len() == 4)
+        world.tenants.list_index_names().await.is_ok_and(|names| names.len() == 5)
     })
     .await;
     world.insert("globex").await;
@@ -142,7 +142,7 @@ async fn a_renamed_collection_is_replaced_by_a_new_one_and_watched() {
     let rename = doc! { "renameCollection": from, "to": to };
     world.mongo.client().database("admin").run_command(rename).await.unwrap();
     eventually("the collection is there again", async || {
-        world.tenants.list_index_names().await.is_ok_and(|names| names.len() == 4)
+        world.tenants.list_index_names().await.is_ok_and(|names| names.len() == 5)
     })
     .await;
     world.insert("globex").await;
