@@ -21,7 +21,7 @@ use crate::tenant::{StepKind, UpstreamHealth};
 const PING: Duration = Duration::from_secs(2);
 
 /// The process runs
-#[utoipa::path(get, path = "/livez", tag = "health", operation_id = "live",
+#[utoipa::path(get, path = "/livez", tag = "health", security(()), operation_id = "live",
     responses((status = 200, description = "It does", body = String, content_type = "text/plain")))]
 pub async fn live() -> &'static str {
     "ok\n"
@@ -79,7 +79,7 @@ impl From<UpstreamHealth> for Upstream {
 }
 
 /// Whether requests and work should be sent here
-#[utoipa::path(get, path = "/readyz", tag = "health", operation_id = "ready", responses(
+#[utoipa::path(get, path = "/readyz", tag = "health", security(()), operation_id = "ready", responses(
     (status = 200, description = "They should", body = Ready),
     (status = 503, description = "Not now", content(
         (Ready = "application/json"), (Problem = "application/problem+json"),

@@ -9,8 +9,9 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use serde::Deserialize;
 use utoipa::openapi::response::{Response, ResponseBuilder};
-use utoipa::openapi::{ContentBuilder, Ref, RefOr};
-use utoipa::{IntoResponses, OpenApi, ToSchema};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, ObjectBuilder, Ref, RefOr, Schema, Type};
+use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::problem::Problem;
 use super::representation::TenantView;
@@ -49,6 +50,8 @@ use super::{edit, events, fleet, health, stream, tenants};
         health::ready,
     ),
     components(schemas(TenantView, Problem)),
+    modifiers(&BearerToken, &ProblemId),
+    security(("token" = [])),
     tags(
         (name = "tenants", description = "The desired state of tenants, and how they are"),
         (name = "fleet", description = "Stops, change guards and orphans of all tenants together"),
@@ -56,6 +59,37 @@ use super::{edit, events, fleet, health, stream, tenants};
     ),
 )]
 struct Description;
+
+/// What every request needs but probes and this description.
+struct BearerToken;
+
+impl Modify for BearerToken {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let token = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("JWT")
+            .description(Some("An access token of a trusted issuer, with a role"))
+            .build();
+        let components = openapi.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(token));
+    }
+}
+
+/// Added to every problem on its way out.
+struct ProblemId;
+
+impl Modify for ProblemId {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let components = openapi.components.get_or_insert_default();
+        if let Some(RefOr::T(Schema::Object(problem))) = components.schemas.get_mut("Problem") {
+            let id = ObjectBuilder::new()
+                .schema_type(Type::String)
+                .description(Some("Names the request in the log, as does the header `X-Request-Id`"));
+            problem.properties.insert("requestId".to_owned(), id.into());
+            problem.required.push("requestId".to_owned());
+        }
+    }
+}
 
 /// The document, as it is served.
 pub fn document() -> &'static str {

@@ -173,15 +173,6 @@ pub async fn delete(
     ))
 }
 
-pub async fn plan(client: &Client, slug: &Slug, output: Output) -> Result<String, Failure> {
-    let path = ["tenants", slug.as_str(), "plan"];
-    let plan = client.ask(Ask::get(&path, "plan of a tenant")).await?.body;
-    Ok(match output.output {
-        Form::Json => show::json(&plan),
-        _ => to_yaml(&plan),
-    })
-}
-
 pub async fn events(
     client: &Client,
     slug: &Slug,

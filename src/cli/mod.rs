@@ -141,13 +141,6 @@ Examples:
     /// Go on with a tenant that was paused
     #[command(after_help = "Example:\n  tenantry tenants resume acme")]
     Resume { slug: Slug },
-    /// What a reconcile would do now
-    #[command(after_help = "Example:\n  tenantry tenants plan acme -o json")]
-    Plan {
-        slug: Slug,
-        #[command(flatten)]
-        output: Output,
-    },
     /// Wait until tenants are as they should be
     #[command(after_help = "\
 `active`: every service was there once. `ready`: all is as it should be now, the latest edit included.
@@ -320,7 +313,6 @@ impl TenantsCommand {
             Self::Undelete { slug } => {
                 commands::act(client, &slug, "undelete", "way to take deletions back").await
             }
-            Self::Plan { slug, output } => commands::plan(client, &slug, output).await,
             Self::Wait { slugs, state, timeout } => follow::wait(client, &slugs, state, timeout).await,
             Self::Watch { slug } => watch::watch(client, slug.as_ref()).await,
             Self::Events { slug, limit, output } => commands::events(client, &slug, limit, output).await,

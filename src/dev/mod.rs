@@ -132,6 +132,7 @@ fn print_introduction(addresses: &Addresses, uri: &str, database: &str, upstream
     let Addresses { http, telemetry } = addresses;
     println!();
     println!("  API         http://{http}/tenants");
+    println!("  Described   http://{http}/docs");
     println!("  Metrics     http://{telemetry}/metrics");
     println!("  MongoDB     {} (database {database})", without_password(uri));
     for [what, text] in upstreams.describe() {

@@ -219,7 +219,6 @@ async fn tokens_are_sent_and_what_a_server_lacks_reads_well() {
     for (command, lacks) in [
         (&["tenants", "pause", "acme"][..], "no way to pause tenants"),
         (&["tenants", "events", "acme"], "no history"),
-        (&["tenants", "plan", "acme"], "no plan"),
         (&["stop"], "no emergency stop"),
         (&["orphans"], "no list of orphans"),
     ] {
@@ -238,7 +237,6 @@ async fn every_command_explains_itself_and_shells_can_complete_it() {
         "reconcile",
         "pause",
         "resume",
-        "plan",
         "wait",
         "watch",
         "events",

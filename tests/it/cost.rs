@@ -37,7 +37,7 @@ async fn a_creation_costs_one_insert_two_commands_and_two_requests() {
     world.store.insert(&new).await.unwrap().expect("the slug is free");
     world.active("acme").await;
     eventually("it is committed", async || controller.reconciles("ok") == 2).await;
-    assert_eq!(world.commands.without_stream(), ["insert", "findAndModify", "findAndModify"]);
+    assert_eq!(world.commands.of_reconciles(), ["insert", "findAndModify", "findAndModify"]);
     assert_eq!(world.authentik.faults.total(), 2, "{:?}", world.authentik.faults.requests());
     controller.stop().await;
 }
@@ -54,7 +54,7 @@ async fn a_re_check_of_a_converged_tenant_costs_two_commands_and_one_request() {
     let unset = doc! { "$unset": { "nextReconcileAt": 1 } };
     world.tenants.update_one(doc! { "slug": "acme" }, unset).await.unwrap();
     eventually("it is committed again", async || controller.reconciles("ok") == 2).await;
-    assert_eq!(world.commands.without_stream(), ["findAndModify", "findAndModify"]);
+    assert_eq!(world.commands.of_reconciles(), ["findAndModify", "findAndModify"]);
     assert_eq!(world.authentik.faults.total(), 1, "{:?}", world.authentik.faults.requests());
     controller.stop().await;
 }

@@ -105,6 +105,14 @@ impl Commands {
         let commands = self.0.lock().unwrap();
         commands.iter().filter(|command| !quiet.contains(&command.as_str())).cloned().collect()
     }
+
+    /// The same without writes of histories, at most two a second, which nothing waits for. Nothing else that
+    /// is counted here is an `update`: claims and commits answer with the document.
+    pub fn of_reconciles(&self) -> Vec<String> {
+        let mut commands = self.without_stream();
+        commands.retain(|command| command != "update");
+        commands
+    }
 }
 
 /// A database of the test's own, and a simulated Authentik.

@@ -190,7 +190,7 @@ async fn a_new_tenant_costs_at_most_two_requests_each_and_a_re_check_one() {
         suite.settled("acme").await;
         let requests = suite.requests();
         assert!(requests.iter().all(|requests| *requests <= 2), "{flavour:?}: {requests:?}");
-        let commands = suite.world.commands.without_stream();
+        let commands = suite.world.commands.of_reconciles();
         assert_eq!(commands, ["insert", "findAndModify", "findAndModify"], "the intent costs nothing");
 
         suite.forget_requests();
