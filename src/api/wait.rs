@@ -15,7 +15,7 @@ use super::guard::Place;
 use super::hub::{Event, Hub, Listener};
 use super::problem::Problem;
 use crate::store::{Record, Store};
-use crate::tenant::{Slug, StepKind, StepState, Tenant};
+use crate::tenant::{Reason, Slug, StepKind, StepState, Tenant};
 
 /// The longest wait; a longer one is cut to it.
 pub const LONGEST: Duration = Duration::from_secs(60);
@@ -143,7 +143,11 @@ pub fn is_of(record: &Record, slug: &Slug) -> bool {
 
 /// Whether the current desired state has been acted on, well or not.
 pub fn acted_on(tenant: &Tenant) -> bool {
-    let pending = |step: StepKind| tenant.current_state(step) == StepState::Pending;
+    // What is held back stays pending until a person says otherwise.
+    let held = |step: StepKind| {
+        matches!(tenant.status.steps[step].reason, Some(Reason::Paused | Reason::Stopped))
+    };
+    let pending = |step: StepKind| tenant.current_state(step) == StepState::Pending && !held(step);
     tenant.status.observed_generation == Some(tenant.generation)
         && tenant.status.last_handled_desired.as_ref() == Some(&tenant.desired)
         && !StepKind::ALL.into_iter().any(pending)

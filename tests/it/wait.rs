@@ -63,6 +63,13 @@ async fn create_edit_put_and_reconcile_answer_when_the_tenant_has_settled() {
     let failed =
         ask(&served, Method::PATCH, "/tenants/acme", "20", Some(&json!({ "name": "No" }))).await;
     assert_eq!(json(failed).await["steps"]["authentik"]["state"], "error", "an error is an answer too");
+    world.authentik.faults.clear();
+
+    let asked = Instant::now();
+    let paused = json!({ "slug": "globex", "name": "Globex", "paused": true });
+    let paused = json(ask(&served, Method::POST, "/tenants", "20", Some(&paused)).await).await;
+    assert_eq!(paused["steps"]["authentik"]["reason"], "Paused", "what is held back has been acted on");
+    assert!(asked.elapsed() < Duration::from_secs(15), "it does not wait for its time to pass");
     served.stop().await;
 }
 
