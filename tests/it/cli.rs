@@ -6,7 +6,7 @@ use mongodb::bson::doc;
 use serde_json::{Value, json};
 
 use crate::api::Served;
-use crate::support::{DEADLINE, Process, World};
+use crate::support::{DEADLINE, Process, World, eventually};
 
 /// Runs `tenantry` with these arguments against the served API.
 async fn run(served: &Served, arguments: &[&str]) -> Output {
@@ -225,6 +225,52 @@ async fn tokens_are_sent_and_what_a_server_lacks_reads_well() {
         let said = failed(&run_at(&url, command, &token).await, 1);
         assert!(said.contains(lacks), "{said}");
     }
+}
+
+#[tokio::test]
+async fn a_tenant_is_paused_deleted_taken_back_and_gone_and_its_history_tells_it() {
+    let world = World::new().await;
+    let served = Served::new(&world).await.ready().await;
+    let create = ["tenants", "create", "acme", "--name", "Acme", "--wait"];
+    ok(&run(&served, &create).await);
+    ok(&run(&served, &["tenants", "pause", "acme"]).await);
+    world.authentik.delete_named("tenant-acme");
+    let reconciled = run(&served, &["tenants", "reconcile", "acme", "--wait"]).await;
+    let said = failed(&reconciled, 1);
+    assert!(said.contains("there is none"), "what differs is shown: {said}");
+    assert_eq!(world.authentik.count(), 0, "and left alone");
+    ok(&run(&served, &["tenants", "resume", "acme"]).await);
+    ok(&run(&served, &["tenants", "wait", "acme", "--for=ready"]).await);
+    world.group("tenant-acme");
+
+    ok(&run(&served, &["stop"]).await);
+    let stops = ok(&run(&served, &["stops"]).await);
+    assert!(stops.contains("all: true"), "{stops}");
+    let delete = ["tenants", "delete", "acme", "--policy", "delete"];
+    assert!(ok(&run(&served, &delete).await).contains("is being deleted"));
+    assert_eq!(
+        ok(&run(&served, &["tenants", "get", "--status", "deleting", "-o", "name"]).await),
+        "acme\n"
+    );
+    ok(&run(&served, &["tenants", "undelete", "acme"]).await);
+    ok(&run(&served, &["start"]).await);
+    ok(&run(&served, &["tenants", "wait", "acme", "--for=active"]).await);
+    world.group("tenant-acme");
+
+    ok(&run(&served, &delete).await);
+    let gone = ["tenants", "wait", "acme", "--for=deleted", "--timeout", "20s"];
+    ok(&run(&served, &gone).await);
+    assert_eq!(world.authentik.count(), 0);
+    failed(&run(&served, &["tenants", "get", "acme"]).await, 3);
+    eventually("the history tells the end", async || {
+        ok(&run(&served, &["tenants", "events", "acme"]).await).contains("Deleted")
+    })
+    .await;
+    let guards = ok(&run(&served, &["guards"]).await);
+    assert!(guards.contains("authentik") && guards.contains("armed"), "{guards}");
+    assert!(failed(&run(&served, &["guards", "lift", "authentik"]).await, 4).contains("not tripped"));
+    ok(&run(&served, &["orphans"]).await);
+    served.stop().await;
 }
 
 #[tokio::test]

@@ -123,7 +123,7 @@ async fn exchange(address: &str, request: &[u8]) -> Vec<u8> {
 }
 
 /// Resident memory, in KiB.
-fn resident(process: &Process) -> u64 {
+pub fn resident(process: &Process) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
