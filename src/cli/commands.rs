@@ -138,9 +138,9 @@ pub async fn reconcile(client: &Client, slug: &Slug, wait: Option<Duration>) -> 
     match show::ready(&tenant) {
         ready if ready["status"] == "True" => Ok(format!("{slug}: ready\n")),
         ready => {
-            let reason =
-                format!("{slug} was reconciled, and is not ready: {}", show::json(&ready["message"]));
-            Err(Failure::new(Exit::Failed, reason.trim_end()))
+            let why = ready["message"].as_str().unwrap_or("it does not say why");
+            let said = format!("{slug} was reconciled, and is not ready: {why}");
+            Err(Failure::new(Exit::Failed, said))
         }
     }
 }

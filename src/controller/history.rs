@@ -46,10 +46,10 @@ pub fn of_reconcile(claim: &Claim, after: &Status, runs: &[StepRun]) -> Vec<Even
     events
 }
 
-/// The last event of a tenant.
-pub fn tombstone(tenant: &Tenant) -> (Subject, Event) {
+/// The last event of a tenant; its `last` status says what became of its resources.
+pub fn tombstone(tenant: &Tenant, last: &Status) -> (Subject, Event) {
     let policy = tenant.desired.deletion.map_or("retain", |policy| policy.name());
-    let left = tenant.status.steps.iter().filter_map(|(_, step)| step.message.as_deref());
+    let left = last.steps.iter().filter_map(|(_, step)| step.message.as_deref());
     let left: Vec<_> = left.collect();
     let message = format!("deleted with policy {policy}. {}", left.join("; "));
     (tenant.subject(), Event::now(EventKind::Deleted, message.trim_end()))

@@ -240,7 +240,11 @@ impl Reconciler {
         if nothing_left(claim, &plans.current.status) {
             // First, so that whoever sees the document go finds out that it went as it should. If somebody
             // changes their mind right now, the history says that too.
-            if let Err(error) = self.store.record_events(&[history::tombstone(&claim.tenant)]).await {
+            if let Err(error) = self
+                .store
+                .record_events(&[history::tombstone(&claim.tenant, &plans.current.status)])
+                .await
+            {
                 return self.store_failed(claim.tenant.id, &error);
             }
             failpoint::reach(failpoint::REMOVING);

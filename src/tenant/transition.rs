@@ -313,12 +313,12 @@ fn ready(before: &Status, status: &Status, settled: bool, generation: i64, now: 
     let (reason, message) = match failing {
         Some((kind, step)) => (
             step.reason.unwrap_or(Reason::UpstreamError),
-            format!("{kind}: {}", step.message.as_deref().unwrap_or("failed")),
+            of_step(kind, step.message.as_deref().unwrap_or("failed")),
         ),
         None if settled => (Reason::InSync, String::from("every step matches the desired state")),
         None => match held {
             Some((kind, reason, step)) => {
-                (reason, format!("{kind}: {}", step.message.as_deref().unwrap_or("held")))
+                (reason, of_step(kind, step.message.as_deref().unwrap_or("held")))
             }
             None => (Reason::Reconciling, String::from("not every step has been observed to match yet")),
         },
@@ -335,6 +335,12 @@ fn ready(before: &Status, status: &Status, settled: bool, generation: i64, now: 
         observed_generation: generation,
         last_transition_time: since,
     }
+}
+
+/// Most messages begin with the name of their upstream.
+fn of_step(step: StepKind, message: &str) -> String {
+    let named = message.strip_prefix(step.name()).is_some_and(|rest| rest.starts_with(": "));
+    if named { message.to_owned() } else { format!("{step}: {message}") }
 }
 
 /// What people see of a condition.

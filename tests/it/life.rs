@@ -149,6 +149,52 @@ async fn with_policy_delete_only_what_can_be_restored_or_is_empty_goes_and_the_r
 }
 
 #[tokio::test]
+async fn a_tenant_whose_domain_could_not_move_is_let_go_with_the_one_that_it_still_has() {
+    for policy in [DeletionPolicy::Delete, DeletionPolicy::Retain] {
+        let suite = Suite::new().await;
+        let controller = suite.controller(|_| {}).await;
+        suite.create("acme").await;
+        let id = suite.settled("acme").await.get_object_id("_id").unwrap().to_hex();
+        // Stalwart knows that nobody can have such a name.
+        suite.world.set("acme", doc! { "domain": "acme.example" }).await;
+        eventually("the move fails", async || suite.reason("acme", "stalwart").await == "Rejected")
+            .await;
+        suite.ask_deletion("acme", policy).await;
+        suite.gone("acme").await;
+        let kept = suite.domain("acme.test").map(|domain| domain["description"].clone());
+        let expected = match policy {
+            DeletionPolicy::Retain => Some(json!(format!("The acme [tenantry {id} released]"))),
+            _ => None,
+        };
+        assert_eq!(kept, expected, "{policy:?}");
+        let history = suite.history("acme").await;
+        assert!(
+            history.iter().any(|(kind, _, said)| kind == "Deleted" && !said.contains("create domain")),
+            "the last word is on what became of it: {history:?}"
+        );
+        controller.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_former_domain_that_is_still_in_use_is_released_with_its_tenant() {
+    let suite = Suite::new().await;
+    let controller = suite.controller(|_| {}).await;
+    suite.create("acme").await;
+    suite.settled("acme").await;
+    suite.stalwart.plant_account("acme.test", "anna");
+    suite.world.set("acme", doc! { "domain": "acme-mail.test" }).await;
+    suite.settled("acme").await;
+    suite.ask_deletion("acme", DeletionPolicy::Retain).await;
+    suite.gone("acme").await;
+    for name in ["acme.test", "acme-mail.test"] {
+        let domain = suite.domain(name).expect("it stays");
+        assert!(domain["description"].as_str().unwrap().ends_with(" released]"), "{domain}");
+    }
+    controller.stop().await;
+}
+
+#[tokio::test]
 async fn with_purge_nothing_is_left() {
     let suite = Suite::new().await;
     let controller = suite.controller(|_| {}).await;

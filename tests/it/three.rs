@@ -495,6 +495,7 @@ async fn the_health_of_each_upstream_is_shown_with_the_remedy_and_does_not_make_
         ready
             && STEPS.iter().all(|step| !shown["upstreams"][step]["authenticated"].is_null())
             && !shown["upstreams"]["stalwart"]["lacks"].is_null()
+            && !shown["upstreams"]["ocis"]["version"].is_null()
     })
     .await;
     let upstreams = &shown["upstreams"];

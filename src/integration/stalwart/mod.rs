@@ -27,7 +27,7 @@ use super::converge::{
     Checked, Drift, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
 };
 use super::upstream::{Call, Purpose, Upstream};
-use crate::tenant::{Fingerprint, MailDomain, Reason, StepKind, TenantId};
+use crate::tenant::{Fingerprint, MailDomain, Presence, Reason, StepKind, TenantId};
 
 /// Who makes a new domain's DKIM keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -321,11 +321,14 @@ impl Integration for Stalwart {
     }
 
     async fn observe(&self, target: &Target) -> Result<Option<MailService>, Error> {
-        let Some(name) = &target.desired.domain else {
-            // What the tenant had before it had none.
+        let wanted = target.desired.domain.as_ref();
+        let Some(name) = wanted.filter(|_| target.desired.presence == Presence::Present) else {
+            // Whatever the tenant has, and not what it was to have: a move may never have succeeded.
             let Found { domains, .. } = self.look(target, None).await?;
+            let ours = |domain: &&Domain| domain.owner() == Some(target.id);
             let recorded = |domain: &&Domain| target.recorded.as_ref() == Some(&domain.id);
-            let domain = domains.iter().find(recorded).or(domains.first()).cloned();
+            let both = domains.iter().find(|domain| ours(domain) && recorded(domain));
+            let domain = both.or_else(|| domains.iter().find(ours)).or(domains.first()).cloned();
             return Ok(domain.map(|domain| {
                 let former = Self::former(&domain.name, domains, target.id);
                 MailService { domain, former }
@@ -555,19 +558,27 @@ impl Integration for Stalwart {
         match how {
             Release::Keep(usage) => {
                 let description = description(target, usage);
-                if domain.description.as_ref() != Some(&description) {
-                    let id = domain.id.as_str();
+                let all: Vec<_> =
+                    [&domain].into_iter().chain(former.iter().map(|former| &former.domain)).collect();
+                let unmarked: Vec<_> =
+                    all.iter().filter(|one| one.description.as_ref() != Some(&description)).collect();
+                if !unmarked.is_empty() {
+                    let patch = |one: &&&Domain| (one.id.clone(), json!({ "description": description }));
+                    let patches: serde_json::Map<_, _> = unmarked.iter().map(patch).collect();
                     let mut batch = Batch::new("release_domain", Purpose::Write);
-                    let patch = json!({ "description": description });
-                    batch.call("x:Domain/set", json!({ "update": { id: patch } }), "update");
+                    batch.call("x:Domain/set", json!({ "update": patches }), "update");
                     let answers = send(&self.upstream, &batch).await?;
-                    if let Written::Refused(refused) = answers.updated("update", id)?
-                        && refused.r#type != "notFound"
-                    {
-                        return Err(refused.terminal(&answers.what()).about(id));
+                    for one in unmarked {
+                        if let Written::Refused(refused) = answers.updated("update", &one.id)?
+                            && refused.r#type != "notFound"
+                        {
+                            return Err(refused.terminal(&answers.what()).about(&one.id));
+                        }
                     }
                 }
-                notes.push(format!("the domain {} is kept, marked {}", domain.name, usage.name()));
+                for one in all {
+                    notes.push(format!("the domain {} is kept, marked {}", one.name, usage.name()));
+                }
                 kept = Some(domain.id);
             }
             // There is no way back from either, so they are the same: only what is empty.
