@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request, rejection::BytesRejection};
 use axum::http::header;
 use serde_json::{Map, Value};
@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::MAX_BODY;
 use super::problem::{FieldError, Problem};
 use crate::store::{Edit, NewTenant};
-use crate::tenant::{Desired, PerStep, Services, Slug};
+use crate::tenant::{Desired, PerStep, Services, Slug, StepKind};
 
 /// A JSON object being read. Fields are taken out; what is left at the end is unknown.
 struct Fields {
@@ -232,6 +232,34 @@ fn read_patch(object: Map<String, Value>) -> Result<Edit, Vec<FieldError>> {
     if errors.is_empty() { Ok(edit) } else { Err(errors) }
 }
 
+/// The steps that a reconcile is asked for; all of them without a body.
+#[derive(Debug)]
+pub struct Steps(pub Vec<StepKind>);
+
+fn read_steps(object: Map<String, Value>) -> Result<Vec<StepKind>, Vec<FieldError>> {
+    let mut fields = Fields::new(object);
+    let names = || StepKind::ALL.map(StepKind::name).join(", ");
+    let steps = match fields.take("steps") {
+        None => Some(StepKind::ALL.to_vec()),
+        Some(Value::Array(named)) => {
+            let known = |name: &Value| StepKind::ALL.into_iter().find(|step| *name == step.name());
+            named.iter().map(known).collect::<Option<Vec<_>>>().filter(|steps| !steps.is_empty())
+        }
+        Some(_) => None,
+    };
+    if steps.is_none() {
+        fields.wrong("steps", format!("must be a list of one or more of {}", names()));
+    }
+    let errors = fields.finish();
+    match steps {
+        // Whatever is named twice is meant once.
+        Some(steps) if errors.is_empty() => {
+            Ok(StepKind::ALL.into_iter().filter(|step| steps.contains(step)).collect())
+        }
+        _ => Err(errors),
+    }
+}
+
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 
@@ -247,19 +275,37 @@ async fn object<S: Send + Sync>(
     if !accepted.iter().any(|accepted| essence.eq_ignore_ascii_case(accepted)) {
         return Err(Problem::unsupported_media_type(accepted));
     }
-    let body = Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
+    let body = whole_body(request, state).await?;
+    let body: Value = serde_json::from_slice(&body)
+        .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
+    match body {
+        Value::Object(object) => Ok(object),
+        _ => Err(Problem::bad_request("the body must be a JSON object")),
+    }
+}
+
+async fn whole_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
         BytesRejection::FailedToBufferBody(error)
             if error.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE =>
         {
             Problem::too_large(MAX_BODY)
         }
         _ => Problem::bad_request("the body could not be read to its end"),
-    })?;
-    let body: Value = serde_json::from_slice(&body)
-        .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
-    match body {
-        Value::Object(object) => Ok(object),
-        _ => Err(Problem::bad_request("the body must be a JSON object")),
+    })
+}
+
+impl<S: Send + Sync> FromRequest<S> for Steps {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        let body = whole_body(Request::from_parts(parts.clone(), body), state).await?;
+        if body.is_empty() {
+            return Ok(Self(StepKind::ALL.to_vec()));
+        }
+        let request = Request::from_parts(parts, Body::from(body));
+        read_steps(object(request, state, &[JSON]).await?).map(Self).map_err(Problem::invalid)
     }
 }
 
@@ -293,7 +339,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::tenant::StepKind;
 
     fn errors(body: Value) -> Vec<(String, String)> {
         let Value::Object(object) = body else { panic!("tests give objects") };

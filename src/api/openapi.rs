@@ -276,6 +276,24 @@ pub struct ServicesBody {
     ocis: Option<bool>,
 }
 
+/// What to reconcile.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(dead_code, reason = "a description; `fields` reads it")]
+pub struct StepsBody {
+    /// One or more of `authentik`, `stalwart`, `ocis`; all of them if absent
+    #[schema(min_items = 1, example = json!(["ocis"]))]
+    steps: Option<Vec<StepName>>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum StepName {
+    Authentik,
+    Stalwart,
+    Ocis,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

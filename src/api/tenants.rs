@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::etag::single;
-use super::openapi::{Creating, Finding, Listing, NewTenantBody, Searching};
+use super::fields::Steps;
+use super::openapi::{Creating, Editing, Finding, Listing, NewTenantBody, Searching, StepsBody};
 use super::problem::{FieldError, Problem};
 use super::representation::TenantView;
 use super::wait::{Wait, acted_on, handled};
@@ -91,7 +92,9 @@ pub struct ReconcileRequest {
     token: Timestamp,
 }
 
-/// Ask for a reconcile now, of all steps
+/// Ask for a reconcile now
+///
+/// Of all steps, or of those that the body names.
 #[utoipa::path(post, path = "/tenants/{slug}/reconcile", tag = "tenants", operation_id = "reconcileTenant",
     params(
         ("slug" = String, Path, description = "Of the tenant", example = "acme"),
@@ -99,17 +102,19 @@ pub struct ReconcileRequest {
             or after so many seconds, at most 60. `Preference-Applied` says whether it was heeded",
             nullable = false, example = "wait=10"),
     ),
+    request_body = Option<StepsBody>,
     responses(
         (status = 202, description = "It will be done", body = ReconcileRequest),
         (status = 200, description = "It was done while the request waited: the tenant", body = TenantView),
-        Finding,
+        Editing,
     ))]
 pub async fn reconcile(
     State(store): State<Store>,
     Named(slug): Named,
     wait: Wait,
+    Steps(steps): Steps,
 ) -> Result<Response, Problem> {
-    let requested = store.request_reconcile(&slug).await?;
+    let requested = store.request_reconcile_of(&slug, &steps).await?;
     let token = requested.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
     let waited = wait.until(&store, &slug, None, |tenant| handled(tenant, token)).await;
     let mut response = match &waited.record {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 use reqwest::header::HeaderValue;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::client::{Ask, Client};
 use super::desired::{Changes, in_editor};
@@ -130,9 +130,18 @@ pub async fn describe(client: &Client, slug: &Slug) -> Result<String, Failure> {
     Ok(show::describe(&tenant, events.as_ref().map(|answer| &answer.body)))
 }
 
-pub async fn reconcile(client: &Client, slug: &Slug, wait: Option<Duration>) -> Result<String, Failure> {
+pub async fn reconcile(
+    client: &Client,
+    slug: &Slug,
+    steps: &[String],
+    wait: Option<Duration>,
+) -> Result<String, Failure> {
     let path = ["tenants", slug.as_str(), "reconcile"];
-    let asked = client.ask(Ask::new(Method::POST, &path, API).wait(wait)).await?.body;
+    let mut ask = Ask::new(Method::POST, &path, API);
+    if !steps.is_empty() {
+        ask = ask.body(json!({ "steps": steps }));
+    }
+    let asked = client.ask(ask.wait(wait)).await?.body;
     let Some(wait) = wait else { return Ok(format!("{slug}: will be reconciled\n")) };
     let tenant = follow::until_handled(client, slug, &asked["token"], wait).await?;
     match show::ready(&tenant) {

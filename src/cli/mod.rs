@@ -129,9 +129,14 @@ Examples:
         output: Output,
     },
     /// Look at a tenant's upstreams now, and repair what is not as it should be
-    #[command(after_help = "Example:\n  tenantry tenants reconcile acme --wait=30s")]
+    #[command(
+        after_help = "Examples:\n  tenantry tenants reconcile acme --wait=30s\n  tenantry tenants reconcile acme --step ocis"
+    )]
     Reconcile {
         slug: Slug,
+        /// Only this step; may be repeated
+        #[arg(long = "step", value_name = "STEP", value_parser = ["authentik", "stalwart", "ocis"])]
+        steps: Vec<String>,
         #[command(flatten)]
         settle: Settle,
     },
@@ -305,7 +310,9 @@ impl TenantsCommand {
             Self::Edit { slug, changes, settle, output } => {
                 commands::edit(client, &slug, &changes, settle.wait, output).await
             }
-            Self::Reconcile { slug, settle } => commands::reconcile(client, &slug, settle.wait).await,
+            Self::Reconcile { slug, steps, settle } => {
+                commands::reconcile(client, &slug, &steps, settle.wait).await
+            }
             Self::Pause { slug } => commands::act(client, &slug, "pause", "way to pause tenants").await,
             Self::Resume { slug } => {
                 commands::act(client, &slug, "resume", "way to pause tenants").await

@@ -58,7 +58,7 @@ impl fmt::Display for InvalidDocument {
 pub(super) fn projection() -> Document {
     let mut fields = doc! {
         "status": 1, "steps": 1, "conditions": 1, "generation": 1, "observedGeneration": 1,
-        "reconcileRequestedAt": 1, "lastHandledReconcileAt": 1, "lastHandledDesired": 1,
+        "reconcileRequestedAt": 1, "reconcileRequestedSteps": 1, "lastHandledReconcileAt": 1, "lastHandledDesired": 1,
         "nextReconcileAt": 1, "lease": 1, "createdAt": 1, "updatedAt": 1,
     };
     fields.extend(DESIRED.map(|field| (field.to_owned(), Bson::Int32(1))));
@@ -116,12 +116,26 @@ fn read_tenant(document: &Document) -> Result<Tenant, Vec<String>> {
         desired,
         generation: document.get("generation").and_then(integer).unwrap_or(1),
         reconcile_requested_at,
+        reconcile_requested_steps: requested_steps(document),
         deletion_requested_at: at("deletionRequestedAt"),
         status: read_status(document),
         interrupted: false,
         created_at: at("createdAt").unwrap_or(made_at),
         updated_at: at("updatedAt"),
     })
+}
+
+/// The steps that the latest request is about, unless it is about all. What belongs to an earlier request
+/// says nothing of one that another writer made since.
+fn requested_steps(document: &Document) -> Option<PerStep<bool>> {
+    let requested = document.get_document("reconcileRequestedSteps").ok()?;
+    if requested.get("at").and_then(timestamp)?
+        != document.get("reconcileRequestedAt").and_then(timestamp)?
+    {
+        return None;
+    }
+    let steps = requested.get_array("steps").ok()?;
+    Some(PerStep::from_fn(|step| steps.iter().any(|named| named.as_str() == Some(step.name()))))
 }
 
 fn read_desired(document: &Document, problems: &mut Vec<String>) -> Option<Desired> {

@@ -173,15 +173,32 @@ impl Store {
     /// `lastHandledReconcileAt` will equal once it has been acted on, and no two requests share;
     /// `None` when there is no such tenant.
     pub async fn request_reconcile(&self, slug: &Slug) -> Result<Option<Timestamp>, StoreError> {
+        self.request_reconcile_of(slug, &StepKind::ALL).await
+    }
+
+    /// The same of some steps only, and of those that an earlier request which nobody has handled yet is
+    /// about.
+    pub async fn request_reconcile_of(
+        &self,
+        slug: &Slug,
+        steps: &[StepKind],
+    ) -> Result<Option<Timestamp>, StoreError> {
         let earlier = doc! { "$cond": [
             { "$eq": [{ "$type": "$reconcileRequestedAt" }, "date"] },
             { "$add": ["$reconcileRequestedAt", 1_i64] },
             "$$NOW",
         ] };
-        let flag = vec![doc! { "$set": {
-            "reconcileRequestedAt": { "$max": ["$$NOW", earlier] },
+        let at = doc! { "$max": ["$$NOW", earlier] };
+        let (about, next) = if steps.len() == StepKind::ALL.len() {
             // Missing sorts before every date, so that even the due scan takes requests first.
-            "nextReconcileAt": "$$REMOVE",
+            (Bson::from("$$REMOVE"), Bson::from("$$REMOVE"))
+        } else {
+            (about(steps, &at).into(), due_as_it_is().into())
+        };
+        let flag = vec![doc! { "$set": {
+            "reconcileRequestedAt": at,
+            "reconcileRequestedSteps": about,
+            "nextReconcileAt": next,
         } }];
         let update = self
             .tenants
@@ -228,6 +245,37 @@ impl Store {
         }
         Ok(census)
     }
+}
+
+/// Aggregation expression: these steps, and those of an open request; all if that is about all.
+fn about(steps: &[StepKind], at: &Document) -> Document {
+    let names: Vec<_> = steps.iter().map(|step| step.name()).collect();
+    let only = |steps: Bson| doc! { "at": at.clone(), "steps": steps };
+    let open = doc! { "$and": [
+        { "$eq": [{ "$type": "$reconcileRequestedAt" }, "date"] },
+        { "$ne": ["$reconcileRequestedAt", "$lastHandledReconcileAt"] },
+    ] };
+    let partial = doc! { "$and": [
+        { "$eq": ["$reconcileRequestedSteps.at", "$reconcileRequestedAt"] },
+        { "$isArray": "$reconcileRequestedSteps.steps" },
+    ] };
+    let both = doc! { "$setUnion": ["$reconcileRequestedSteps.steps", names.clone()] };
+    doc! { "$switch": {
+        "branches": [
+            { "case": { "$not": [open] }, "then": only(names.into()) },
+            { "case": partial, "then": only(both.into()) },
+        ],
+        "default": "$$REMOVE",
+    } }
+}
+
+/// Aggregation expression: due now, for no more steps than those that have a reason.
+fn due_as_it_is() -> Document {
+    doc! { "$cond": [
+        { "$eq": [{ "$type": "$nextReconcileAt" }, "date"] },
+        { "$min": ["$nextReconcileAt", "$$NOW"] },
+        "$$REMOVE",
+    ] }
 }
 
 pub(super) fn by_slug(slug: &Slug) -> Document {

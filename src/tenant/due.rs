@@ -15,7 +15,7 @@ pub fn due_steps(tenant: &Tenant, now: Timestamp, policy: &Policy) -> Vec<StepKi
 
 /// A step has a reason to run when
 ///
-/// * an explicit request is open, or the tenant was marked due by a missing `nextReconcileAt`,
+/// * an explicit request is open that is about it, or the tenant was marked due by a missing `nextReconcileAt`,
 /// * the part of the desired state that concerns it differs from what it was last run for,
 /// * its own time has come (`nextAttemptAt`), or it never had one,
 /// * it was settled, and an earlier reconcile may have changed that without saying so.
@@ -23,7 +23,7 @@ pub fn due_steps(tenant: &Tenant, now: Timestamp, policy: &Policy) -> Vec<StepKi
 /// A settled step whose routine re-check is near rides along with another settled one's, so that a
 /// tenant whose steps settled at different times does not stay split into several re-checks for ever.
 pub(super) fn steps_with_reason(tenant: &Tenant, now: Timestamp, policy: &Policy) -> Vec<StepKind> {
-    let everything = tenant.open_request().is_some() || tenant.status.next_reconcile_at.is_none();
+    let everything = tenant.status.next_reconcile_at.is_none();
     let own_time = |step: StepKind, at: Timestamp| {
         tenant.status.steps[step].next_attempt_at.is_none_or(|next| next <= at)
     };
@@ -35,6 +35,7 @@ pub(super) fn steps_with_reason(tenant: &Tenant, now: Timestamp, policy: &Policy
         .into_iter()
         .filter(|step| {
             everything
+                || tenant.is_requested(*step)
                 || desired_changed(tenant, *step)
                 || own_time(*step, now)
                 || (settled(*step) && (tenant.interrupted || (routine && own_time(*step, soon))))
@@ -45,7 +46,7 @@ pub(super) fn steps_with_reason(tenant: &Tenant, now: Timestamp, policy: &Policy
 /// Whether earlier failures of the step no longer count: somebody asked for it, or it has something
 /// new to do. Nothing else resets a backoff.
 pub fn starts_afresh(tenant: &Tenant, step: StepKind) -> bool {
-    tenant.open_request().is_some() || desired_changed(tenant, step)
+    tenant.is_requested(step) || desired_changed(tenant, step)
 }
 
 fn desired_changed(tenant: &Tenant, step: StepKind) -> bool {

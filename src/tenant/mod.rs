@@ -50,6 +50,8 @@ pub struct Tenant {
     pub generation: i64,
     /// The latest explicit reconcile request, if there ever was one.
     pub reconcile_requested_at: Option<Timestamp>,
+    /// The steps that it is about; `None`: all of them.
+    pub reconcile_requested_steps: Option<PerStep<bool>>,
     pub status: Status,
     /// An earlier reconcile ended without saying what it did: what it had found out no longer counts.
     pub interrupted: bool,
@@ -65,6 +67,12 @@ impl Tenant {
     /// The explicit request that no reconcile has handled yet.
     pub fn open_request(&self) -> Option<Timestamp> {
         self.reconcile_requested_at.filter(|at| self.status.last_handled_reconcile_at != Some(*at))
+    }
+
+    /// Whether an open request is about the step.
+    pub fn is_requested(&self, step: StepKind) -> bool {
+        self.open_request().is_some()
+            && self.reconcile_requested_steps.as_ref().is_none_or(|of| of[step])
     }
 
     /// Whose history its events belong to.

@@ -88,32 +88,34 @@ fn any_tenant() -> impl Strategy<Value = Tenant> {
             prop::sample::select(Phase::ALL.to_vec()),
             any_time(),
             (1i64..5, any::<bool>()),
+            prop::option::of(any::<[bool; 3]>()),
         )
-            .prop_map(
-                |(desired, steps, handled, asked, done, phase, next, (generation, interrupted))| {
-                    let steps = [steps.0, steps.1, steps.2];
-                    Tenant {
-                        id: TenantId::from_bytes([7; 12]),
-                        slug: "acme".parse().unwrap(),
-                        desired,
-                        generation,
-                        reconcile_requested_at: asked,
-                        status: Status {
-                            phase,
-                            steps: PerStep::from_fn(|kind| steps[kind as usize].clone()),
-                            ready: None,
-                            observed_generation: None,
-                            last_handled_reconcile_at: done,
-                            last_handled_desired: handled,
-                            next_reconcile_at: next,
-                        },
-                        interrupted,
-                        deletion_requested_at: None,
-                        created_at: at(-1_000_000),
-                        updated_at: None,
-                    }
-                },
-            )
+            .prop_map(|(desired, steps, handled, asked, done, phase, next, flags, some)| {
+                let (generation, interrupted) = flags;
+                let some_steps = some.map(|on| PerStep::from_fn(|step| on[step as usize]));
+                let steps = [steps.0, steps.1, steps.2];
+                Tenant {
+                    id: TenantId::from_bytes([7; 12]),
+                    slug: "acme".parse().unwrap(),
+                    desired,
+                    generation,
+                    reconcile_requested_at: asked,
+                    reconcile_requested_steps: some_steps,
+                    status: Status {
+                        phase,
+                        steps: PerStep::from_fn(|kind| steps[kind as usize].clone()),
+                        ready: None,
+                        observed_generation: None,
+                        last_handled_reconcile_at: done,
+                        last_handled_desired: handled,
+                        next_reconcile_at: next,
+                    },
+                    interrupted,
+                    deletion_requested_at: None,
+                    created_at: at(-1_000_000),
+                    updated_at: None,
+                }
+            })
     })
 }
 
@@ -544,6 +546,7 @@ fn steps_settled_at_different_times_come_together_again() {
         slug: "acme".parse().unwrap(),
         generation: 1,
         reconcile_requested_at: None,
+        reconcile_requested_steps: None,
         status: Status {
             steps: PerStep::from_fn(|kind| settled(next[kind], kind)),
             last_handled_desired: Some(desired.clone()),
@@ -558,6 +561,43 @@ fn steps_settled_at_different_times_come_together_again() {
     };
     let due = due_steps(&tenant, at(0), &policy);
     assert_eq!(due, [StepKind::Authentik, StepKind::Stalwart], "what is near rides along");
+}
+
+#[test]
+fn a_request_is_about_the_steps_that_it_names_or_about_all() {
+    let policy = Policy {
+        backoff: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(60) },
+        resync: Duration::from_secs(600),
+    };
+    let desired = Desired::new("Acme".parse().unwrap());
+    let step = |kind| StepStatus {
+        state: StepState::Ok,
+        observed: Some(desired.for_step(kind)),
+        attempts: 0,
+        next_attempt_at: Some(at(1_000_000)),
+        ..StepStatus::default()
+    };
+    let mut tenant = Tenant {
+        id: TenantId::from_bytes([1; 12]),
+        slug: "acme".parse().unwrap(),
+        generation: 1,
+        reconcile_requested_at: Some(at(0)),
+        reconcile_requested_steps: Some(PerStep::from_fn(|step| step == StepKind::Ocis)),
+        status: Status {
+            steps: PerStep::from_fn(step),
+            last_handled_desired: Some(desired.clone()),
+            next_reconcile_at: Some(at(0)),
+            ..Status::default()
+        },
+        interrupted: false,
+        deletion_requested_at: None,
+        desired,
+        created_at: at(0) - SignedDuration::from_secs(1),
+        updated_at: None,
+    };
+    assert_eq!(due_steps(&tenant, at(0), &policy), [StepKind::Ocis]);
+    tenant.reconcile_requested_steps = None;
+    assert_eq!(due_steps(&tenant, at(0), &policy), StepKind::ALL);
 }
 
 #[test]

@@ -7,11 +7,13 @@ use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tenantry::config::Given;
 use tenantry::run::{self, Addresses};
+use tenantry::tenant::StepKind;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{self, TOKEN, World, eventually, http};
+use crate::three::Suite;
 
 /// A whole process' worth of tenantry, in this one.
 pub struct Served {
@@ -329,5 +331,62 @@ async fn metrics_tell_what_happened() {
     assert!(errors(&metrics), "{metrics}");
     assert!(metrics.contains("tenantry_backoff_delay_seconds_count{upstream=\"authentik\"}"));
     assert!(!metrics.contains(TOKEN), "no secret in a metric");
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_reconcile_may_be_asked_for_some_steps_only() {
+    let suite = Suite::new().await;
+    let controller =
+        suite.controller(|settings| settings.poll_interval = Duration::from_secs(600)).await;
+    suite.create("acme").await;
+    suite.settled("acme").await;
+    let slug = "acme".parse().unwrap();
+    let asked = async |steps: &[StepKind]| {
+        suite.world.store.request_reconcile_of(&slug, steps).await.unwrap().unwrap()
+    };
+    let handled = async |token: jiff::Timestamp| {
+        eventually("it is handled", async || {
+            let tenant = suite.world.find("acme").await;
+            let at = tenant.get_datetime("lastHandledReconcileAt");
+            at.is_ok_and(|at| at.timestamp_millis() >= token.as_millisecond())
+        })
+        .await;
+    };
+    suite.forget_requests();
+    handled(asked(&[StepKind::Ocis]).await).await;
+    assert_eq!(suite.requests(), [0, 0, 1]);
+
+    // What is asked for before the first is handled adds to it.
+    controller.stop().await;
+    suite.forget_requests();
+    asked(&[StepKind::Ocis]).await;
+    let both = asked(&[StepKind::Authentik]).await;
+    let controller =
+        suite.controller(|settings| settings.poll_interval = Duration::from_secs(600)).await;
+    handled(both).await;
+    controller.stop().await;
+    // Each is asked once at start.
+    assert_eq!(suite.requests(), [1 + 1, 1, 1 + 1]);
+    suite.forget_requests();
+    asked(&StepKind::ALL).await;
+    let all = asked(&[StepKind::Ocis]).await;
+    let controller = suite.controller(|_| {}).await;
+    handled(all).await;
+    controller.stop().await;
+    assert_eq!(suite.requests(), [1 + 1; 3], "a request for all is not narrowed by a later one");
+
+    let served = Served::new(&suite.world).await;
+    for body in [
+        json!({ "steps": [] }),
+        json!({ "steps": ["mail"] }),
+        json!({ "steps": "ocis" }),
+        json!({ "step": "ocis" }),
+    ] {
+        let refused = served.post("/tenants/acme/reconcile", &body).await;
+        assert_eq!(refused.status(), 422, "{body}");
+    }
+    let fine = served.post("/tenants/acme/reconcile", &json!({ "steps": ["ocis", "ocis"] })).await;
+    assert_eq!(fine.status(), 202);
     served.stop().await;
 }

@@ -76,20 +76,20 @@ async fn every_way_to_be_the_account_works() {
 #[tokio::test]
 async fn a_token_is_renewed_at_four_fifths_of_its_life_and_used_meanwhile() {
     let files = FileServer::new(Flavour::Ocis31).await;
-    files.issuer.set_validity(Duration::from_secs(5));
+    files.issuer.set_validity(Duration::from_secs(10));
     let ocis = connected(&files).await;
-    files.issuer.faults.add(Fault { delay_ms: 300, ..on_token(FaultAnswer::True) });
+    files.issuer.faults.add(Fault { delay_ms: 1_000, ..on_token(FaultAnswer::True) });
     let started = Instant::now();
     // Asked all along: no request is ever refused, and none waits for the renewal.
     eventually("the token is renewed", async || {
         let asked = Instant::now();
         ask(&ocis).await.unwrap();
-        assert!(asked.elapsed() < Duration::from_millis(250), "{:?}", asked.elapsed());
+        assert!(asked.elapsed() < Duration::from_millis(900), "{:?}", asked.elapsed());
         files.issuer.token_requests() == 2
     })
     .await;
     let took = started.elapsed();
-    assert!((3_500..4_900).contains(&took.as_millis()), "renewed after {took:?} of 5 s");
+    assert!((7_000..9_900).contains(&took.as_millis()), "renewed after {took:?} of 10 s");
 }
 
 #[tokio::test]

@@ -443,12 +443,14 @@ async fn a_fleet_that_is_taken_over_costs_a_list_and_not_one_for_each() {
 async fn two_thousand_tenants_at_once_hold_every_limit() {
     const TENANTS: usize = 2_000;
     let mut suite = Suite::new().await;
-    // A busy machine is no reason to ask again.
+    // A busy machine is no reason to ask again, nor to take a tenant from who is at it.
     suite.files.timeout = Duration::from_secs(60);
     for faults in [&suite.world.authentik.faults, &suite.stalwart.faults, &suite.files.server.faults] {
         faults.add(Fault { delay_ms: 5, ..Fault::default() });
     }
-    let controller = suite.controller(|settings| settings.workers = 16).await;
+    let controller = suite
+        .controller(|settings| (settings.workers, settings.lease_ttl) = (16, Duration::from_secs(60)))
+        .await;
     let documents = (0..TENANTS).map(|n| {
         doc! {
             "slug": format!("t{n}"), "name": format!("Tenant {n}"), "domain": format!("t{n}.test"),
