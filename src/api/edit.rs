@@ -45,6 +45,7 @@ pub async fn patch(
     match change(&store, &slug, &edit, &conditions).await? {
         Edited::Done(record) => Ok(settled(&store, &slug, wait, record, false).await),
         Edited::Missing => Err(Problem::no_tenant(slug.as_str())),
+        Edited::Leaving => Err(Problem::leaving(slug.as_str())),
         Edited::Unexpected => Err(no_longer(&slug)),
     }
 }
@@ -100,11 +101,12 @@ pub async fn put(
                     let detail = "If-Match needs a tenant, and there is none";
                     Err(Problem::precondition_failed(detail))
                 }
+                Edited::Leaving => Err(Problem::leaving(slug.as_str())),
                 Edited::Unexpected => Err(no_longer(slug)),
             }
         }
         Conditions { if_match: None, if_absent: false } => {
-            let put = store.put(&new).await?;
+            let put = store.put(&new).await?.ok_or_else(|| Problem::leaving(slug.as_str()))?;
             Ok(settled(&store, slug, wait, put.record, put.created).await)
         }
     }

@@ -166,7 +166,7 @@ problem_sets! {
     /// Of a request that creates.
     Creating: [409, 413, 415, 422];
     /// Of a request that edits.
-    Editing: [404, 412, 413, 415, 422];
+    Editing: [404, 409, 412, 413, 415, 422];
     /// Of a request that names a tenant.
     Finding: [404];
     /// Of a request that names a tenant and has a query.

@@ -102,6 +102,14 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "Slug taken", detail)
     }
 
+    pub fn leaving(slug: &str) -> Self {
+        let detail = format!(
+            "the tenant {slug:?} is being deleted; nothing was changed. Undelete it first, or wait until it \
+             is gone"
+        );
+        Self::new(StatusCode::CONFLICT, "Tenant is being deleted", detail)
+    }
+
     /// A condition of the request (`If-Match`, `If-None-Match`) does not hold.
     pub fn precondition_failed(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::PRECONDITION_FAILED, "Precondition failed", detail)

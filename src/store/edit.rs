@@ -52,6 +52,8 @@ pub enum Edited {
     Done(Record),
     /// There is no such tenant.
     Missing,
+    /// It is to be deleted, and untouched.
+    Leaving,
     /// The tenant is not as the caller expected it, and is untouched.
     Unexpected,
 }
@@ -73,8 +75,12 @@ impl Store {
     /// # Errors
     /// After [`StoreError::Unavailable`] the edit was made whole or not at all. It may be repeated.
     pub async fn edit(&self, slug: &Slug, edit: &Edit) -> Result<Edited, StoreError> {
-        let after = self.find_and_edit("edit", by_slug(slug), edit).await?;
-        Ok(after.map_or(Edited::Missing, Edited::Done))
+        if let Some(after) = self.find_and_edit("edit", staying(by_slug(slug)), edit).await? {
+            return Ok(Edited::Done(after));
+        }
+        // The same question again, so that the answer is true at some moment.
+        let found = self.bounded("get", self.tenants.find_one(by_slug(slug)).projection(projection()));
+        Ok(if found.await?.is_some() { Edited::Leaving } else { Edited::Missing })
     }
 
     /// Edits a tenant if it is as `expected`, and nobody changes its desired state in between.
@@ -89,6 +95,9 @@ impl Store {
     ) -> Result<Edited, StoreError> {
         let find = self.tenants.find_one(by_slug(slug)).projection(projection());
         let Some(before) = self.bounded("get", find).await? else { return Ok(Edited::Missing) };
+        if matches!(before.get("deletionRequestedAt"), Some(Bson::DateTime(_))) {
+            return Ok(Edited::Leaving);
+        }
         if !expected(&read(&before)) {
             return Ok(Edited::Unexpected);
         }
@@ -106,11 +115,12 @@ impl Store {
         Ok(after.map_or(Edited::Unexpected, Edited::Done))
     }
 
-    /// Makes a tenant's desired state this one, and the tenant if there is none.
+    /// Makes a tenant's desired state this one, and the tenant if there is none. `None` if there is one that
+    /// is to be deleted.
     ///
     /// # Errors
     /// After [`StoreError::Unavailable`] it was done whole or not at all. It may be repeated.
-    pub async fn put(&self, new: &NewTenant) -> Result<Put, StoreError> {
+    pub async fn put(&self, new: &NewTenant) -> Result<Option<Put>, StoreError> {
         let id = ObjectId::new();
         let absent = doc! { "$eq": [{ "$type": "$_id" }, "missing"] };
         let edit = stage(&Edit::replace(&new.desired));
@@ -133,22 +143,30 @@ impl Store {
             left -= 1;
             let update = self
                 .tenants
-                .find_one_and_update(by_slug(&new.slug), pipeline.clone())
+                .find_one_and_update(staying(by_slug(&new.slug)), pipeline.clone())
                 .projection(projection())
                 .upsert(true)
                 .return_document(ReturnDocument::After);
             match self.bounded("put", update).await {
                 Ok(Some(after)) => {
                     let created = after.get_object_id("_id").is_ok_and(|found| found == id);
-                    return Ok(Put { record: read(&after), created });
+                    return Ok(Some(Put { record: read(&after), created }));
                 }
                 // An upsert that finds nothing makes something, and tells it.
                 Ok(None) if left > 0 => {}
-                Err(StoreError::Refused { code: Some(DUPLICATE_KEY), .. }) if left > 0 => {}
-                Ok(None) => {
-                    let message = "the tenant came and went while it was written".to_owned();
-                    return Err(StoreError::Unavailable { operation: "put", message });
+                // Somebody made it just now, or it is there and leaves.
+                Err(StoreError::Refused { code: Some(DUPLICATE_KEY), .. }) => {
+                    let leaving =
+                        doc! { "slug": new.slug.as_str(), "deletionRequestedAt": { "$type": "date" } };
+                    let find = self.tenants.find_one(leaving).projection(doc! { "_id": 1 });
+                    if self.bounded("get", find).await?.is_some() {
+                        return Ok(None);
+                    }
+                    if left == 0 {
+                        return Err(contended());
+                    }
                 }
+                Ok(None) => return Err(contended()),
                 Err(error) => return Err(error),
             }
         }
@@ -167,6 +185,18 @@ impl Store {
             .return_document(ReturnDocument::After);
         Ok(self.bounded(operation, update).await?.as_ref().map(read))
     }
+}
+
+fn contended() -> StoreError {
+    let message = "the tenant came and went while it was written".to_owned();
+    StoreError::Unavailable { operation: "put", message }
+}
+
+/// Of what matches, tenants that are not to be deleted.
+fn staying(mut filter: Document) -> Document {
+    // Not as an equality, which an upsert would write into what it makes.
+    filter.insert("deletionRequestedAt", doc! { "$not": { "$type": "date" } });
+    filter
 }
 
 /// One stage, in which every expression sees the document as it was.

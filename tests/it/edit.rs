@@ -268,7 +268,7 @@ async fn puts_that_race_make_one_tenant() {
     };
     let puts = (0..16).map(|n| {
         let (store, new) = (&world.store, new(n));
-        async move { store.put(&new).await.expect("it is put").created }
+        async move { store.put(&new).await.expect("it is put").expect("nobody deletes it").created }
     });
     let created = futures_util::future::join_all(puts).await;
     assert_eq!(created.iter().filter(|created| **created).count(), 1, "{created:?}");
@@ -353,4 +353,26 @@ async fn an_edit_that_changes_nothing_wakes_nobody() {
     world.store.edit(&slug, &edit).await.unwrap();
     eventually("the change is reconciled", async || controller.reconciles("ok") == 2).await;
     controller.stop().await;
+}
+
+#[tokio::test]
+async fn a_tenant_that_is_to_be_deleted_is_not_edited_any_more() {
+    let world = World::new().await;
+    let served = Served::new(&world).await.ready().await;
+    served.post("/tenants", &json!({ "slug": "acme", "name": "Acme" })).await;
+    world.active("acme").await;
+    // So that it stays for a while.
+    let stopped = served.send(Method::PUT, "/stops/all", None).await;
+    assert_eq!(stopped.status(), 200);
+    assert_eq!(served.send(Method::DELETE, "/tenants/acme", None).await.status(), 202);
+    let body = json!({ "name": "Edited" });
+    problem(patch(&served, "acme", &[], &body).await, 409).await;
+    problem(patch(&served, "acme", &[("if-match", "*")], &body).await, 409).await;
+    problem(put(&served, "acme", &[], &body).await, 409).await;
+    assert_eq!(world.find("acme").await.get_str("name").unwrap(), "Acme");
+    let back = served.send(Method::POST, "/tenants/acme/undelete", None).await;
+    assert_eq!(back.status(), 202);
+    let edited = patch(&served, "acme", &[], &body).await;
+    assert_eq!(edited.status(), 200);
+    served.stop().await;
 }
