@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mongodb::bson::{Bson, Document, doc};
 use serde_json::{Value, json};
-use tenantry::failpoint::{CLAIMED, RAN, RELEASED, REMOVING};
+use tenantry::failpoint::{CLAIMED, COMMITTED, CREATED, CREATING, RAN, RELEASED, REMOVING, UPDATED};
 use tenantry::tenant::DeletionPolicy;
 
 use crate::support::{eventually, holds_for};
@@ -281,29 +281,58 @@ async fn a_kill_at_any_point_of_a_deletion_ends_with_what_the_policy_says() {
 }
 
 #[tokio::test]
+async fn a_kill_at_any_point_of_a_move_ends_with_the_new_domain_alone() {
+    let suite = Suite::new().await;
+    let points = [CLAIMED, CREATING, CREATED, UPDATED, RAN, COMMITTED];
+    for (number, failpoint) in points.into_iter().enumerate() {
+        let slug = format!("acme-{number}");
+        suite.create(&slug).await;
+        let process = suite.process(&[]);
+        suite.settled(&slug).await;
+        process.stop().await;
+        let moved = format!("moved-{number}.test");
+        suite.world.set(&slug, doc! { "domain": &moved }).await;
+        let mut process = suite.process(&[("FAILPOINTS", &format!("{failpoint}=return"))]);
+        let status = process.ended().await;
+        assert_eq!(status.signal(), Some(9), "{failpoint}: {}", process.log());
+        let process = suite.process(&[]);
+        suite.reconcile(&slug).await;
+        suite.audit(&slug).await;
+        assert!(suite.domain(&moved).is_some(), "{failpoint}");
+        assert!(suite.domain(&format!("{slug}.test")).is_none(), "{failpoint}");
+        let log = process.stop().await;
+        assert!(!log.contains("panicked"), "{log}");
+    }
+}
+
+#[tokio::test]
 async fn a_kill_at_any_point_of_an_undelete_ends_with_everything_back() {
     let suite = Suite::new().await;
     suite.create("acme").await;
     let process = suite.process(&[]);
     suite.settled("acme").await;
+    process.stop().await;
     // What keeps the document there.
     suite.stalwart.plant_account("acme.test", "anna");
-    for failpoint in [CLAIMED, RAN] {
+    for failpoint in [CLAIMED, CREATING, CREATED, UPDATED, RAN, COMMITTED] {
         suite.ask_deletion("acme", DeletionPolicy::Delete).await;
-        let running = suite.process(&[]);
-        eventually("the space is disabled", async || suite.files.server.enabled() == 0).await;
-        running.stop().await;
+        let process = suite.process(&[]);
+        eventually("group and space are gone", async || {
+            suite.world.authentik.count() == 0 && suite.files.server.enabled() == 0
+        })
+        .await;
+        process.stop().await;
         suite.world.store.undelete(&"acme".parse().unwrap()).await.unwrap().unwrap();
-        let mut crashing = suite.process(&[("FAILPOINTS", &format!("{failpoint}=return"))]);
-        // Another process may have been faster; then there is nothing left to crash at.
-        let ended = tokio::time::timeout(Duration::from_secs(3), crashing.ended()).await;
-        if ended.is_err() {
-            crashing.stop().await;
-        }
+        let mut process = suite.process(&[("FAILPOINTS", &format!("{failpoint}=return"))]);
+        let status = process.ended().await;
+        assert_eq!(status.signal(), Some(9), "{failpoint}: {}", process.log());
+        let process = suite.process(&[]);
         suite.settled("acme").await;
         suite.audit("acme").await;
+        // Also where nothing was left to do for it.
+        process.says("watching for tenants").await;
+        process.stop().await;
     }
-    process.stop().await;
 }
 
 #[tokio::test]
