@@ -72,7 +72,7 @@ pub async fn run(
         database: config.mongodb_database.clone(),
         operation_timeout: config.request_timeout,
         max_connections: workers.saturating_add(OTHER_CONNECTIONS),
-        on_command: Some(Arc::new(move |name| commands.with_label_values(&[name]).inc())),
+        on_command: Some(Arc::new(move |name, _| commands.with_label_values(&[name]).inc())),
     })
     .await?;
     let client = HttpClient::new(config.extra_ca_file.as_deref(), config.request_timeout)?;

@@ -100,8 +100,8 @@ pub enum OpenError {
     Store(#[from] StoreError),
 }
 
-/// Called with the name of each command sent to the server, for metrics and for counting in tests.
-pub type CommandObserver = Arc<dyn Fn(&str) + Send + Sync>;
+/// Called with the name and collection of each command sent to the server, for metrics and for counting in tests.
+pub type CommandObserver = Arc<dyn Fn(&str, Option<&str>) + Send + Sync>;
 
 /// Where the tenants live and how long an operation may take.
 pub struct StoreOptions {
@@ -150,7 +150,8 @@ impl Store {
         if let Some(observe) = options.on_command {
             client.command_event_handler = Some(EventHandler::callback(move |event| {
                 if let CommandEvent::Started(started) = event {
-                    observe(&started.command_name);
+                    let collection = started.command.get_str(&started.command_name).ok();
+                    observe(&started.command_name, collection);
                 }
             }));
         }
