@@ -12,6 +12,7 @@ mod guard;
 mod health;
 mod hub;
 pub mod openapi;
+mod plan;
 mod problem;
 mod rates;
 mod representation;
@@ -89,6 +90,7 @@ impl Api {
             .route("/tenants/{slug}/resume", post(tenants::resume))
             .route("/tenants/{slug}/reconcile", post(tenants::reconcile))
             .route("/tenants/{slug}/events", get(events::list))
+            .route("/tenants/{slug}/plan", get(plan::show))
             .route("/orphans", get(fleet::orphans))
             .route("/guards", get(fleet::guards))
             .route("/guards/{upstream}/lift", post(fleet::lift))

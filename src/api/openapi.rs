@@ -15,7 +15,7 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::problem::Problem;
 use super::representation::TenantView;
-use super::{edit, events, fleet, health, stream, tenants};
+use super::{edit, events, fleet, health, plan, stream, tenants};
 
 /// The description of the API. A handler that is missing here is missing there.
 #[derive(OpenApi)]
@@ -39,6 +39,7 @@ use super::{edit, events, fleet, health, stream, tenants};
         tenants::pause,
         tenants::resume,
         tenants::reconcile,
+        plan::show,
         events::list,
         fleet::orphans,
         fleet::guards,

@@ -127,6 +127,12 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "No such tenant", detail)
     }
 
+    /// The document makes no sense, and `why` says how.
+    pub fn senseless(why: &str) -> Self {
+        let detail = format!("nothing is done about this tenant until its document is mended: {why}");
+        Self::new(StatusCode::CONFLICT, "Document makes no sense", detail)
+    }
+
     pub fn no_upstream(name: &str) -> Self {
         let detail = format!("{name:?} is none of authentik, stalwart, ocis");
         Self::new(StatusCode::NOT_FOUND, "No such upstream", detail)

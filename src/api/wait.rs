@@ -86,6 +86,11 @@ impl Waited {
 }
 
 impl Wait {
+    /// Whether there is a wish, and a place to wait.
+    pub fn is_granted(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Waits until `settled` is true of the tenant, or the time is over.
     pub async fn until(
         self,

@@ -10,6 +10,7 @@ use super::client::{Ask, Client};
 use super::desired::{Changes, in_editor};
 use super::failure::{Exit, Failure};
 use super::follow;
+use super::print;
 use super::show::{self, Form, Output};
 use super::yaml::to_yaml;
 use crate::tenant::Slug;
@@ -152,6 +153,24 @@ pub async fn reconcile(
             Err(Failure::new(Exit::Failed, said))
         }
     }
+}
+
+pub async fn plan(
+    client: &Client,
+    slug: &Slug,
+    exit_code: bool,
+    wait: Option<Duration>,
+    output: Output,
+) -> Result<String, Failure> {
+    let path = ["tenants", slug.as_str(), "plan"];
+    let ask = Ask::get(&path, "plan of tenants");
+    let plan = client.ask(ask.wait(wait)).await?.body;
+    let text = show::plan(&plan, output.output);
+    if !exit_code || plan["changes"] == 0 {
+        return Ok(text);
+    }
+    print(&text);
+    Err(Failure::new(Exit::Changes, format!("{slug} would be changed")))
 }
 
 /// `POST /tenants/{slug}/{action}`.

@@ -13,6 +13,7 @@ pub enum Exit {
     Conflict = 4,
     NotAuthorized = 5,
     Timeout = 6,
+    Changes = 7,
 }
 
 /// What is said on standard error.

@@ -25,7 +25,7 @@ use crate::tenant::Slug;
 const EXIT_CODES: &str = "\
 Exit codes:
   0 done   1 failed   2 wrong command line   3 no such tenant   4 conflict, or somebody else was quicker
-  5 not authorized   6 not in time
+  5 not authorized   6 not in time   7 `plan --exit-code`: something would be changed
 
 Environment:
   TENANTRY_URL, TENANTRY_TOKEN or TENANTRY_TOKEN_FILE, EXTRA_CA_FILE, NO_COLOR";
@@ -59,6 +59,7 @@ Examples:
   tenantry tenants get -o wide
   tenantry tenants describe acme
   tenantry tenants edit acme --quota 20GB --disable ocis
+  tenantry tenants plan acme --wait
   tenantry tenants wait acme --for=ready --timeout 60s
   tenantry tenants get --status pending -o name | xargs -n 1 tenantry tenants reconcile";
 
@@ -139,6 +140,23 @@ Examples:
         steps: Vec<String>,
         #[command(flatten)]
         settle: Settle,
+    },
+    /// What a reconcile would do now, field by field; nothing is changed
+    #[command(after_help = "\
+Without --wait it tells what was last seen. With it, the upstreams are looked at first.
+
+Examples:
+  tenantry tenants plan acme --wait
+  tenantry tenants plan acme --wait --exit-code || echo 'acme would be changed'")]
+    Plan {
+        slug: Slug,
+        /// Exit with 7 when something would be changed
+        #[arg(long)]
+        exit_code: bool,
+        #[command(flatten)]
+        settle: Settle,
+        #[command(flatten)]
+        output: Output,
     },
     /// Leave a tenant's upstreams alone until it is resumed
     #[command(after_help = "Example:\n  tenantry tenants pause acme")]
@@ -251,13 +269,17 @@ enum GuardsCommand {
     },
 }
 
+fn print(text: &str) {
+    // A reader that has seen enough (`head`) is no failure.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
 impl Command {
     /// Runs it; what it prints is the result, what went wrong is on standard error.
     pub async fn execute(self) -> ExitCode {
         match self.run().await {
             Ok(text) => {
-                // A reader that has seen enough (`head`) is no failure.
-                let _ = std::io::stdout().write_all(text.as_bytes());
+                print(&text);
                 ExitCode::SUCCESS
             }
             Err(failure) => {
@@ -312,6 +334,9 @@ impl TenantsCommand {
             }
             Self::Reconcile { slug, steps, settle } => {
                 commands::reconcile(client, &slug, &steps, settle.wait).await
+            }
+            Self::Plan { slug, exit_code, settle, output } => {
+                commands::plan(client, &slug, exit_code, settle.wait, output).await
             }
             Self::Pause { slug } => commands::act(client, &slug, "pause", "way to pause tenants").await,
             Self::Resume { slug } => {

@@ -216,6 +216,70 @@ pub fn describe(tenant: &Value, events: Option<&Value>) -> String {
     text
 }
 
+/// What a reconcile would do.
+pub fn plan(plan: &Value, form: Form) -> String {
+    match form {
+        Form::Json => return json(plan),
+        Form::Yaml => return to_yaml(plan),
+        Form::Name => return format!("{}\n", cell(&plan["slug"])),
+        Form::Table | Form::Wide => {}
+    }
+    let now = Timestamp::now();
+    let steps = plan["steps"].as_object().into_iter().flatten();
+    let mut text = match plan["changes"].as_u64() {
+        Some(0) => format!("{}: nothing would be done\n", cell(&plan["slug"])),
+        _ => {
+            format!("{}: something would be done for {} step(s)\n", cell(&plan["slug"]), plan["changes"])
+        }
+    };
+    for (name, step) in steps {
+        let action = cell(&step["action"]);
+        let sign = match action.as_str() {
+            "none" => ' ',
+            "create" => '+',
+            "look" => '?',
+            "release" | "delete" | "purge" => '-',
+            _ => '~',
+        };
+        let mut told = match action.as_str() {
+            "none" => "nothing to do".to_owned(),
+            "look" => "can be told only after a look".to_owned(),
+            _ => action,
+        };
+        if let Some(reason) = step["heldBack"].as_str() {
+            told.push_str(&format!(", but not now: {reason}"));
+        }
+        let seen = match &step["observedAt"] {
+            Value::Null => String::new(),
+            at => format!("  (seen {} ago)", age(at, now)),
+        };
+        let mut line = |line: String| {
+            let printable = |c: char| if c.is_control() { ' ' } else { c };
+            text.push_str(line.chars().map(printable).collect::<String>().trim_end());
+            text.push('\n');
+        };
+        line(format!("{sign} {name:<10} {told}{seen}"));
+        if let Some(message) = step["message"].as_str() {
+            line(format!("      {message}"));
+        }
+        for field in step["fields"].as_array().into_iter().flatten() {
+            let quoted = |value: &Value| match value {
+                Value::Null => "(nothing)".to_owned(),
+                value => value.to_string(),
+            };
+            let (from, to) = (quoted(&field["observed"]), quoted(&field["desired"]));
+            let name = cell(&field["field"]);
+            match field["action"].as_str() {
+                Some("set") => line(format!("    + {name}: {to}")),
+                Some("change") => line(format!("    ~ {name}: {from} -> {to}")),
+                _ if form == Form::Wide => line(format!("      {name}: {from}")),
+                _ => {}
+            }
+        }
+    }
+    text
+}
+
 pub fn json(value: &Value) -> String {
     format!("{value:#}\n")
 }

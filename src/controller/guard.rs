@@ -47,7 +47,7 @@ impl Guards {
     pub fn mode(&self, step: StepKind) -> Mode {
         let controls = self.controls.borrow();
         if controls.is_stopped(step) {
-            Mode::Observe(Reason::Stopped)
+            Mode::Observe(Some(Reason::Stopped))
         } else if controls.guards[step].is_tripped() {
             Mode::Disbelieve
         } else {

@@ -17,7 +17,7 @@ use crate::store::{
 };
 use crate::tenant::{
     Basis, Failure, FailureKind, Jitter, Outcome, Phase, Policy, Reason, Status, StepKind, StepRun,
-    StepState, Tenant, TenantId, due_steps, starts_afresh, transition,
+    StepState, Tenant, TenantId, due_steps, starts_afresh, steps_to_observe, transition,
 };
 
 /// What reconciling needs; shared by all workers.
@@ -89,8 +89,10 @@ impl Reconciler {
     }
 
     async fn work(&self, claim: &Claim, started: Instant) -> (&'static str, Verdict) {
-        let due = due_steps(&claim.tenant, claim.now(), &self.policy);
-        let mut steps = self.start(claim, &due);
+        let mut due = due_steps(&claim.tenant, claim.now(), &self.policy);
+        let only_looks = steps_to_observe(&claim.tenant, &due);
+        due.extend(&only_looks);
+        let mut steps = self.start(claim, &due, &only_looks);
         let mut runs: Vec<StepRun> = Vec::with_capacity(due.len());
         let mut recorded = 0;
         // Our own, cautious idea of how long the lease lasts: counted from before it was asked for.
@@ -169,7 +171,12 @@ impl Reconciler {
         }
     }
 
-    fn start(&self, claim: &Claim, due: &[StepKind]) -> JoinSet<(StepKind, Outcome, Duration)> {
+    fn start(
+        &self,
+        claim: &Claim,
+        due: &[StepKind],
+        only_looks: &[StepKind],
+    ) -> JoinSet<(StepKind, Outcome, Duration)> {
         let mut steps = JoinSet::new();
         let tenant = &claim.tenant;
         for &step in due {
@@ -182,9 +189,10 @@ impl Reconciler {
                 observed: recorded.observed.clone(),
                 recorded: recorded.external_id.clone(),
                 may_exist: claim.may_have_made(step),
-                mode: match tenant.desired.paused {
-                    true => Mode::Observe(Reason::Paused),
-                    false => self.guards.mode(step),
+                mode: match self.guards.mode(step) {
+                    _ if tenant.desired.paused => Mode::Observe(Some(Reason::Paused)),
+                    Mode::Change | Mode::Disbelieve if only_looks.contains(&step) => Mode::Observe(None),
+                    mode => mode,
                 },
                 intent: recorded.create_intent.map(|intent| Intent {
                     id: intent.id,
@@ -207,6 +215,7 @@ impl Reconciler {
             Outcome::Ok { .. } => StepState::Ok.name(),
             Outcome::Skipped(_) | Outcome::Released { .. } => StepState::Skipped.name(),
             Outcome::Held { .. } | Outcome::Disbelieved => "held",
+            Outcome::Observed(_) => "observed",
             Outcome::Failed(failure) => {
                 self.metrics.step_errors.with_label_values(&[step.name(), failure.reason.name()]).inc();
                 StepState::Error.name()

@@ -20,11 +20,9 @@ use serde_json::value::RawValue;
 
 use super::Error;
 use super::GroupTemplate;
-use super::converge::{
-    Checked, Drift, Integration, Marked, Owner, Release, Released, Seen, Target, Usage,
-};
+use super::converge::{Checked, Integration, Marked, Owner, Release, Released, Seen, Target, Usage};
 use super::upstream::{Answer, Call, Purpose, To, Upstream};
-use crate::tenant::{Fingerprint, Reason, StepKind, TenantId};
+use crate::tenant::{Field, Fingerprint, Reason, StepKind, TenantId};
 
 /// The attributes that we own. All strings: a number beyond 64 bits would make every list that holds
 /// the group fail (observed).
@@ -516,14 +514,11 @@ impl Integration for Authentik {
         }
     }
 
-    fn drift(&self, target: &Target, group: &Group) -> Vec<Drift> {
+    fn fields(&self, target: &Target, group: &Group) -> Vec<Field> {
         let name = self.template.name_for(&target.slug);
-        let mut drift = Vec::new();
+        let mut fields = Vec::new();
         let mut compare = |field, observed: Option<String>, desired: String| {
-            if observed.as_ref() != Some(&desired) {
-                let observed = observed.unwrap_or_else(|| "(none)".into());
-                drift.push(Drift { field, observed, desired });
-            }
+            fields.push(Field::new(field, observed.unwrap_or_else(|| "(none)".into()), desired));
         };
         compare("name", Some(group.name.clone()), name);
         for (key, value) in Self::our_attributes(target) {
@@ -533,7 +528,7 @@ impl Integration for Authentik {
         for twin in &group.twins {
             compare("duplicate", Some(twin.pk.clone()), "(none)".into());
         }
-        drift
+        fields
     }
 }
 

@@ -10,7 +10,6 @@
 //!   therefore meets no second create right behind it.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::future::Future;
 
 use std::time::Duration;
@@ -20,7 +19,8 @@ use futures_util::future::BoxFuture;
 use super::{Effect, Error};
 use crate::failpoint;
 use crate::tenant::{
-    DeletionPolicy, Fingerprint, IntentId, Presence, Reason, Slug, StepDesired, StepKind, TenantId,
+    DeletionPolicy, Field, Fingerprint, Found, IntentId, Presence, Reason, Slug, StepDesired, StepKind,
+    TenantId,
 };
 
 /// What one step should bring about for one tenant.
@@ -46,8 +46,9 @@ pub enum Mode {
     /// Whatever is needed.
     #[default]
     Change,
-    /// Nothing, for this reason: it looks, and says what it would change.
-    Observe(Reason),
+    /// Nothing: it looks, and says what it would change. Either for this reason, or because that is what
+    /// somebody wants to know.
+    Observe(Option<Reason>),
     /// What is new, and what a person asked for; but not what would undo a change in the upstream, because
     /// too much has changed there at once to be believed.
     Disbelieve,
@@ -89,6 +90,17 @@ pub enum Release {
     Purge,
 }
 
+impl Release {
+    /// What becomes of the resource, in a word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Keep(usage) => usage.name(),
+            Self::Delete => "deleted",
+            Self::Purge => "purged",
+        }
+    }
+}
+
 /// What came of letting a resource go.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Released {
@@ -115,14 +127,6 @@ pub enum Owner {
     Nobody,
     /// Somebody else's, or not to be touched for another reason, which the text says.
     Other(String),
-}
-
-/// A field that differs from what is desired.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Drift {
-    pub field: &'static str,
-    pub observed: String,
-    pub desired: String,
 }
 
 /// An upstream, as far as reconciling needs it.
@@ -152,8 +156,13 @@ pub trait Integration: Sync {
 
     fn owner(&self, target: &Target, resource: &Self::Resource) -> Owner;
 
+    /// All that matters, as it is and as it should be.
+    fn fields(&self, target: &Target, resource: &Self::Resource) -> Vec<Field>;
+
     /// What differs; empty when all is well.
-    fn drift(&self, target: &Target, resource: &Self::Resource) -> Vec<Drift>;
+    fn drift(&self, target: &Target, resource: &Self::Resource) -> Vec<Field> {
+        self.fields(target, resource).into_iter().filter(Field::differs).collect()
+    }
 
     /// What else there is to say of a resource that matches.
     fn remarks(&self, _target: &Target, _resource: &Self::Resource) -> Remarks {
@@ -215,7 +224,7 @@ pub struct Checked {
 pub struct Converged {
     pub external_id: String,
     /// What had to be changed on a resource that was there already.
-    pub repaired: Vec<Drift>,
+    pub repaired: Vec<Field>,
     pub remarks: Remarks,
     pub fingerprint: Option<Fingerprint>,
 }
@@ -240,11 +249,8 @@ pub struct Marked {
 pub enum Reached {
     Matches(Converged),
     LetGo(Released),
-    /// It differs like this, and was to be left alone.
-    Held {
-        reason: Reason,
-        message: String,
-    },
+    /// It differs like this, and was to be left alone, maybe for a reason.
+    Held(Option<Reason>, Found),
     /// What was seen is not believed.
     Disbelieved,
 }
@@ -277,17 +283,22 @@ pub async fn run<I: Integration>(
         Presence::Gone(DeletionPolicy::Delete) => Release::Delete,
         Presence::Gone(DeletionPolicy::Purge) => Release::Purge,
     };
-    let reason = match target.mode {
+    let held = match target.mode {
         Mode::Change => None,
         Mode::Observe(reason) => Some(reason),
         // What seems to be gone would be forgotten.
-        Mode::Disbelieve => Some(Reason::Stopped),
+        Mode::Disbelieve => Some(Some(Reason::Stopped)),
     };
-    if let Some(reason) = reason {
-        let message = format!("{}: the resource would be let go", integration.step());
-        return Ok(Reached::Held { reason, message });
+    let found = integration.observe(target).await?;
+    if let Some(reason) = held {
+        let leaves = |resource: &I::Resource| {
+            let ours = integration.owner(target, resource) == Owner::Us;
+            ours.then(|| Field::new("usage", Usage::InUse.name(), how.name()))
+        };
+        let found = found.as_ref().and_then(leaves).map_or(Found::Missing, |f| Found::Fields(vec![f]));
+        return Ok(Reached::Held(reason, found));
     }
-    let Some(resource) = integration.observe(target).await? else {
+    let Some(resource) = found else {
         return Ok(Reached::LetGo(Released::default()));
     };
     match integration.owner(target, &resource) {
@@ -311,29 +322,25 @@ async fn ensure<I: Integration>(
         return converge(integration, target).await.map(Reached::Matches);
     }
     let found = integration.observe(target).await?;
-    let drift = match &found {
+    let fields = match &found {
         None => None,
         Some(resource) => {
             if let Owner::Other(why) = integration.owner(target, resource) {
                 return Err(Error::terminal(Reason::Conflict, why));
             }
-            Some(integration.drift(target, resource))
+            Some(integration.fields(target, resource))
         }
     };
-    match (target.mode, found, drift) {
-        (_, Some(resource), Some(drift)) if drift.is_empty() => Ok(Reached::Matches(Converged {
+    let well = |fields: &[Field]| !fields.iter().any(Field::differs);
+    match (target.mode, found, fields) {
+        (_, Some(resource), Some(fields)) if well(&fields) => Ok(Reached::Matches(Converged {
             external_id: I::external_id(&resource).to_owned(),
             repaired: Vec::new(),
             remarks: integration.remarks(target, &resource),
             fingerprint: Some(integration.fingerprint(&resource)),
         })),
-        (Mode::Observe(reason), _, drift) => {
-            let differs = match drift {
-                None => "there is none".to_owned(),
-                Some(drift) => drift.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
-            };
-            let message = format!("{}: would change: {differs}", integration.step());
-            Ok(Reached::Held { reason, message })
+        (Mode::Observe(reason), _, fields) => {
+            Ok(Reached::Held(reason, fields.map_or(Found::Missing, Found::Fields)))
         }
         (Mode::Change, found, _) => {
             if guard.may_repair(integration.step()).await {
@@ -348,12 +355,6 @@ async fn ensure<I: Integration>(
         (Mode::Disbelieve, found, _) => {
             converge_from(integration, target, found).await.map(Reached::Matches)
         }
-    }
-}
-
-impl fmt::Display for Drift {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {:?} -> {:?}", self.field, self.observed, self.desired)
     }
 }
 

@@ -17,8 +17,8 @@ mod upstream;
 
 pub use authentik::Authentik;
 pub use converge::{
-    Checked, Converged, Drift, Integration, Intent, Marked, Mode, Owner, Reached, Release, Released,
-    Remarks, RepairGuard, Seen, Target, Unbounded, Usage, converge, run,
+    Checked, Converged, Integration, Intent, Marked, Mode, Owner, Reached, Release, Released, Remarks,
+    RepairGuard, Seen, Target, Unbounded, Usage, converge, run,
 };
 pub use error::{Effect, Error};
 pub use gate::{Gate, HealthBoard};
@@ -37,7 +37,8 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 use crate::tenant::{
-    DeletionPolicy, Outcome, PerStep, Presence, Reason, Repair, StepKind, TenantId, UpstreamHealth,
+    DeletionPolicy, Failure, Found, Outcome, PerStep, Presence, Reason, StepKind, TenantId,
+    UpstreamHealth,
 };
 
 /// The integrations that this process has, one slot per step.
@@ -59,7 +60,8 @@ impl<I: Integration> Guarded<I> {
     async fn run(&self, target: &Target, guard: &dyn RepairGuard) -> Outcome {
         let step = self.integration.step();
         match self.gate.pass(run(&self.integration, target, guard)).await {
-            Ok(Reached::Held { reason, message }) => Outcome::Held { reason, message },
+            Ok(Reached::Held(Some(reason), found)) => Outcome::Held { reason, found },
+            Ok(Reached::Held(None, found)) => Outcome::Observed(found),
             Ok(Reached::Disbelieved) => Outcome::Disbelieved,
             Ok(Reached::LetGo(Released { external_id, note })) => {
                 let reason = match target.desired.presence {
@@ -72,23 +74,17 @@ impl<I: Integration> Guarded<I> {
             Ok(Reached::Matches(Converged { external_id, repaired, remarks, fingerprint })) => {
                 for drift in &repaired {
                     tracing::info!(
-                        slug = %target.slug, upstream = %step, field = drift.field,
+                        slug = %target.slug, upstream = %step, field = %drift.name,
                         from = %drift.observed, to = %drift.desired, "repaired drift"
                     );
                 }
                 let Remarks { note, look_again } = remarks;
-                let repaired = repaired.into_iter().map(|Drift { field, observed, desired }| Repair {
-                    field,
-                    from: observed,
-                    to: desired,
-                });
-                Outcome::Ok {
-                    external_id: Some(external_id),
-                    note,
-                    look_again,
-                    fingerprint,
-                    repaired: repaired.collect(),
-                }
+                Outcome::Ok { external_id: Some(external_id), note, look_again, fingerprint, repaired }
+            }
+            // Whoever wanted to see has nothing to do with the step's own tries.
+            Err(Error { failure, .. }) if target.mode == Mode::Observe(None) => {
+                let Failure { reason, message, .. } = failure;
+                Outcome::Observed(Found::Failed { reason, message })
             }
             Err(Error { failure, .. }) => Outcome::Failed(failure),
         }

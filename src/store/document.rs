@@ -11,8 +11,9 @@ use jiff::Timestamp;
 use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 
 use crate::tenant::{
-    CreateIntent, DeletionPolicy, Desired, MailDomain, PerStep, Presence, Ready, Reason, Services, Slug,
-    Status, StepDesired, StepKind, StepStatus, Tenant, TenantId, TenantName,
+    CreateIntent, DeletionPolicy, Desired, Field, Found, MailDomain, Observation, PerStep, Presence,
+    Ready, Reason, Services, Slug, Status, StepDesired, StepKind, StepStatus, Tenant, TenantId,
+    TenantName,
 };
 
 /// The fields that hold the desired state, in the order in which snapshots of it are taken.
@@ -117,6 +118,8 @@ fn read_tenant(document: &Document) -> Result<Tenant, Vec<String>> {
         generation: document.get("generation").and_then(integer).unwrap_or(1),
         reconcile_requested_at,
         reconcile_requested_steps: requested_steps(document),
+        observation_requested: of_latest_request(document)
+            .is_some_and(|request| request.get_bool("observe").unwrap_or(false)),
         deletion_requested_at: at("deletionRequestedAt"),
         status: read_status(document),
         interrupted: false,
@@ -125,16 +128,17 @@ fn read_tenant(document: &Document) -> Result<Tenant, Vec<String>> {
     })
 }
 
-/// The steps that the latest request is about, unless it is about all. What belongs to an earlier request
-/// says nothing of one that another writer made since.
-fn requested_steps(document: &Document) -> Option<PerStep<bool>> {
+/// What is said of the latest request, unless it is about all steps. What belongs to an earlier one says
+/// nothing of one that another writer made since.
+fn of_latest_request(document: &Document) -> Option<&Document> {
     let requested = document.get_document("reconcileRequestedSteps").ok()?;
-    if requested.get("at").and_then(timestamp)?
-        != document.get("reconcileRequestedAt").and_then(timestamp)?
-    {
-        return None;
-    }
-    let steps = requested.get_array("steps").ok()?;
+    let at = requested.get("at").and_then(timestamp)?;
+    (document.get("reconcileRequestedAt").and_then(timestamp)? == at).then_some(requested)
+}
+
+/// The steps that the latest request is about, unless it is about all.
+fn requested_steps(document: &Document) -> Option<PerStep<bool>> {
+    let steps = of_latest_request(document)?.get_array("steps").ok()?;
     Some(PerStep::from_fn(|step| steps.iter().any(|named| named.as_str() == Some(step.name()))))
 }
 
@@ -270,6 +274,7 @@ fn read_step(step: &Document) -> StepStatus {
         fingerprint: parsed(step, "fingerprint"),
         parked: step.get_bool("parked").unwrap_or(false),
         observed: step.get_document("observed").ok().and_then(read_observed),
+        observation: step.get_document("observation").ok().and_then(read_observation),
         attempts: step
             .get("attempts")
             .and_then(integer)
@@ -294,6 +299,46 @@ fn read_observed(observed: &Document) -> Option<StepDesired> {
         domain: parsed(observed, "domain"),
         storage_bytes: observed.get("storageBytes").and_then(integer),
     })
+}
+
+fn read_observation(observation: &Document) -> Option<Observation> {
+    let found = if let Ok(fields) = observation.get_array("fields") {
+        let text = |field: &Document, name: &str| field.get_str(name).ok().map(ToOwned::to_owned);
+        let field = |field: &Bson| {
+            let field = field.as_document()?;
+            Some(Field {
+                name: text(field, "name")?.into(),
+                observed: text(field, "observed")?,
+                desired: text(field, "desired")?,
+            })
+        };
+        Found::Fields(fields.iter().map(field).collect::<Option<_>>()?)
+    } else if let Some(reason) = parsed(observation, "reason") {
+        Found::Failed { reason, message: observation.get_str("message").ok()?.to_owned() }
+    } else {
+        Found::Missing
+    };
+    let against = read_observed(observation.get_document("against").ok()?)?;
+    Some(Observation { at: observation.get("at").and_then(timestamp)?, against, found })
+}
+
+fn observation_document(observation: &Observation) -> Document {
+    let against = observed_document(&observation.against);
+    let mut document = doc! { "at": date(observation.at), "against": against };
+    match &observation.found {
+        Found::Missing => {}
+        Found::Fields(fields) => {
+            let field = |field: &Field| {
+                let Field { name, observed, desired } = field;
+                Bson::from(doc! { "name": name.as_ref(), "observed": observed, "desired": desired })
+            };
+            document.insert("fields", fields.iter().map(field).collect::<Vec<_>>());
+        }
+        Found::Failed { reason, message } => {
+            document.extend(doc! { "reason": reason.name(), "message": message });
+        }
+    }
+    document
 }
 
 fn ready_condition(document: &Document) -> Option<&Document> {
@@ -325,6 +370,7 @@ pub(super) fn step_document(step: &StepStatus) -> Document {
     put("parked", step.parked.then_some(true.into()));
     put("fingerprint", step.fingerprint.map(|print| print.to_string().into()));
     put("observed", step.observed.as_ref().map(|observed| observed_document(observed).into()));
+    put("observation", step.observation.as_ref().map(|seen| observation_document(seen).into()));
     put("lastAttemptAt", step.last_attempt_at.map(date));
     put("lastTransitionAt", step.last_transition_at.map(date));
     put("nextAttemptAt", step.next_attempt_at.map(date));

@@ -431,9 +431,9 @@ fn outcome_stages(claim: &Claim, plans: &Plans) -> Vec<Document> {
     if current.last_handled_desired.as_ref() == Some(&claim.tenant.desired) {
         set.insert("lastHandledDesired", doc! { "$literal": &claim.desired });
     }
-    if plans.current.visible || plans.superseded.visible {
-        set.insert("updatedAt", "$$NOW");
-    }
+    let updated = |visible: bool| if visible { "$$NOW" } else { "$updatedAt" };
+    let (otherwise, as_claimed) = (updated(plans.superseded.visible), updated(plans.current.visible));
+    set.insert("updatedAt", doc! { "$cond": ["$lease.superseded", otherwise, as_claimed] });
     for step in &plans.ran {
         let detail = choose(&|status| Some(step_document(&status.steps[*step]).into()));
         set.insert(format!("steps.{step}"), detail);

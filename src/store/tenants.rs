@@ -183,6 +183,22 @@ impl Store {
         slug: &Slug,
         steps: &[StepKind],
     ) -> Result<Option<Timestamp>, StoreError> {
+        self.request("request reconcile", slug, steps, false).await
+    }
+
+    /// Asks for a look at a tenant's resources that changes nothing; what is due, and what others asked for,
+    /// is done all the same.
+    pub async fn request_observation(&self, slug: &Slug) -> Result<Option<Timestamp>, StoreError> {
+        self.request("request observation", slug, &[], true).await
+    }
+
+    async fn request(
+        &self,
+        operation: &'static str,
+        slug: &Slug,
+        steps: &[StepKind],
+        observe: bool,
+    ) -> Result<Option<Timestamp>, StoreError> {
         let earlier = doc! { "$cond": [
             { "$eq": [{ "$type": "$reconcileRequestedAt" }, "date"] },
             { "$add": ["$reconcileRequestedAt", 1_i64] },
@@ -193,7 +209,7 @@ impl Store {
             // Missing sorts before every date, so that even the due scan takes requests first.
             (Bson::from("$$REMOVE"), Bson::from("$$REMOVE"))
         } else {
-            (about(steps, &at).into(), due_as_it_is().into())
+            (about(steps, observe, &at).into(), due_as_it_is().into())
         };
         let flag = vec![doc! { "$set": {
             "reconcileRequestedAt": at,
@@ -205,7 +221,7 @@ impl Store {
             .find_one_and_update(by_slug(slug), flag)
             .projection(doc! { "_id": 0, "reconcileRequestedAt": 1 })
             .return_document(ReturnDocument::After);
-        let after = self.bounded("request reconcile", update).await?;
+        let after = self.bounded(operation, update).await?;
         Ok(after.and_then(|after| after.get("reconcileRequestedAt").and_then(timestamp)))
     }
 
@@ -248,9 +264,12 @@ impl Store {
 }
 
 /// Aggregation expression: these steps, and those of an open request; all if that is about all.
-fn about(steps: &[StepKind], at: &Document) -> Document {
+fn about(steps: &[StepKind], observe: bool, at: &Document) -> Document {
     let names: Vec<_> = steps.iter().map(|step| step.name()).collect();
-    let only = |steps: Bson| doc! { "at": at.clone(), "steps": steps };
+    let only = |steps: Bson, observe: Bson| {
+        doc! { "at": at.clone(), "steps": steps, "observe": observe }
+    };
+    let observes = doc! { "$or": [observe, { "$eq": ["$reconcileRequestedSteps.observe", true] }] };
     let open = doc! { "$and": [
         { "$eq": [{ "$type": "$reconcileRequestedAt" }, "date"] },
         { "$ne": ["$reconcileRequestedAt", "$lastHandledReconcileAt"] },
@@ -262,8 +281,8 @@ fn about(steps: &[StepKind], at: &Document) -> Document {
     let both = doc! { "$setUnion": ["$reconcileRequestedSteps.steps", names.clone()] };
     doc! { "$switch": {
         "branches": [
-            { "case": { "$not": [open] }, "then": only(names.into()) },
-            { "case": partial, "then": only(both.into()) },
+            { "case": { "$not": [open] }, "then": only(names.into(), observe.into()) },
+            { "case": partial, "then": only(both.into(), observes.into()) },
         ],
         "default": "$$REMOVE",
     } }

@@ -10,7 +10,14 @@ use super::{Policy, StepKind, Tenant};
 /// back), the settled ones are looked at again: the tenant was not marked due for nothing.
 pub fn due_steps(tenant: &Tenant, now: Timestamp, policy: &Policy) -> Vec<StepKind> {
     let due = steps_with_reason(tenant, now, policy);
-    if due.is_empty() { settled_steps(tenant) } else { due }
+    if due.is_empty() && !tenant.is_observation_requested() { settled_steps(tenant) } else { due }
+}
+
+/// The steps that a reconcile which runs the steps `due` should look at only: somebody wants to see what
+/// would be changed.
+pub fn steps_to_observe(tenant: &Tenant, due: &[StepKind]) -> Vec<StepKind> {
+    let wanted = tenant.is_observation_requested();
+    StepKind::ALL.into_iter().filter(|step| wanted && !due.contains(step)).collect()
 }
 
 /// A step has a reason to run when

@@ -101,17 +101,3 @@ pub struct Subject {
     pub id: TenantId,
     pub slug: Slug,
 }
-
-/// A field of a resource that was put back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Repair {
-    pub field: &'static str,
-    pub from: String,
-    pub to: String,
-}
-
-impl fmt::Display for Repair {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} from {:?} to {:?}", self.field, self.from, self.to)
-    }
-}

@@ -14,6 +14,8 @@ mod health;
 mod id;
 mod mail_domain;
 mod name;
+mod observation;
+mod plan;
 mod slug;
 mod status;
 mod step;
@@ -24,13 +26,15 @@ mod transition;
 pub use backoff::{Backoff, Jitter};
 pub use controls::{Controls, Guard, GuardPolicy};
 pub use desired::{DeletionPolicy, Desired, Presence, Services, StepDesired};
-pub use due::{due_steps, starts_afresh};
-pub use event::{Event, EventKind, Repair, Subject};
+pub use due::{due_steps, starts_afresh, steps_to_observe};
+pub use event::{Event, EventKind, Subject};
 pub use fingerprint::{Fingerprint, Part, UnknownFingerprint};
 pub use health::UpstreamHealth;
 pub use id::{IntentId, InvalidId, TenantId};
 pub use mail_domain::{InvalidMailDomain, MailDomain};
 pub use name::{InvalidTenantName, TenantName};
+pub use observation::{Field, Found, Observation};
+pub use plan::{Action, PlannedField, StepPlan, plan};
 pub use slug::{InvalidSlug, Slug};
 pub use status::{Phase, Ready, Status};
 pub use step::{CreateIntent, PerStep, Reason, StepKind, StepState, StepStatus};
@@ -52,6 +56,8 @@ pub struct Tenant {
     pub reconcile_requested_at: Option<Timestamp>,
     /// The steps that it is about; `None`: all of them.
     pub reconcile_requested_steps: Option<PerStep<bool>>,
+    /// It also wants the other steps to be looked at, without any change.
+    pub observation_requested: bool,
     pub status: Status,
     /// An earlier reconcile ended without saying what it did: what it had found out no longer counts.
     pub interrupted: bool,
@@ -73,6 +79,11 @@ impl Tenant {
     pub fn is_requested(&self, step: StepKind) -> bool {
         self.open_request().is_some()
             && self.reconcile_requested_steps.as_ref().is_none_or(|of| of[step])
+    }
+
+    /// Whether an open request wants what is not reconciled to be looked at.
+    pub fn is_observation_requested(&self) -> bool {
+        self.open_request().is_some() && self.observation_requested
     }
 
     /// Whose history its events belong to.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 
-use super::{Fingerprint, IntentId, StepDesired};
+use super::{Fingerprint, IntentId, Observation, StepDesired};
 
 /// A step, named after the upstream it drives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -220,6 +220,8 @@ pub struct StepStatus {
     pub fingerprint: Option<Fingerprint>,
     /// What the step was last observed to match, in terms of the desired state.
     pub observed: Option<StepDesired>,
+    /// What a look since its latest attempt saw.
+    pub observation: Option<Observation>,
     /// It waits for its upstream to work again.
     pub parked: bool,
     /// Failed attempts in a row; the backoff grows with it.

@@ -65,6 +65,7 @@ prop_compose! {
                 .map(|fresh| CreateIntent { id: IntentId::from_bytes([9; 12]), fresh }),
             fingerprint: None,
             parked: false,
+            observation: None,
             observed: state.is_settled().then_some(observed),
             attempts,
             last_attempt_at: last,
@@ -87,11 +88,11 @@ fn any_tenant() -> impl Strategy<Value = Tenant> {
             any_time(),
             prop::sample::select(Phase::ALL.to_vec()),
             any_time(),
-            (1i64..5, any::<bool>()),
+            (1i64..5, any::<bool>(), any::<bool>()),
             prop::option::of(any::<[bool; 3]>()),
         )
             .prop_map(|(desired, steps, handled, asked, done, phase, next, flags, some)| {
-                let (generation, interrupted) = flags;
+                let (generation, interrupted, observation_requested) = flags;
                 let some_steps = some.map(|on| PerStep::from_fn(|step| on[step as usize]));
                 let steps = [steps.0, steps.1, steps.2];
                 Tenant {
@@ -101,6 +102,7 @@ fn any_tenant() -> impl Strategy<Value = Tenant> {
                     generation,
                     reconcile_requested_at: asked,
                     reconcile_requested_steps: some_steps,
+                    observation_requested,
                     status: Status {
                         phase,
                         steps: PerStep::from_fn(|kind| steps[kind as usize].clone()),
@@ -138,8 +140,9 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
             external_id: Some("id".into()),
             note: None,
         }),
-        1 => Just(Outcome::Held { reason: Reason::Paused, message: "paused".into() }),
+        1 => Just(Outcome::Held { reason: Reason::Paused, found: Found::Missing }),
         1 => Just(Outcome::Disbelieved),
+        1 => Just(Outcome::Observed(Found::Missing)),
         1 => prop_oneof![Just(None), (0u64..10_000).prop_map(|s| Some(Duration::from_secs(s)))]
             .prop_map(move |retry_after| failed(FailureKind::Transient { retry_after })),
         1 => Just(failing(FailureKind::Transient { retry_after: None }, true)),
@@ -175,6 +178,8 @@ struct Case {
     tenant: Tenant,
     policy: Policy,
     due: Vec<StepKind>,
+    /// Those among them that are only looked at.
+    only_looks: Vec<StepKind>,
     runs: Vec<StepRun>,
     spread: Jitter,
 }
@@ -197,11 +202,21 @@ fn any_case() -> impl Strategy<Value = Case> {
     let run = || (any_outcome(), 0.0..1.0f64, prop::bool::weighted(0.9));
     (any_tenant(), any_policy(), [run(), run(), run()], 0.0..1.0f64).prop_map(
         |(tenant, policy, outcomes, spread)| {
-            let due = due_steps(&tenant, at(0), &policy);
+            let mut due = due_steps(&tenant, at(0), &policy);
+            let only_looks = steps_to_observe(&tenant, &due);
+            due.extend(&only_looks);
             let runs = due
                 .iter()
                 .filter_map(|step| {
                     let (outcome, jitter, finished) = outcomes[*step as usize].clone();
+                    let outcome = match (only_looks.contains(step), outcome) {
+                        (true, Outcome::Failed(Failure { reason, message, .. })) => {
+                            Outcome::Observed(Found::Failed { reason, message })
+                        }
+                        (true, Outcome::Disbelieved) => Outcome::Observed(Found::Missing),
+                        (false, Outcome::Observed(_)) => Outcome::Disbelieved,
+                        (_, outcome) => outcome,
+                    };
                     finished.then(|| StepRun {
                         step: *step,
                         outcome,
@@ -210,7 +225,7 @@ fn any_case() -> impl Strategy<Value = Case> {
                     })
                 })
                 .collect();
-            Case { tenant, policy, due, runs, spread: Jitter::new(spread) }
+            Case { tenant, policy, due, only_looks, runs, spread: Jitter::new(spread) }
         },
     )
 }
@@ -293,6 +308,14 @@ proptest! {
                     prop_assert_eq!((step.state, step.reason), (StepState::Pending, Some(*reason)));
                     prop_assert_eq!(&step.external_id, &before.external_id);
                 }
+                Outcome::Observed(_) => {
+                    let intent = step.create_intent;
+                    let mut expected = before.clone();
+                    expected.observation.clone_from(&step.observation);
+                    expected.create_intent = intent;
+                    prop_assert_eq!(step, &expected, "a look leaves nothing but what it saw");
+                    prop_assert!(step.observation.is_some());
+                }
                 Outcome::Disbelieved => {
                     let desired = Some(case.tenant.desired.for_step(run.step));
                     if before.state.is_settled() && before.observed != desired {
@@ -323,6 +346,7 @@ proptest! {
                     Outcome::Skipped(_)
                     | Outcome::Released { .. }
                     | Outcome::Held { .. }
+                    | Outcome::Observed(_)
                     | Outcome::Disbelieved => older,
                 };
                 let expected = before.filter(|_| kept);
@@ -336,6 +360,9 @@ proptest! {
         let after = case.after(Basis::Current);
         for run in &case.runs {
             let (before, step) = (&case.tenant.status.steps[run.step], &after.status.steps[run.step]);
+            if matches!(run.outcome, Outcome::Observed(_)) {
+                continue;
+            }
             prop_assert_eq!(step.last_attempt_at, Some(at(0)));
             let wait = step.next_attempt_at.unwrap().duration_since(at(0));
             let wait = Duration::try_from(wait).expect("never in the past");
@@ -391,7 +418,9 @@ proptest! {
         prop_assert_eq!(after.status.phase, case.tenant.status.phase);
         prop_assert!(!after.status.ready.unwrap().ready);
         for run in &case.runs {
-            prop_assert!(!after.status.steps[run.step].state.is_settled());
+            // A look says nothing of the step.
+            let looked = matches!(run.outcome, Outcome::Observed(_));
+            prop_assert!(looked || !after.status.steps[run.step].state.is_settled());
         }
     }
 
@@ -406,6 +435,8 @@ proptest! {
                 && !starts_afresh(&case.tenant, *step)
                 && case.tenant.status.steps[*step].next_attempt_at.is_some_and(|next| next > at(0));
             if case.ran(*step).is_none() && !rode_along {
+                let looks = steps_to_observe(&tenant, &due);
+                let due = if case.only_looks.contains(step) { &looks } else { &due };
                 prop_assert!(due.contains(step), "{step} was due and did not run");
             }
         }
@@ -429,7 +460,7 @@ proptest! {
             let waits = detail.state == StepState::Error
                 && detail.next_attempt_at.is_some_and(|next| next > at(0));
             if waits && tenant.status.next_reconcile_at.is_some() && !starts_afresh(tenant, step) {
-                prop_assert!(!case.due.contains(&step));
+                prop_assert!(!case.due.contains(&step) || case.only_looks.contains(&step));
             }
         }
     }
@@ -547,6 +578,7 @@ fn steps_settled_at_different_times_come_together_again() {
         generation: 1,
         reconcile_requested_at: None,
         reconcile_requested_steps: None,
+        observation_requested: false,
         status: Status {
             steps: PerStep::from_fn(|kind| settled(next[kind], kind)),
             last_handled_desired: Some(desired.clone()),
@@ -583,6 +615,7 @@ fn a_request_is_about_the_steps_that_it_names_or_about_all() {
         generation: 1,
         reconcile_requested_at: Some(at(0)),
         reconcile_requested_steps: Some(PerStep::from_fn(|step| step == StepKind::Ocis)),
+        observation_requested: false,
         status: Status {
             steps: PerStep::from_fn(step),
             last_handled_desired: Some(desired.clone()),
@@ -598,6 +631,49 @@ fn a_request_is_about_the_steps_that_it_names_or_about_all() {
     assert_eq!(due_steps(&tenant, at(0), &policy), [StepKind::Ocis]);
     tenant.reconcile_requested_steps = None;
     assert_eq!(due_steps(&tenant, at(0), &policy), StepKind::ALL);
+}
+
+#[test]
+fn a_look_that_somebody_asked_for_reconciles_nothing_that_is_not_due_by_itself() {
+    let policy = Policy {
+        backoff: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(60) },
+        resync: Duration::from_secs(600),
+    };
+    let desired = Desired::new("Acme".parse().unwrap());
+    let step = |kind| StepStatus {
+        state: StepState::Ok,
+        observed: Some(desired.for_step(kind)),
+        next_attempt_at: Some(at(1_000_000)),
+        ..StepStatus::default()
+    };
+    let mut tenant = Tenant {
+        id: TenantId::from_bytes([1; 12]),
+        slug: "acme".parse().unwrap(),
+        generation: 1,
+        reconcile_requested_at: Some(at(0)),
+        reconcile_requested_steps: Some(PerStep::default()),
+        observation_requested: true,
+        status: Status {
+            steps: PerStep::from_fn(step),
+            last_handled_desired: Some(desired.clone()),
+            next_reconcile_at: Some(at(0)),
+            ..Status::default()
+        },
+        interrupted: false,
+        deletion_requested_at: None,
+        desired,
+        created_at: at(0) - SignedDuration::from_secs(1),
+        updated_at: None,
+    };
+    let due = due_steps(&tenant, at(0), &policy);
+    assert_eq!(due, []);
+    assert_eq!(steps_to_observe(&tenant, &due), StepKind::ALL);
+    tenant.status.steps[StepKind::Stalwart].next_attempt_at = None;
+    let due = due_steps(&tenant, at(0), &policy);
+    assert!(due.contains(&StepKind::Stalwart), "what is due is done all the same");
+    assert!(!steps_to_observe(&tenant, &due).contains(&StepKind::Stalwart));
+    tenant.status.last_handled_reconcile_at = tenant.reconcile_requested_at;
+    assert_eq!(steps_to_observe(&tenant, &[]), [], "once");
 }
 
 #[test]

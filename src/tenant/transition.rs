@@ -5,8 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    Backoff, Fingerprint, Jitter, Phase, Ready, Reason, Repair, Status, StepKind, StepState, StepStatus,
-    Tenant, due::starts_afresh,
+    Backoff, Field, Fingerprint, Found, Jitter, Observation, Phase, Ready, Reason, Status, StepKind,
+    StepState, StepStatus, Tenant, due::starts_afresh,
 };
 
 /// When things are tried again.
@@ -47,7 +47,7 @@ pub enum Outcome {
         look_again: Option<Duration>,
         fingerprint: Option<Fingerprint>,
         /// What had to be put back.
-        repaired: Vec<Repair>,
+        repaired: Vec<Field>,
     },
     /// Nothing to do; the reason says why.
     Skipped(Reason),
@@ -58,11 +58,13 @@ pub enum Outcome {
         external_id: Option<String>,
         note: Option<String>,
     },
-    /// It was looked at only, and differs; the reason says why nothing was changed, the message what.
+    /// It was looked at only, and differs; the reason says why nothing was changed.
     Held {
         reason: Reason,
-        message: String,
+        found: Found,
     },
+    /// Somebody wanted to see what would be changed, and it differs. Nothing else follows.
+    Observed(Found),
     /// What was seen is not believed: everything recorded stays as it is.
     Disbelieved,
     Failed(Failure),
@@ -207,10 +209,21 @@ fn after_run(
 ) -> StepStatus {
     let before = &tenant.status.steps[run.step];
     let mut step = before.clone();
+    let observation = |found: &Found| {
+        let against = tenant.desired.for_step(run.step);
+        Some(Observation { at: run.at, against, found: found.clone() })
+    };
+    if let Outcome::Observed(found) = &run.outcome {
+        step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
+        step.observation = observation(found);
+        return step;
+    }
     let mut released_note = None;
     step.parked = false;
+    step.observation = None;
     step.last_attempt_at = Some(run.at);
     match &run.outcome {
+        Outcome::Observed(_) => {}
         Outcome::Disbelieved => {
             step.next_attempt_at =
                 Some(run.at + run.jitter.spread(policy.terminal(), Policy::RESYNC_SPREAD));
@@ -221,9 +234,10 @@ fn after_run(
                 (step.state, step.reason) = (StepState::Pending, Some(Reason::DesiredStateChanged));
             }
         }
-        Outcome::Held { reason, message } => {
+        Outcome::Held { reason, found } => {
             (step.state, step.reason) = (StepState::Pending, Some(*reason));
-            step.message = Some(message.clone());
+            step.message = Some(format!("{}: would change: {found}", run.step));
+            step.observation = observation(found);
             step.attempts = 0;
             step.next_attempt_at =
                 Some(run.at + run.jitter.spread(policy.terminal(), Policy::RESYNC_SPREAD));

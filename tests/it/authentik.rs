@@ -113,7 +113,7 @@ async fn changed_and_removed_attributes_are_restored_and_foreign_ones_stay() {
     let drifted = json!({ "attributes": { "tenantry_slug": "other", "plan": { "seats": 5.0 } } });
     bench.patch(&made.external_id, drifted).await;
     let repaired = bench.converge(&target).await.unwrap();
-    let fields: Vec<_> = repaired.repaired.iter().map(|drift| drift.field).collect();
+    let fields: Vec<_> = repaired.repaired.iter().map(|drift| drift.name.as_ref()).collect();
     assert_eq!(fields, ["tenantry_id", "tenantry_slug", "tenantry_name"]);
     let attributes = &bench.group(&made.external_id)["attributes"];
     assert_eq!(attributes["tenantry_id"], target.id.to_string());

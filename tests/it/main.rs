@@ -19,6 +19,7 @@ mod oauth;
 mod ocis;
 mod openapi;
 mod outage;
+mod plan;
 mod process;
 mod protect;
 mod stalwart;

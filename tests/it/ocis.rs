@@ -213,7 +213,7 @@ async fn what_people_change_is_put_back_and_their_words_stay() {
             let words = change["description"].as_str().map(ToOwned::to_owned);
             assert!(bench.server().change(id, change));
             let repaired = bench.converge(&next(&target, &made)).await.unwrap();
-            let repaired: Vec<_> = repaired.repaired.iter().map(|drift| drift.field).collect();
+            let repaired: Vec<_> = repaired.repaired.iter().map(|drift| drift.name.as_ref()).collect();
             assert_eq!(repaired, fields, "{flavour:?}");
             let drive = bench.drive(id);
             assert_eq!(drive["name"], "Acme Corporation");

@@ -178,7 +178,7 @@ async fn a_renamed_changed_or_disabled_domain_is_put_back() {
     for (change, field) in changes {
         assert!(bench.server.change("acme.test", change));
         let repaired = bench.converge(&target).await.unwrap();
-        assert_eq!(repaired.repaired.iter().map(|d| d.field).collect::<Vec<_>>(), [field]);
+        assert_eq!(repaired.repaired.iter().map(|d| d.name.as_ref()).collect::<Vec<_>>(), [field]);
         assert_eq!(repaired.external_id, made.external_id);
         assert_eq!(bench.domain("acme.test")["isEnabled"], true);
     }

@@ -19,7 +19,7 @@ async fn ask(served: &Served, method: Method, path: &str, wait: &str, body: Opti
     request.send().await.expect("it answers")
 }
 
-fn outage() -> tenantry::dev::faults::Fault {
+pub fn outage() -> tenantry::dev::faults::Fault {
     tenantry::dev::faults::Fault {
         answer: tenantry::dev::faults::FaultAnswer::Status {
             status: 503,

@@ -34,12 +34,12 @@ use self::members::Members;
 use self::search::{Search, Wanted};
 use super::Error;
 use super::converge::{
-    Checked, Drift, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
+    Checked, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
 };
 use super::upstream::{Answer, Call, Purpose, Upstream};
 use crate::failpoint;
 use crate::metrics::Metrics;
-use crate::tenant::{Fingerprint, Reason, StepKind, TenantId};
+use crate::tenant::{Field, Fingerprint, Reason, StepKind, TenantId};
 
 /// The integration with one oCIS or OpenCloud.
 pub struct Ocis {
@@ -407,24 +407,24 @@ impl Integration for Ocis {
         }
     }
 
-    fn drift(&self, target: &Target, space: &Space) -> Vec<Drift> {
+    fn fields(&self, target: &Target, space: &Space) -> Vec<Field> {
         let drive = &space.drive;
-        let mut drift = Vec::new();
+        let mut fields = Vec::new();
         let mut compare = |field, observed: &str, desired: &str| {
-            if observed != desired {
-                let (observed, desired) = (observed.to_owned(), desired.to_owned());
-                drift.push(Drift { field, observed, desired });
-            }
+            fields.push(Field::new(field, observed, desired));
         };
         compare("name", &drive.name, &legal_name(&target.desired.name, target.slug.as_str()));
         let none = || "(none)".to_owned();
         let mark = Self::mark(target, drive, Usage::InUse);
         let alias = drive.drive_alias.clone().unwrap_or_else(none);
         compare("driveAlias", &alias, &mark.alias(&target.slug));
-        if drive.marks().description != Some(mark) {
-            let before = drive.description.as_deref();
-            compare("description", before.unwrap_or("(none)"), &mark.describe(before));
-        }
+        let before = drive.description.as_deref();
+        let described = match drive.marks().description {
+            // Whatever else people wrote there.
+            Some(found) if found == mark => before.unwrap_or("(none)").to_owned(),
+            _ => mark.describe(before),
+        };
+        compare("description", before.unwrap_or("(none)"), &described);
         if let Some(total) = target.desired.storage_bytes {
             let observed = drive.quota.total.map_or_else(none, |total| total.to_string());
             compare("quota", &observed, &total.to_string());
@@ -439,7 +439,7 @@ impl Integration for Ocis {
             let roles = if roles.is_empty() { none() } else { roles.join(", ") };
             compare("group role", &roles, members.membership.role.name());
         }
-        drift
+        fields
     }
 
     fn remarks(&self, target: &Target, space: &Space) -> Remarks {

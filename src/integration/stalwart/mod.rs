@@ -24,10 +24,10 @@ use serde_json::{Value, json};
 use self::jmap::{Answers, Batch, ObjectRef, Written, accepted, send};
 use super::Error;
 use super::converge::{
-    Checked, Drift, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
+    Checked, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
 };
 use super::upstream::{Call, Purpose, Upstream};
-use crate::tenant::{Fingerprint, MailDomain, Presence, Reason, StepKind, TenantId};
+use crate::tenant::{Field, Fingerprint, MailDomain, Presence, Reason, StepKind, TenantId};
 
 /// Who makes a new domain's DKIM keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -481,14 +481,11 @@ impl Integration for Stalwart {
         }
     }
 
-    fn drift(&self, target: &Target, service: &MailService) -> Vec<Drift> {
+    fn fields(&self, target: &Target, service: &MailService) -> Vec<Field> {
         let domain = &service.domain;
-        let mut drift = Vec::new();
+        let mut fields = Vec::new();
         let mut compare = |field, observed: &dyn fmt::Display, desired: &dyn fmt::Display| {
-            let (observed, desired) = (observed.to_string(), desired.to_string());
-            if observed != desired {
-                drift.push(Drift { field, observed, desired });
-            }
+            fields.push(Field::new(field, observed.to_string(), desired.to_string()));
         };
         if let Some(name) = &target.desired.domain {
             compare("name", &domain.name, name);
@@ -499,7 +496,7 @@ impl Integration for Stalwart {
         for former in service.former.iter().filter(|former| former.kept.is_none()) {
             compare("former domain", &former.domain.name, &"(none)");
         }
-        drift
+        fields
     }
 
     fn remarks(&self, _target: &Target, service: &MailService) -> Remarks {

@@ -1,0 +1,137 @@
+//! `/tenants/{slug}/plan`: what a reconcile would do now. It is read from what is recorded; whoever wants it
+//! fresh has the controller look.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Readiness;
+use super::openapi::Deciding;
+use super::problem::Problem;
+use super::tenants::Named;
+use super::wait::Wait;
+use crate::store::{Record, Store};
+use crate::tenant::{Action, Controls, PlannedField, Reason, StepKind, Tenant, plan};
+
+/// What a reconcile would do now.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanView {
+    slug: String,
+    generation: i64,
+    /// Steps that something would be done about.
+    changes: usize,
+    steps: BTreeMap<&'static str, StepPlanView>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct StepPlanView {
+    /// What would be done: `none`, `create` (or adopt), `update`, `switch off`, `release`, `delete`, `purge`;
+    /// `look` where only a look at the upstream can tell.
+    action: &'static str,
+    /// Why it is not done now: `Paused` or `Stopped`.
+    held_back: Option<&'static str>,
+    external_id: Option<String>,
+    /// When the upstream was last looked at successfully, or in vain where `message` says so.
+    observed_at: Option<Timestamp>,
+    fields: Vec<FieldView>,
+    /// Why it could not be looked at, or what went wrong.
+    message: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct FieldView {
+    /// By the upstream's name, where the observation is one that a plan asked for; else by the tenant's.
+    field: String,
+    /// As it was last observed; null where nothing was.
+    observed: Option<String>,
+    /// Null where it stays as it is.
+    desired: Option<String>,
+    /// `keep`, `set` (there is none yet) or `change`.
+    action: &'static str,
+}
+
+/// Show what a reconcile would do now
+///
+/// Field by field, from the latest observation. No upstream is asked, unless with `Prefer: wait`: then the
+/// controller looks first, and changes nothing that it would not change anyway.
+#[utoipa::path(get, path = "/tenants/{slug}/plan", tag = "tenants", operation_id = "planTenant",
+    params(
+        ("slug" = String, Path, description = "Of the tenant", example = "acme"),
+        ("Prefer" = Option<String>, Header, description = "`wait=10`: have the upstreams looked at, and \
+            answer when they were, or after so many seconds, at most 60. `Preference-Applied` says whether \
+            it was heeded",
+            nullable = false, example = "wait=10"),
+    ),
+    responses((status = 200, description = "The plan", body = PlanView), Deciding))]
+pub async fn show(
+    State(store): State<Store>,
+    State(readiness): State<Readiness>,
+    Named(slug): Named,
+    wait: Wait,
+) -> Result<Response, Problem> {
+    let unknown = || Problem::no_tenant(slug.as_str());
+    let mut seen = None;
+    let mut waited = None;
+    if wait.is_granted() {
+        let token = store.request_observation(&slug).await?.ok_or_else(unknown)?;
+        let looked = |tenant: &Tenant| tenant.status.last_handled_reconcile_at >= Some(token);
+        let found = wait.until(&store, &slug, None, looked).await;
+        seen.clone_from(&found.record);
+        waited = Some(found);
+    }
+    let record = match seen {
+        Some(record) => record,
+        None => store.get(&slug).await?.ok_or_else(unknown)?,
+    };
+    let tenant = match &record {
+        Record::Tenant(tenant) => tenant,
+        Record::Invalid(invalid) => return Err(Problem::senseless(&invalid.to_string())),
+    };
+    let mut response = Json(PlanView::new(tenant, &readiness.controls.borrow())).into_response();
+    if let Some(waited) = waited {
+        waited.mark(&mut response);
+    }
+    Ok(response)
+}
+
+impl PlanView {
+    fn new(tenant: &Tenant, controls: &Controls) -> Self {
+        let steps: BTreeMap<_, _> = StepKind::ALL
+            .into_iter()
+            .map(|step| {
+                let plan = plan(tenant, step, controls);
+                let view = StepPlanView {
+                    action: plan.action.name(),
+                    held_back: plan.held_back.map(Reason::name),
+                    external_id: tenant.status.steps[step].external_id.clone(),
+                    observed_at: plan.observed_at,
+                    fields: plan.fields.into_iter().map(FieldView::from).collect(),
+                    message: plan.message,
+                };
+                (step.name(), view)
+            })
+            .collect();
+        let changes = steps.values().filter(|step| step.action != Action::Nothing.name()).count();
+        Self { slug: tenant.slug.to_string(), generation: tenant.generation, changes, steps }
+    }
+}
+
+impl From<PlannedField> for FieldView {
+    fn from(field: PlannedField) -> Self {
+        let action = match (&field.observed, field.changes()) {
+            (_, false) => "keep",
+            (None, true) => "set",
+            (Some(_), true) => "change",
+        };
+        let PlannedField { name, observed, desired } = field;
+        Self { field: name.into_owned(), observed, desired, action }
+    }
+}

@@ -1,0 +1,341 @@
+//! What a reconcile would do now, as far as what is recorded tells.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+
+use super::{
+    Controls, DeletionPolicy, Found, Presence, Reason, StepDesired, StepKind, StepState, StepStatus,
+    Tenant,
+};
+
+/// What a reconcile would do to a step's resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// It is as it should be, or there is nothing that should be.
+    Nothing,
+    /// Make it; or adopt what has its name and nobody's mark.
+    Create,
+    Update,
+    /// Keep it, marked as not in use.
+    SwitchOff,
+    /// Keep it, marked as released.
+    Release,
+    Delete,
+    Purge,
+    /// Only a look at it can tell.
+    Look,
+}
+
+impl Action {
+    pub const ALL: [Self; 8] = [
+        Self::Nothing,
+        Self::Create,
+        Self::Update,
+        Self::SwitchOff,
+        Self::Release,
+        Self::Delete,
+        Self::Purge,
+        Self::Look,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "none",
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::SwitchOff => "switch off",
+            Self::Release => "release",
+            Self::Delete => "delete",
+            Self::Purge => "purge",
+            Self::Look => "look",
+        }
+    }
+}
+
+/// A field in a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedField {
+    /// The upstream's name of it where it was looked at for a plan, else the tenant's.
+    pub name: Cow<'static, str>,
+    /// As it was last seen, if it ever was.
+    pub observed: Option<String>,
+    /// `None`: whatever it is, it stays.
+    pub desired: Option<String>,
+}
+
+impl PlannedField {
+    pub fn changes(&self) -> bool {
+        self.desired.is_some() && self.observed != self.desired
+    }
+}
+
+/// What would become of one step's resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepPlan {
+    pub action: Action,
+    pub fields: Vec<PlannedField>,
+    /// When that was seen, if it was.
+    pub observed_at: Option<Timestamp>,
+    /// Why nothing is done about it now.
+    pub held_back: Option<Reason>,
+    /// Why it could not be seen.
+    pub message: Option<String>,
+}
+
+/// What a reconcile of the step would do now.
+pub fn plan(tenant: &Tenant, step: StepKind, controls: &Controls) -> StepPlan {
+    let recorded = &tenant.status.steps[step];
+    let desired = tenant.desired.for_step(step);
+    let current = recorded.observation.as_ref().filter(|seen| seen.against == desired);
+    let settled = tenant.current_state(step).is_settled();
+    let action = match (current.map(|seen| &seen.found), desired.presence) {
+        (Some(Found::Failed { .. }), _) => Action::Look,
+        (Some(Found::Missing), Presence::Present) => Action::Create,
+        (Some(Found::Fields(_)), Presence::Present) => Action::Update,
+        // There is nothing to let go.
+        (Some(Found::Missing), _) => Action::Nothing,
+        _ if settled => Action::Nothing,
+        (None, Presence::Present) => unseen(step, recorded, &desired),
+        (None, _) if recorded.external_id.is_none() && recorded.create_intent.is_none() => {
+            Action::Nothing
+        }
+        (_, Presence::Off) => Action::SwitchOff,
+        (_, Presence::Gone(DeletionPolicy::Retain)) => Action::Release,
+        (_, Presence::Gone(DeletionPolicy::Delete)) => Action::Delete,
+        (_, Presence::Gone(DeletionPolicy::Purge)) => Action::Purge,
+    };
+    let (fields, message) = match current.map(|seen| &seen.found) {
+        Some(Found::Fields(seen)) => {
+            let field = |field: &super::Field| PlannedField {
+                name: field.name.clone(),
+                observed: Some(field.observed.clone()),
+                desired: Some(field.desired.clone()),
+            };
+            (seen.iter().map(field).collect(), None)
+        }
+        Some(Found::Failed { message, .. }) => {
+            (own_fields(step, recorded, &desired), Some(message.clone()))
+        }
+        Some(Found::Missing) => (unmade(step, &desired), None),
+        None => {
+            let failed = recorded.state == StepState::Error;
+            (own_fields(step, recorded, &desired), recorded.message.clone().filter(|_| failed))
+        }
+    };
+    let fields = if action == Action::Nothing && !settled { Vec::new() } else { fields };
+    let repairs = matches!(action, Action::Create | Action::Update)
+        && recorded.external_id.is_some()
+        && recorded.observed.as_ref() == Some(&desired);
+    let held_back = if action == Action::Nothing {
+        None
+    } else if tenant.desired.paused {
+        Some(Reason::Paused)
+    } else if controls.is_stopped(step) || (controls.guards[step].is_tripped() && repairs) {
+        Some(Reason::Stopped)
+    } else {
+        None
+    };
+    let seen_by_reconcile = recorded.last_attempt_at.filter(|_| recorded.state.is_settled());
+    let observed_at = recorded.observation.as_ref().map(|seen| seen.at).or(seen_by_reconcile);
+    StepPlan { action, fields, observed_at, held_back, message }
+}
+
+/// What is to be done about a resource that should be there, and that nobody has looked at since that, or
+/// since the step failed.
+fn unseen(step: StepKind, recorded: &StepStatus, desired: &StepDesired) -> Action {
+    if step == StepKind::Stalwart && desired.domain.is_none() {
+        return Action::Nothing;
+    }
+    match (&recorded.external_id, &recorded.observed) {
+        (None, _) if recorded.create_intent.is_some() || recorded.attempts > 0 => Action::Look,
+        (None, _) => Action::Create,
+        // To pause it, say, changes nothing of its resources.
+        (Some(_), Some(_)) if own_fields(step, recorded, desired).iter().any(PlannedField::changes) => {
+            Action::Update
+        }
+        (Some(_), _) => Action::Look,
+    }
+}
+
+/// The tenant's fields that the step answers for, as it last matched and as they are now.
+fn own_fields(step: StepKind, recorded: &StepStatus, desired: &StepDesired) -> Vec<PlannedField> {
+    let observed = recorded.observed.as_ref().filter(|seen| seen.presence == Presence::Present);
+    let mut fields = unmade(step, desired);
+    for field in &mut fields {
+        field.observed = observed.and_then(|observed| value(observed, &field.name));
+    }
+    fields.retain(|field| field.observed.is_some() || field.desired.is_some());
+    fields
+}
+
+fn unmade(step: StepKind, desired: &StepDesired) -> Vec<PlannedField> {
+    let names: &[&'static str] = match step {
+        StepKind::Authentik => &["name"],
+        StepKind::Stalwart => &["name", "domain"],
+        StepKind::Ocis => &["name", "quota.storageBytes"],
+    };
+    let field = |name: &&'static str| PlannedField {
+        name: (*name).into(),
+        observed: None,
+        desired: value(desired, name),
+    };
+    names.iter().map(field).collect()
+}
+
+fn value(of: &StepDesired, field: &str) -> Option<String> {
+    match field {
+        "name" => Some(of.name.to_string()),
+        "domain" => of.domain.as_ref().map(ToString::to_string),
+        _ => of.storage_bytes.map(|bytes| bytes.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Desired, Field, Observation, PerStep, Services, Status, TenantId};
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + seconds).unwrap()
+    }
+
+    fn tenant(change: impl FnOnce(&mut Desired)) -> Tenant {
+        let mut desired = Desired::new("Acme".parse().unwrap());
+        desired.domain = Some("acme.test".parse().unwrap());
+        change(&mut desired);
+        Tenant {
+            id: TenantId::from_bytes([1; 12]),
+            slug: "acme".parse().unwrap(),
+            generation: 1,
+            reconcile_requested_at: None,
+            reconcile_requested_steps: None,
+            observation_requested: false,
+            status: Status::default(),
+            interrupted: false,
+            deletion_requested_at: None,
+            desired,
+            created_at: at(0),
+            updated_at: None,
+        }
+    }
+
+    /// Every step matched what is desired now.
+    fn converged(change: impl FnOnce(&mut Desired)) -> Tenant {
+        let mut tenant = tenant(change);
+        tenant.status.steps = PerStep::from_fn(|step| StepStatus {
+            state: StepState::Ok,
+            external_id: Some("id".into()),
+            observed: Some(tenant.desired.for_step(step)),
+            last_attempt_at: Some(at(1)),
+            ..StepStatus::default()
+        });
+        tenant
+    }
+
+    fn actions(tenant: &Tenant) -> [Action; 3] {
+        StepKind::ALL.map(|step| plan(tenant, step, &Controls::default()).action)
+    }
+
+    fn see(tenant: &mut Tenant, step: StepKind, found: Found) {
+        let against = tenant.desired.for_step(step);
+        tenant.status.steps[step].observation = Some(Observation { at: at(2), against, found });
+    }
+
+    #[test]
+    fn a_new_tenant_is_made_and_a_converged_one_left_alone() {
+        assert_eq!(actions(&tenant(|_| {})), [Action::Create; 3]);
+        let converged = converged(|_| {});
+        assert_eq!(actions(&converged), [Action::Nothing; 3]);
+        let step = plan(&converged, StepKind::Stalwart, &Controls::default());
+        assert_eq!(step.observed_at, Some(at(1)));
+        assert!(step.fields.iter().all(|field| !field.changes()), "{step:?}");
+        assert_eq!(
+            actions(&tenant(|desired| desired.domain = None))[1],
+            Action::Nothing,
+            "without a domain there is no mail"
+        );
+    }
+
+    #[test]
+    fn an_edit_changes_the_fields_that_it_is_about_in_the_steps_that_it_is_about() {
+        let mut edited = converged(|_| {});
+        edited.desired.storage_bytes = Some(7);
+        assert_eq!(actions(&edited), [Action::Nothing, Action::Nothing, Action::Update]);
+        let step = plan(&edited, StepKind::Ocis, &Controls::default());
+        let changing: Vec<_> = step.fields.iter().filter(|field| field.changes()).collect();
+        assert_eq!(changing.len(), 1);
+        assert_eq!(
+            (changing[0].name.as_ref(), changing[0].desired.as_deref()),
+            ("quota.storageBytes", Some("7"))
+        );
+    }
+
+    #[test]
+    fn what_a_look_saw_counts_until_the_desired_state_changes() {
+        let mut drifted = converged(|_| {});
+        see(&mut drifted, StepKind::Authentik, Found::Missing);
+        see(
+            &mut drifted,
+            StepKind::Ocis,
+            Found::Fields(vec![
+                Field::new("name", "x", "Acme"),
+                Field::new("state", "enabled", "enabled"),
+            ]),
+        );
+        assert_eq!(actions(&drifted), [Action::Create, Action::Nothing, Action::Update]);
+        let step = plan(&drifted, StepKind::Ocis, &Controls::default());
+        assert_eq!(step.fields.iter().map(PlannedField::changes).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(step.observed_at, Some(at(2)));
+        drifted.desired.name = "Other".parse().unwrap();
+        assert_eq!(actions(&drifted), [Action::Update; 3]);
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_not_guessed() {
+        let mut tenant = converged(|_| {});
+        let failed = Found::Failed { reason: Reason::Timeout, message: "ocis: too slow".into() };
+        see(&mut tenant, StepKind::Ocis, failed);
+        tenant.status.steps[StepKind::Authentik].state = StepState::Error;
+        assert_eq!(actions(&tenant), [Action::Look, Action::Nothing, Action::Look]);
+        let step = plan(&tenant, StepKind::Ocis, &Controls::default());
+        assert_eq!(step.message.as_deref(), Some("ocis: too slow"));
+    }
+
+    #[test]
+    fn a_service_that_is_off_and_a_tenant_that_goes_let_go_what_there_is_and_only_that() {
+        let off = |desired: &mut Desired| desired.services = Services::new(|_| false);
+        assert_eq!(actions(&tenant(off)), [Action::Nothing; 3]);
+        let mut leaving = converged(|_| {});
+        off(&mut leaving.desired);
+        assert_eq!(actions(&leaving), [Action::SwitchOff; 3]);
+        for (policy, action) in [
+            (DeletionPolicy::Retain, Action::Release),
+            (DeletionPolicy::Delete, Action::Delete),
+            (DeletionPolicy::Purge, Action::Purge),
+        ] {
+            leaving.desired.deletion = Some(policy);
+            assert_eq!(actions(&leaving), [action; 3]);
+        }
+        see(&mut leaving, StepKind::Stalwart, Found::Missing);
+        assert_eq!(actions(&leaving)[1], Action::Nothing);
+    }
+
+    #[test]
+    fn what_is_held_back_says_why() {
+        let mut paused = converged(|_| {});
+        paused.desired.name = "Other".parse().unwrap();
+        let mut controls = Controls::default();
+        let held = |tenant: &Tenant, controls: &Controls| {
+            StepKind::ALL.map(|step| plan(tenant, step, controls).held_back)
+        };
+        assert_eq!(held(&paused, &controls), [None; 3]);
+        controls.stopped_upstreams[StepKind::Ocis] = true;
+        assert_eq!(held(&paused, &controls), [None, None, Some(Reason::Stopped)]);
+        paused.desired.paused = true;
+        assert_eq!(held(&paused, &controls), [Some(Reason::Paused); 3]);
+        let converged = converged(|_| {});
+        controls.stopped = true;
+        assert_eq!(held(&converged, &controls), [None; 3], "there is nothing to hold back");
+    }
+}
