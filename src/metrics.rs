@@ -63,6 +63,7 @@ pub struct Metrics {
     /// Tenants by `status` over the fleet.
     pub tenants: IntGaugeVec,
     pub invalid_documents: IntCounter,
+    pub vanished: IntCounter,
     pub watch_restarts: IntCounterVec,
     pub watch_open: IntGauge,
     pub watch_lag_seconds: Gauge,
@@ -199,6 +200,8 @@ impl Metrics {
             ),
             steps: add.gauges("steps", "Steps by state.", &["upstream", "state"]),
             tenants: add.gauges("tenants", "Tenants by status.", &["status"]),
+            vanished: add
+                .counter("vanished_total", "Tenants whose documents were deleted, and not by tenantry."),
             invalid_documents: add
                 .counter("invalid_documents_total", "Documents found to make no sense as a tenant."),
             watch_restarts: add.counters(

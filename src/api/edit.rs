@@ -1,6 +1,5 @@
 //! `PATCH` and `PUT` of one tenant's desired state.
 
-use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
 use super::etag::{Conditions, Tags, single};
@@ -8,7 +7,7 @@ use super::fields::{Patch, Replacement};
 use super::openapi::{Editing, PatchBody, ReplacementBody};
 use super::problem::Problem;
 use super::representation::TenantView;
-use super::tenants::{Named, created};
+use super::tenants::{Acting, Named, created};
 use super::wait::{Wait, acted_on};
 use crate::store::{Edit, Edited, Record, Store};
 use crate::tenant::Slug;
@@ -33,7 +32,7 @@ use crate::tenant::Slug;
         Editing,
     ))]
 pub async fn patch(
-    State(store): State<Store>,
+    Acting(store): Acting,
     Named(slug): Named,
     conditions: Conditions,
     wait: Wait,
@@ -74,7 +73,7 @@ pub async fn patch(
         Editing,
     ))]
 pub async fn put(
-    State(store): State<Store>,
+    Acting(store): Acting,
     Named(slug): Named,
     conditions: Conditions,
     wait: Wait,

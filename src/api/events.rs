@@ -1,4 +1,4 @@
-//! `/tenants/{slug}/events`: what happened to a tenant, also after it is gone.
+//! `/tenants/{slug}/events`: what happened to a tenant, also after it is gone; `/events`: to the fleet.
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::openapi::Searching;
+use super::openapi::{Listing, Searching};
 use super::problem::{FieldError, Problem};
 use super::tenants::Named;
 use crate::store::{KEPT, Store};
@@ -56,21 +56,43 @@ pub async fn list(
     Named(slug): Named,
     parameters: Result<Query<EventParameters>, QueryRejection>,
 ) -> Result<Json<Events>, Problem> {
-    let Query(parameters) = parameters.map_err(|error| Problem::bad_request(error.body_text()))?;
-    let most = usize::try_from(KEPT).unwrap_or(DEFAULT_LIMIT);
-    let limit = match parameters.limit.map(|limit| limit.parse::<usize>()) {
-        None => DEFAULT_LIMIT,
-        Some(Ok(limit)) if (1..=most).contains(&limit) => limit,
-        Some(_) => {
-            let message = format!("must be a whole number from 1 to {most}");
-            return Err(Problem::invalid(vec![FieldError { field: "limit".into(), message }]));
-        }
-    };
-    let events = store.events(&slug, limit).await?;
+    let events = store.events(&slug, limit(parameters)?).await?;
     if events.is_empty() && store.get(&slug).await?.is_none() {
         return Err(Problem::no_tenant(slug.as_str()));
     }
-    Ok(Json(Events { items: events.into_iter().map(EventView::from).collect() }))
+    Ok(Json(Events::from(events)))
+}
+
+/// List what happened to the fleet
+///
+/// Stops, change guards, orphans.
+#[utoipa::path(get, path = "/events", tag = "fleet", operation_id = "listFleetEvents",
+    params(EventParameters),
+    responses((status = 200, description = "The newest first", body = Events), Listing))]
+pub async fn of_fleet(
+    State(store): State<Store>,
+    parameters: Result<Query<EventParameters>, QueryRejection>,
+) -> Result<Json<Events>, Problem> {
+    Ok(Json(Events::from(store.fleet_events(limit(parameters)?).await?)))
+}
+
+fn limit(parameters: Result<Query<EventParameters>, QueryRejection>) -> Result<usize, Problem> {
+    let Query(parameters) = parameters.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let most = usize::try_from(KEPT).unwrap_or(DEFAULT_LIMIT);
+    match parameters.limit.map(|limit| limit.parse::<usize>()) {
+        None => Ok(DEFAULT_LIMIT),
+        Some(Ok(limit)) if (1..=most).contains(&limit) => Ok(limit),
+        Some(_) => {
+            let message = format!("must be a whole number from 1 to {most}");
+            Err(Problem::invalid(vec![FieldError { field: "limit".into(), message }]))
+        }
+    }
+}
+
+impl From<Vec<Event>> for Events {
+    fn from(events: Vec<Event>) -> Self {
+        Self { items: events.into_iter().map(EventView::from).collect() }
+    }
 }
 
 impl From<Event> for EventView {

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 
 use super::openapi::{Deciding, Finding, Reading};
 use super::problem::Problem;
+use super::tenants::Acting;
 use crate::store::{Scope, Store};
 use crate::tenant::{Controls, Guard, StepKind};
 
@@ -98,7 +99,7 @@ pub async fn stops(State(store): State<Store>) -> Result<Json<Stops>, Problem> {
     params(("what" = String, Path, description = "`all`, `authentik`, `stalwart` or `ocis`",
         example = "stalwart")),
     responses((status = 200, description = "Stops in force", body = Stops), Finding))]
-pub async fn stop(State(store): State<Store>, Path(what): Path<String>) -> Result<Json<Stops>, Problem> {
+pub async fn stop(Acting(store): Acting, Path(what): Path<String>) -> Result<Json<Stops>, Problem> {
     store.stop(scope(&what)?).await?;
     stops(State(store)).await
 }
@@ -108,10 +109,7 @@ pub async fn stop(State(store): State<Store>, Path(what): Path<String>) -> Resul
     params(("what" = String, Path, description = "`all`, `authentik`, `stalwart` or `ocis`",
         example = "stalwart")),
     responses((status = 200, description = "Stops in force", body = Stops), Finding))]
-pub async fn start(
-    State(store): State<Store>,
-    Path(what): Path<String>,
-) -> Result<Json<Stops>, Problem> {
+pub async fn start(Acting(store): Acting, Path(what): Path<String>) -> Result<Json<Stops>, Problem> {
     store.start(scope(&what)?).await?;
     stops(State(store)).await
 }
@@ -135,10 +133,7 @@ pub async fn guards(
     params(("upstream" = String, Path, description = "`authentik`, `stalwart` or `ocis`",
         example = "authentik")),
     responses((status = 200, description = "The guard", body = GuardView), Deciding))]
-pub async fn lift(
-    State(store): State<Store>,
-    Path(upstream): Path<String>,
-) -> Result<Response, Problem> {
+pub async fn lift(Acting(store): Acting, Path(upstream): Path<String>) -> Result<Response, Problem> {
     let Scope::Upstream(step) = scope(&upstream)? else {
         return Err(Problem::no_upstream(&upstream));
     };

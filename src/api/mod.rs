@@ -91,6 +91,7 @@ impl Api {
             .route("/tenants/{slug}/reconcile", post(tenants::reconcile))
             .route("/tenants/{slug}/events", get(events::list))
             .route("/tenants/{slug}/plan", get(plan::show))
+            .route("/events", get(events::of_fleet))
             .route("/orphans", get(fleet::orphans))
             .route("/guards", get(fleet::guards))
             .route("/guards/{upstream}/lift", post(fleet::lift))

@@ -41,6 +41,7 @@ use super::{edit, events, fleet, health, plan, stream, tenants};
         tenants::reconcile,
         plan::show,
         events::list,
+        events::of_fleet,
         fleet::orphans,
         fleet::guards,
         fleet::lift,

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::extract::{FromRef, FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -16,6 +16,7 @@ use super::openapi::{Creating, Editing, Finding, Listing, NewTenantBody, Searchi
 use super::problem::{FieldError, Problem};
 use super::representation::TenantView;
 use super::wait::{Wait, acted_on, handled};
+use crate::auth::Principal;
 use crate::store::{IdempotencyKey, Inserted, NewTenant, PageQuery, Record, Store};
 use crate::tenant::{DeletionPolicy, Phase, Slug};
 
@@ -40,7 +41,7 @@ const MAX_LIMIT: u16 = 500;
         Creating,
     ))]
 pub async fn create(
-    State(store): State<Store>,
+    Acting(store): Acting,
     OnlyOnce(key): OnlyOnce,
     wait: Wait,
     new: NewTenant,
@@ -109,7 +110,7 @@ pub struct ReconcileRequest {
         Editing,
     ))]
 pub async fn reconcile(
-    State(store): State<Store>,
+    Acting(store): Acting,
     Named(slug): Named,
     wait: Wait,
     Steps(steps): Steps,
@@ -179,7 +180,7 @@ impl DeletionParameters {
     params(("slug" = String, Path, description = "Of the tenant", example = "acme"), DeletionParameters),
     responses((status = 202, description = "It will be done", body = TenantView), Searching))]
 pub async fn delete(
-    State(store): State<Store>,
+    Acting(store): Acting,
     Named(slug): Named,
     parameters: Result<Query<DeletionParameters>, QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -194,7 +195,7 @@ pub async fn delete(
 #[utoipa::path(post, path = "/tenants/{slug}/undelete", tag = "tenants", operation_id = "undeleteTenant",
     params(("slug" = String, Path, description = "Of the tenant", example = "acme")),
     responses((status = 202, description = "It will be done", body = TenantView), Finding))]
-pub async fn undelete(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
+pub async fn undelete(Acting(store): Acting, Named(slug): Named) -> Result<Response, Problem> {
     accepted(&slug, store.undelete(&slug).await?)
 }
 
@@ -204,7 +205,7 @@ pub async fn undelete(State(store): State<Store>, Named(slug): Named) -> Result<
 #[utoipa::path(post, path = "/tenants/{slug}/pause", tag = "tenants", operation_id = "pauseTenant",
     params(("slug" = String, Path, description = "Of the tenant", example = "acme")),
     responses((status = 202, description = "It will be done", body = TenantView), Finding))]
-pub async fn pause(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
+pub async fn pause(Acting(store): Acting, Named(slug): Named) -> Result<Response, Problem> {
     accepted(&slug, store.set_paused(&slug, true).await?)
 }
 
@@ -212,7 +213,7 @@ pub async fn pause(State(store): State<Store>, Named(slug): Named) -> Result<Res
 #[utoipa::path(post, path = "/tenants/{slug}/resume", tag = "tenants", operation_id = "resumeTenant",
     params(("slug" = String, Path, description = "Of the tenant", example = "acme")),
     responses((status = 202, description = "It will be done", body = TenantView), Finding))]
-pub async fn resume(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
+pub async fn resume(Acting(store): Acting, Named(slug): Named) -> Result<Response, Problem> {
     accepted(&slug, store.set_paused(&slug, false).await?)
 }
 
@@ -283,6 +284,21 @@ impl ListParameters {
         } else {
             Err(Problem::invalid(errors))
         }
+    }
+}
+
+/// The store, in the name of whoever sent the request.
+pub struct Acting(pub Store);
+
+impl<S: Send + Sync> FromRequestParts<S> for Acting
+where
+    Store: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let who = parts.extensions.get::<Principal>().and_then(Principal::label);
+        Ok(Self(Store::from_ref(state).on_behalf_of(who)))
     }
 }
 

@@ -77,6 +77,15 @@ impl Principal {
         }
     }
 
+    /// For histories: the issuer's name for him, after the one for people. `None` where nobody knows who it is.
+    pub fn label(&self) -> Option<String> {
+        let known = !self.issuer.is_empty();
+        known.then(|| match &self.name {
+            Some(name) if *name != self.sub => format!("{name} ({})", self.sub),
+            _ => self.sub.clone(),
+        })
+    }
+
     pub fn may(&self, role: Role) -> bool {
         self.role.is_some_and(|own| own >= role)
     }

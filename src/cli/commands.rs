@@ -235,6 +235,7 @@ pub async fn list(
     let feature = match path {
         ["stops"] => "emergency stop",
         ["guards"] => "change guard",
+        ["events"] => "history of the fleet",
         _ => "list of orphans",
     };
     let answer = client.ask(Ask::get(path, feature)).await?.body;

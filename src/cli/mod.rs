@@ -48,6 +48,9 @@ pub enum Command {
     /// Resources in the upstreams whose tenant is gone
     #[command(after_help = EXIT_CODES)]
     Orphans(List),
+    /// What happened to the fleet: stops, guards, orphans; the latest first
+    #[command(after_help = EXIT_CODES)]
+    Events(List),
     /// Guards that hold changes back because too much would change at once
     #[command(after_help = EXIT_CODES)]
     Guards(Guards),
@@ -308,6 +311,10 @@ impl Command {
             Self::Orphans(list) => {
                 let client = Client::new(&list.connection).await?;
                 commands::list(&client, &["orphans"], &commands::ORPHANS, list.output).await
+            }
+            Self::Events(list) => {
+                let client = Client::new(&list.connection).await?;
+                commands::list(&client, &["events"], &show::EVENTS, list.output).await
             }
             Self::Guards(Guards { list, command }) => {
                 let client = Client::new(&list.connection).await?;

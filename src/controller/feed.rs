@@ -37,6 +37,8 @@ pub struct Feed {
     pub store: Store,
     pub metrics: Arc<Metrics>,
     pub hints: mpsc::Sender<Hint>,
+    /// Told of tenants whose documents are gone, as far as there is room; nobody waits for that.
+    pub gone: mpsc::Sender<TenantId>,
     pub open: watch::Sender<bool>,
     pub shutdown: CancellationToken,
 }
@@ -159,6 +161,7 @@ impl Feed {
                             return End::Shutdown;
                         }
                     }
+                    Change::Gone(id) => drop(self.gone.try_send(id)),
                     Change::Gap => {
                         tracing::warn!("the collection was dropped or renamed");
                         return End::StartOver { cause: "collection_gone" };

@@ -12,6 +12,7 @@ mod reconcile;
 mod recovery;
 mod sketch;
 mod sweep;
+mod vanished;
 
 pub use queue::Queue;
 
@@ -30,6 +31,7 @@ use self::guard::Guards;
 use self::reconcile::{Reconciler, Verdict};
 use self::recovery::Recovery;
 use self::sweep::Sweeper;
+use self::vanished::Vanished;
 use crate::integration::Integrations;
 use crate::metrics::Metrics;
 use crate::store::{DueScan, Holder, Journal, Relist, Store, StoreError, Urgency};
@@ -94,6 +96,7 @@ impl Controller {
         let Self { store, integrations, metrics, journal, settings } = self;
         metrics.workers.set(i64::try_from(settings.workers).unwrap_or(i64::MAX));
         let (hints, hinted) = mpsc::channel(HINTS);
+        let (gone, went) = mpsc::channel(vanished::WAITING);
         let abandon = CancellationToken::new();
         let feeding = TaskTracker::new();
         feeding.spawn(
@@ -101,6 +104,7 @@ impl Controller {
                 store: store.clone(),
                 metrics: Arc::clone(&metrics),
                 hints,
+                gone,
                 open: watch_open,
                 shutdown: shutdown.clone(),
             }
@@ -125,7 +129,16 @@ impl Controller {
             let ending = shutdown.clone();
             feeding.spawn(async move { recovery.run(&ending).await });
         }
+        let vanished = Vanished {
+            store: store.clone(),
+            integrations: Arc::clone(&integrations),
+            metrics: Arc::clone(&metrics),
+            gone: went,
+        };
+        let ending = shutdown.clone();
+        feeding.spawn(async move { vanished.run(&ending).await });
         let sweeper = Sweeper {
+            journal: journal.clone(),
             store: store.clone(),
             integrations: Arc::clone(&integrations),
             metrics: Arc::clone(&metrics),

@@ -246,16 +246,18 @@ impl Reconciler {
         held_until: Instant,
     ) -> (&'static str, Verdict) {
         let plans = self.plans(claim, due, runs);
+        let mut told = false;
         if nothing_left(claim, &plans.current.status) {
             // First, so that whoever sees the document go finds out that it went as it should. If somebody
             // changes their mind right now, the history says that too.
-            if let Err(error) = self
-                .store
-                .record_events(&[history::tombstone(&claim.tenant, &plans.current.status)])
-                .await
-            {
+            let subject = claim.tenant.subject();
+            let asked = history::of_what_was_asked(claim).into_iter();
+            let mut events: Vec<_> = asked.map(|event| (subject.clone(), event)).collect();
+            events.push(history::tombstone(&claim.tenant, &plans.current.status));
+            if let Err(error) = self.store.record_events(&events).await {
                 return self.store_failed(claim.tenant.id, &error);
             }
+            told = true;
             failpoint::reach(failpoint::REMOVING);
             match self.store.remove(claim).await {
                 Ok(Commit::Done { .. }) => {
@@ -293,7 +295,9 @@ impl Reconciler {
                 failpoint::reach(failpoint::COMMITTED);
                 let written = if superseded { &plans.superseded } else { &plans.current };
                 self.committed(claim, &written.status, &plans.ran);
-                for event in history::of_reconcile(claim, &written.status, runs) {
+                let asked = if told { Vec::new() } else { history::of_what_was_asked(claim) };
+                let happened = history::of_reconcile(claim, &written.status, runs);
+                for event in asked.into_iter().chain(happened) {
                     self.journal.note(claim.tenant.subject(), event);
                 }
                 let failed = runs.iter().any(|run| matches!(run.outcome, Outcome::Failed(_)));

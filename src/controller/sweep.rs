@@ -25,8 +25,8 @@ use super::sketch::{Entry, Sketch, TooMany};
 use crate::failpoint;
 use crate::integration::{Integrations, Seen};
 use crate::metrics::Metrics;
-use crate::store::{BATCH, Holder, Store, StoreError};
-use crate::tenant::{Fingerprint, Part, PerStep, StepKind, TenantId};
+use crate::store::{BATCH, Holder, Journal, Store, StoreError};
+use crate::tenant::{Event, EventKind, Fingerprint, Part, PerStep, StepKind, Subject, TenantId};
 
 /// Sweeps when it is time, for as long as the process runs.
 pub struct Sweeper {
@@ -34,6 +34,7 @@ pub struct Sweeper {
     pub integrations: Arc<Integrations>,
     pub metrics: Arc<Metrics>,
     pub guards: Arc<Guards>,
+    pub journal: Journal,
     pub holder: Holder,
     pub interval: Duration,
 }
@@ -219,6 +220,11 @@ impl Sweeper {
         for (what, ids) in &drifted {
             tracing::info!(upstream = %step, tenants = ids.len(), differs = %what, "a sweep found drift");
             self.metrics.drift_found.with_label_values(&[step.name(), what]).inc_by(ids.len() as u64);
+            for id in ids {
+                let event = Event::now(EventKind::DriftFound, format!("a sweep saw: {what}"));
+                let subject = Subject::Tenant { id: *id, slug: None };
+                self.journal.note(subject, event.of_step(step, None));
+            }
             for ids in ids.chunks(BATCH as usize) {
                 self.store.flag_drift(step, ids, false).await?;
             }

@@ -13,7 +13,7 @@ use super::document::{integer, timestamp};
 use super::lease::{Holder, millis};
 use super::stream::{ChangeStream, WatchError};
 use super::{Store, StoreError};
-use crate::tenant::{Controls, Guard, PerStep, StepKind};
+use crate::tenant::{Controls, Event, EventKind, Guard, PerStep, StepKind};
 
 /// Name of the collection.
 pub const CONTROLS: &str = "tenantry_controls";
@@ -43,6 +43,23 @@ impl Scope {
             Self::Upstream(step) => format!("upstreams.{step}"),
         }
     }
+
+    /// Whether the document says so.
+    fn is_stopped(self, stop: &Document) -> bool {
+        match self {
+            Self::Everything => stop.get_bool("all").unwrap_or(false),
+            Self::Upstream(step) => stop
+                .get_document("upstreams")
+                .is_ok_and(|upstreams| upstreams.get_bool(step.name()).unwrap_or(false)),
+        }
+    }
+
+    fn event(self, kind: EventKind, message: &str) -> Event {
+        match self {
+            Self::Everything => Event::now(kind, format!("all upstreams: {message}")),
+            Self::Upstream(step) => Event::now(kind, message).of_step(step, None),
+        }
+    }
 }
 
 impl Store {
@@ -61,12 +78,10 @@ impl Store {
         let by_id =
             |id: &str| found.iter().find(|found| found.get_str("_id").is_ok_and(|found| found == id));
         let stop = by_id(STOP);
-        let upstreams = stop.and_then(|stop| stop.get_document("upstreams").ok());
+        let is_stopped = |scope: Scope| stop.is_some_and(|stop| scope.is_stopped(stop));
         Ok(Controls {
-            stopped: stop.is_some_and(|stop| stop.get_bool("all").unwrap_or(false)),
-            stopped_upstreams: PerStep::from_fn(|step| {
-                upstreams.is_some_and(|upstreams| upstreams.get_bool(step.name()).unwrap_or(false))
-            }),
+            stopped: is_stopped(Scope::Everything),
+            stopped_upstreams: PerStep::from_fn(|step| is_stopped(Scope::Upstream(step))),
             guards: PerStep::from_fn(|step| by_id(&guard_id(step)).map(read_guard).unwrap_or_default()),
         })
     }
@@ -81,8 +96,12 @@ impl Store {
     pub async fn stop(&self, scope: Scope) -> Result<(), StoreError> {
         let set = doc! { "$set": { scope.field(): true, "changedAt": Bson::DateTime(now()) } };
         let controls = self.controls_collection();
-        let update = controls.update_one(doc! { "_id": STOP }, set).upsert(true);
-        self.bounded("stop", update).await.map(drop)
+        let update = controls.find_one_and_update(doc! { "_id": STOP }, set).upsert(true);
+        let before = self.bounded("stop", update).await?.unwrap_or_default();
+        if !scope.is_stopped(&before) {
+            self.tell_fleet(scope.event(EventKind::Stopped, "nothing is changed any more")).await;
+        }
+        Ok(())
     }
 
     /// Takes a stop back, and lets what it held back be looked at now.
@@ -91,8 +110,11 @@ impl Store {
             "$unset": { scope.field(): 1 }, "$set": { "changedAt": Bson::DateTime(now()) },
         };
         let update = self.controls_collection();
-        let update = update.update_one(doc! { "_id": STOP }, set);
-        self.bounded("start", update).await?;
+        let update = update.find_one_and_update(doc! { "_id": STOP }, set);
+        let before = self.bounded("start", update).await?.unwrap_or_default();
+        if scope.is_stopped(&before) {
+            self.tell_fleet(scope.event(EventKind::Started, "it goes on")).await;
+        }
         for step in StepKind::ALL {
             let held = doc! { format!("steps.{step}.reason"): "Stopped" };
             let due = vec![doc! { "$set": {
@@ -112,7 +134,11 @@ impl Store {
         let what = doc! {
             "state": "tripped", "at": "$$NOW", "message": { "$literal": message },
         };
-        self.take(guard_id(step), "trip guard", may, what).await
+        let tripped = self.take(guard_id(step), "trip guard", may, what).await?;
+        if tripped {
+            self.tell_fleet(Event::now(EventKind::GuardTripped, message).of_step(step, None)).await;
+        }
+        Ok(tripped)
     }
 
     /// Changes a control document if `may` holds for it as it is, or where it is missing; returns whether it
@@ -149,13 +175,22 @@ impl Store {
         let controls = self.controls_collection();
         let tripped = doc! { "_id": guard_id(step), "state": "tripped" };
         let lifted = self.bounded("lift guard", controls.update_one(tripped, lift)).await?;
+        if lifted.modified_count > 0 {
+            let message = format!("repairs go on without bounds for {span:?}");
+            self.tell_fleet(Event::now(EventKind::GuardLifted, message).of_step(step, None)).await;
+        }
         Ok(lifted.modified_count > 0)
     }
 
     /// A sweep found the upstream sane.
     pub async fn arm_guard(&self, step: StepKind) -> Result<(), StoreError> {
         let controls = self.controls_collection();
-        self.bounded("arm guard", controls.delete_one(doc! { "_id": guard_id(step) })).await.map(drop)
+        let delete = controls.delete_one(doc! { "_id": guard_id(step) });
+        if self.bounded("arm guard", delete).await?.deleted_count > 0 {
+            let armed = Event::now(EventKind::GuardArmed, "a sweep found it sane");
+            self.tell_fleet(armed.of_step(step, None)).await;
+        }
+        Ok(())
     }
 
     /// Counts a repair, and returns how many there were in the current window, over all processes.

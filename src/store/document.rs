@@ -59,7 +59,7 @@ impl fmt::Display for InvalidDocument {
 pub(super) fn projection() -> Document {
     let mut fields = doc! {
         "status": 1, "steps": 1, "conditions": 1, "generation": 1, "observedGeneration": 1,
-        "reconcileRequestedAt": 1, "reconcileRequestedSteps": 1, "lastHandledReconcileAt": 1, "lastHandledDesired": 1,
+        "reconcileRequestedAt": 1, "reconcileRequest": 1, "changedBy": 1, "lastHandledReconcileAt": 1, "lastHandledDesired": 1,
         "nextReconcileAt": 1, "lease": 1, "createdAt": 1, "updatedAt": 1,
     };
     fields.extend(DESIRED.map(|field| (field.to_owned(), Bson::Int32(1))));
@@ -120,6 +120,12 @@ fn read_tenant(document: &Document) -> Result<Tenant, Vec<String>> {
         reconcile_requested_steps: requested_steps(document),
         observation_requested: of_latest_request(document)
             .is_some_and(|request| request.get_bool("observe").unwrap_or(false)),
+        reconcile_requested_by: of_latest_request(document)
+            .and_then(|request| request.get_str("by").ok().map(ToOwned::to_owned)),
+        changed_by: document
+            .get_array("changedBy")
+            .map(|names| names.iter().filter_map(Bson::as_str).map(ToOwned::to_owned).collect())
+            .unwrap_or_default(),
         deletion_requested_at: at("deletionRequestedAt"),
         status: read_status(document),
         interrupted: false,
@@ -128,10 +134,10 @@ fn read_tenant(document: &Document) -> Result<Tenant, Vec<String>> {
     })
 }
 
-/// What is said of the latest request, unless it is about all steps. What belongs to an earlier one says
-/// nothing of one that another writer made since.
+/// What is said of the latest request. What belongs to an earlier one says nothing of one that another
+/// writer made since.
 fn of_latest_request(document: &Document) -> Option<&Document> {
-    let requested = document.get_document("reconcileRequestedSteps").ok()?;
+    let requested = document.get_document("reconcileRequest").ok()?;
     let at = requested.get("at").and_then(timestamp)?;
     (document.get("reconcileRequestedAt").and_then(timestamp)? == at).then_some(requested)
 }

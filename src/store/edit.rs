@@ -123,7 +123,7 @@ impl Store {
     pub async fn put(&self, new: &NewTenant) -> Result<Option<Put>, StoreError> {
         let id = ObjectId::new();
         let absent = doc! { "$eq": [{ "$type": "$_id" }, "missing"] };
-        let edit = stage(&Edit::replace(&new.desired));
+        let edit = self.stage(&Edit::replace(&new.desired));
         let mut made = Document::new();
         // Fields of a new document only; a present one keeps its own, or stays without.
         let mut initial = |field: &str, value: Bson| {
@@ -180,7 +180,7 @@ impl Store {
     ) -> Result<Option<Record>, StoreError> {
         let update = self
             .tenants
-            .find_one_and_update(filter, vec![stage(edit)])
+            .find_one_and_update(filter, vec![self.stage(edit)])
             .projection(projection())
             .return_document(ReturnDocument::After);
         Ok(self.bounded(operation, update).await?.as_ref().map(read))
@@ -199,57 +199,61 @@ fn staying(mut filter: Document) -> Document {
     filter
 }
 
-/// One stage, in which every expression sees the document as it was.
-fn stage(edit: &Edit) -> Document {
-    let mut fields = Document::new();
-    let mut changes = Vec::new();
-    let mut set = |field: &str, changed: Bson, value: Bson| {
-        fields.insert(field, doc! { "$cond": [changed.clone(), value, format!("${field}")] });
-        changes.push(changed);
-    };
-    if let Some(name) = &edit.name {
-        let name = literal(name.as_str());
-        set("name", differs("$name", Bson::Null, name.clone()), name);
-    }
-    if let Some(domain) = &edit.domain {
-        let wanted = domain.as_ref().map(|domain| literal(domain.as_str()));
-        let changed = differs("$domain", Bson::Null, wanted.clone().unwrap_or(Bson::Null));
-        set("domain", changed, wanted.unwrap_or_else(|| "$$REMOVE".into()));
-    }
-    if let Some(bytes) = edit.storage_bytes {
-        let wanted = bytes.map_or(Bson::Null, Bson::from);
-        let changed = differs("$quota.storageBytes", Bson::Null, wanted.clone());
-        let quota = match bytes {
-            Some(_) => doc! { "$mergeObjects": [object("$quota"), { "storageBytes": wanted }] },
-            None => doc! { "$unsetField": { "field": "storageBytes", "input": object("$quota") } },
+impl Store {
+    /// One stage, in which every expression sees the document as it was.
+    fn stage(&self, edit: &Edit) -> Document {
+        let mut fields = Document::new();
+        let mut changes = Vec::new();
+        let mut set = |field: &str, changed: Bson, value: Bson| {
+            fields.insert(field, doc! { "$cond": [changed.clone(), value, format!("${field}")] });
+            changes.push(changed);
         };
-        set("quota", changed, quota.into());
-    }
-    let wanted: Vec<_> = edit.services.iter().filter_map(|(step, on)| Some((step, (*on)?))).collect();
-    if !wanted.is_empty() {
-        let differing = |(step, on): &(StepKind, bool)| {
-            differs(&format!("$services.{step}"), true.into(), (*on).into())
-        };
-        let changed: Vec<_> = wanted.iter().map(differing).collect();
-        let switches: Document =
-            wanted.iter().map(|(step, on)| (step.name().to_owned(), Bson::from(*on))).collect();
-        let services = doc! { "$mergeObjects": [object("$services"), switches] };
-        set("services", doc! { "$or": changed }.into(), services.into());
-    }
-    for (field, on) in [("paused", edit.paused), ("adopt", edit.adopt)] {
-        if let Some(on) = on {
-            set(field, differs(&format!("${field}"), false.into(), on.into()), on.into());
+        if let Some(name) = &edit.name {
+            let name = literal(name.as_str());
+            set("name", differs("$name", Bson::Null, name.clone()), name);
         }
+        if let Some(domain) = &edit.domain {
+            let wanted = domain.as_ref().map(|domain| literal(domain.as_str()));
+            let changed = differs("$domain", Bson::Null, wanted.clone().unwrap_or(Bson::Null));
+            set("domain", changed, wanted.unwrap_or_else(|| "$$REMOVE".into()));
+        }
+        if let Some(bytes) = edit.storage_bytes {
+            let wanted = bytes.map_or(Bson::Null, Bson::from);
+            let changed = differs("$quota.storageBytes", Bson::Null, wanted.clone());
+            let quota = match bytes {
+                Some(_) => doc! { "$mergeObjects": [object("$quota"), { "storageBytes": wanted }] },
+                None => doc! { "$unsetField": { "field": "storageBytes", "input": object("$quota") } },
+            };
+            set("quota", changed, quota.into());
+        }
+        let wanted: Vec<_> =
+            edit.services.iter().filter_map(|(step, on)| Some((step, (*on)?))).collect();
+        if !wanted.is_empty() {
+            let differing = |(step, on): &(StepKind, bool)| {
+                differs(&format!("$services.{step}"), true.into(), (*on).into())
+            };
+            let changed: Vec<_> = wanted.iter().map(differing).collect();
+            let switches: Document =
+                wanted.iter().map(|(step, on)| (step.name().to_owned(), Bson::from(*on))).collect();
+            let services = doc! { "$mergeObjects": [object("$services"), switches] };
+            set("services", doc! { "$or": changed }.into(), services.into());
+        }
+        for (field, on) in [("paused", edit.paused), ("adopt", edit.adopt)] {
+            if let Some(on) = on {
+                set(field, differs(&format!("${field}"), false.into(), on.into()), on.into());
+            }
+        }
+        let changed = Bson::from(doc! { "$or": changes });
+        // Somebody may have written anything there.
+        let generation = doc! { "$convert": {
+            "input": "$generation", "to": "long", "onError": 1_i64, "onNull": 1_i64,
+        } };
+        let next = doc! { "$add": [generation, 1_i64] };
+        fields.insert("generation", doc! { "$cond": [changed.clone(), next, "$generation"] });
+        fields.insert("updatedAt", doc! { "$cond": [changed.clone(), "$$NOW", "$updatedAt"] });
+        fields.extend(self.signature(changed));
+        doc! { "$set": fields }
     }
-    let changed = Bson::from(doc! { "$or": changes });
-    // Somebody may have written anything there.
-    let generation = doc! { "$convert": {
-        "input": "$generation", "to": "long", "onError": 1_i64, "onNull": 1_i64,
-    } };
-    let next = doc! { "$add": [generation, 1_i64] };
-    fields.insert("generation", doc! { "$cond": [changed.clone(), next, "$generation"] });
-    fields.insert("updatedAt", doc! { "$cond": [changed, "$$NOW", "$updatedAt"] });
-    doc! { "$set": fields }
 }
 
 /// Aggregation expression: the field, or `absent` where there is none, is not `wanted`.

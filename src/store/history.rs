@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::document::{date, object_id, timestamp};
 use super::{OpenError, Store, StoreError};
 use crate::metrics::Metrics;
-use crate::tenant::{Event, EventKind, Reason, Slug, StepKind, Subject};
+use crate::tenant::{Event, EventKind, Reason, Slug, StepKind, Subject, TenantId};
 
 const HISTORY: &str = "tenantry_events";
 /// Events kept of each tenant; the oldest go first.
@@ -105,21 +105,25 @@ impl Store {
     /// Appends events, in their order, with one command for at most 500 tenants.
     pub async fn record_events(&self, events: &[(Subject, Event)]) -> Result<(), StoreError> {
         let mut order = Vec::new();
-        let mut by_tenant: HashMap<_, (&Subject, Vec<Document>)> = HashMap::new();
+        let mut by_subject: HashMap<&Subject, Vec<Document>> = HashMap::new();
         for (subject, event) in events {
-            let entry = by_tenant.entry(subject.id).or_insert_with(|| {
-                order.push(subject.id);
-                (subject, Vec::new())
+            let told = by_subject.entry(subject).or_insert_with(|| {
+                order.push(subject);
+                Vec::new()
             });
-            entry.1.push(event_document(event));
+            told.push(event_document(event));
         }
-        let updates = order.iter().map(|id| {
-            let (subject, events) = &by_tenant[id];
+        let updates = order.iter().map(|subject| {
+            let events = by_subject.remove(subject).unwrap_or_default();
+            let mut set = doc! { "updatedAt": date(Timestamp::now()) };
+            if let Subject::Tenant { slug: Some(slug), .. } = subject {
+                set.insert("slug", slug.as_str());
+            }
             doc! {
-                "q": { "_id": object_id(*id) },
+                "q": { "_id": subject_id(subject) },
                 "u": {
-                    "$set": { "slug": subject.slug.as_str(), "updatedAt": date(Timestamp::now()) },
-                    "$push": { "events": { "$each": events.clone(), "$slice": -KEPT } },
+                    "$set": set,
+                    "$push": { "events": { "$each": events, "$slice": -KEPT } },
                 },
                 "upsert": true,
             }
@@ -152,14 +156,86 @@ impl Store {
         Ok(events)
     }
 
-    /// Whether a tenant went as it should: its history ends with a tombstone.
-    pub async fn has_tombstone(&self, id: crate::tenant::TenantId) -> Result<bool, StoreError> {
-        let deleted = EventKind::Deleted.name();
+    /// The latest events of the fleet, the newest first.
+    pub async fn fleet_events(&self, limit: usize) -> Result<Vec<Event>, StoreError> {
         let history = self.history();
-        let find = history
-            .find_one(doc! { "_id": object_id(id), "events.type": deleted })
-            .projection(doc! { "_id": 1 });
-        Ok(self.bounded("tombstone", find).await?.is_some())
+        let find = history.find_one(doc! { "_id": subject_id(&Subject::Fleet) });
+        let found = self.bounded("events", find).await?.unwrap_or_default();
+        let events = found.get_array("events").map(Vec::as_slice).unwrap_or_default();
+        Ok(events
+            .iter()
+            .rev()
+            .filter_map(Bson::as_document)
+            .filter_map(read_event)
+            .take(limit)
+            .collect())
+    }
+
+    /// Tells the fleet's history something. What it is about has happened, whether or not this can be
+    /// written.
+    pub(super) async fn tell_fleet(&self, event: Event) {
+        let told = self.record_events(&[(Subject::Fleet, event.by(self.by.clone()))]).await;
+        if let Err(error) = told {
+            tracing::warn!(%error, "cannot write to the fleet's history");
+        }
+    }
+
+    /// Of tenants whose documents are gone, those that nobody asked us to delete, with their slugs as far as
+    /// they are known. Their histories end with that; where there is one, a single caller is told.
+    pub async fn vanished(
+        &self,
+        gone: &[TenantId],
+    ) -> Result<Vec<(TenantId, Option<Slug>)>, StoreError> {
+        use futures_util::TryStreamExt;
+        let ids: Vec<_> = gone.iter().map(|id| object_id(*id)).collect();
+        let these = doc! { "_id": { "$in": ids } };
+        let tenants = self.tenants.find(these.clone()).projection(doc! { "_id": 1 });
+        let history = self.history();
+        let histories = history.find(these).projection(doc! { "slug": 1, "events.type": 1 });
+        let find = async {
+            let there = tenants.await?.try_collect::<Vec<Document>>().await?;
+            Ok((there, histories.await?.try_collect::<Vec<Document>>().await?))
+        };
+        let (there, histories) = self.bounded("vanished", find).await?;
+        let of = |documents: &[Document], id: TenantId| {
+            let id = object_id(id);
+            documents
+                .iter()
+                .find(|document| document.get_object_id("_id").is_ok_and(|found| found == id))
+                .cloned()
+        };
+        let ends = [EventKind::Deleted.name(), EventKind::Vanished.name()];
+        let history_of = self.history();
+        let mut vanished = Vec::new();
+        for id in gone.iter().copied().filter(|id| of(&there, *id).is_none()) {
+            let Some(history) = of(&histories, id) else {
+                vanished.push((id, None));
+                continue;
+            };
+            let slug = history.get_str("slug").ok().and_then(|slug| slug.parse().ok());
+            let told = event_document(&Event::now(
+                EventKind::Vanished,
+                "its document was deleted, and not by tenantry; its resources are orphans",
+            ));
+            let end = history_of.update_one(
+                doc! { "_id": object_id(id), "events.type": { "$nin": ends.to_vec() } },
+                doc! {
+                    "$set": { "updatedAt": date(Timestamp::now()) },
+                    "$push": { "events": { "$each": [told], "$slice": -KEPT } },
+                },
+            );
+            if self.bounded("vanished", end).await?.modified_count > 0 {
+                vanished.push((id, slug));
+            }
+        }
+        Ok(vanished)
+    }
+}
+
+fn subject_id(subject: &Subject) -> Bson {
+    match subject {
+        Subject::Tenant { id, .. } => object_id(*id).into(),
+        Subject::Fleet => "fleet".into(),
     }
 }
 

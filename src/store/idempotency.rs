@@ -72,7 +72,7 @@ impl Store {
         key: &IdempotencyKey,
     ) -> Result<Inserted, StoreError> {
         let digest = digest(new);
-        let mut document = new_document(new);
+        let mut document = new_document(new, self.by.as_deref());
         document.insert("idempotency", doc! { "key": &key.0, "digest": &digest });
         match self.bounded("insert", self.tenants.insert_one(&document)).await {
             Ok(_) => return Ok(Inserted::Created(read(&document))),

@@ -430,6 +430,17 @@ fn outcome_stages(claim: &Claim, plans: &Plans) -> Vec<Document> {
     };
     if current.last_handled_desired.as_ref() == Some(&claim.tenant.desired) {
         set.insert("lastHandledDesired", doc! { "$literal": &claim.desired });
+        if !claim.tenant.changed_by.is_empty() {
+            // Told in the history now. Whoever came since is told next time.
+            let told = i64::try_from(claim.tenant.changed_by.len()).unwrap_or(i64::MAX);
+            let rest = doc! { "$slice": ["$changedBy", told, i64::from(i32::MAX)] };
+            let more = doc! { "$and": [
+                "$lease.superseded",
+                { "$isArray": "$changedBy" },
+                { "$gt": [{ "$size": { "$ifNull": ["$changedBy", []] } }, told] },
+            ] };
+            set.insert("changedBy", doc! { "$cond": [more, rest, "$$REMOVE"] });
+        }
     }
     let updated = |visible: bool| if visible { "$$NOW" } else { "$updatedAt" };
     let (otherwise, as_claimed) = (updated(plans.superseded.visible), updated(plans.current.visible));

@@ -129,9 +129,17 @@ pub struct Store {
     database: Database,
     tenants: Collection<Document>,
     timeout: Duration,
+    /// On whose behalf changes are made.
+    by: Option<String>,
 }
 
 impl Store {
+    /// The same store, which notes with each change that this is who asked for it.
+    #[must_use]
+    pub fn on_behalf_of(&self, by: Option<String>) -> Self {
+        Self { by, ..self.clone() }
+    }
+
     /// Prepares a client; nothing is sent yet, so this works while the server is away.
     ///
     /// # Errors
@@ -163,7 +171,13 @@ impl Store {
     /// A store on a database that somebody else connected to.
     pub fn over(database: Database, operation_timeout: Duration) -> Self {
         let tenants = database.collection(TENANTS);
-        Self { client: database.client().clone(), database, tenants, timeout: operation_timeout }
+        Self {
+            client: database.client().clone(),
+            database,
+            tenants,
+            timeout: operation_timeout,
+            by: None,
+        }
     }
 
     /// Checks that the server can carry a controller, and creates what the collection needs.

@@ -8,12 +8,14 @@ use mongodb::bson::{Bson, Document, doc};
 
 use super::document::{object_id, timestamp};
 use super::{Store, StoreError};
-use crate::tenant::{Fingerprint, PerStep, StepKind, StepState, TenantId};
+use crate::tenant::{Event, EventKind, Fingerprint, PerStep, StepKind, StepState, TenantId};
 
 /// Tenants in one batch of a sweep.
 pub const BATCH: u32 = 1_000;
 /// Orphans that are kept for people to look at.
 const MOST_ORPHANS: i64 = 10_000;
+/// Of those, the ones that an event names.
+const NAMED_ORPHANS: usize = 10;
 const ORPHANS: &str = "tenantry_orphans";
 
 /// A tenant as a sweep sees it: of each step that is `ok`, what its resource looked like.
@@ -105,11 +107,27 @@ impl Store {
         if found.is_empty() && self.bounded("orphans", had).await?.is_none() {
             return Ok(());
         }
-        let keep: Vec<String> = found.iter().map(|(_, id, _)| format!("{upstream}/{id}")).collect();
+        let keep: Vec<String> = found.iter().map(|(_, id, _)| orphan_id(upstream, id)).collect();
         let gone = doc! { "upstream": upstream.name(), "_id": { "$nin": &keep } };
-        self.bounded("orphans", collection.delete_many(gone)).await?;
+        let gone = self.bounded("orphans", collection.delete_many(gone)).await?.deleted_count;
+        if gone > 0 {
+            let event = Event::now(EventKind::OrphansGone, format!("{gone} fewer"));
+            self.tell_fleet(event.of_step(upstream, None)).await;
+        }
+        self.add_orphans(upstream, found).await
+    }
+
+    /// Records some more orphans.
+    pub async fn add_orphans(
+        &self,
+        upstream: StepKind,
+        found: &[(TenantId, String, String)],
+    ) -> Result<(), StoreError> {
+        let collection = self.orphans_collection();
         let most = usize::try_from(MOST_ORPHANS).unwrap_or(usize::MAX);
-        for ((tenant, external_id, name), id) in found.iter().zip(&keep).take(most) {
+        let mut new = Vec::new();
+        for (tenant, external_id, name) in found.iter().take(most) {
+            let id = orphan_id(upstream, external_id);
             let orphan = vec![doc! { "$set": {
                 "upstream": upstream.name(),
                 "externalId": { "$literal": external_id },
@@ -119,9 +137,27 @@ impl Store {
                 "lastSeenAt": "$$NOW",
             } }];
             let record = collection.update_one(doc! { "_id": id }, orphan).upsert(true);
-            self.bounded("orphans", record).await?;
+            if self.bounded("orphans", record).await?.upserted_id.is_some() {
+                new.push(name.as_str());
+            }
+        }
+        if !new.is_empty() {
+            let some = new[..new.len().min(NAMED_ORPHANS)].join(", ");
+            let message = format!(
+                "{} more: {some}{}",
+                new.len(),
+                if new.len() > NAMED_ORPHANS { ", …" } else { "" }
+            );
+            let event = Event::now(EventKind::OrphansFound, message).of_step(upstream, None);
+            self.tell_fleet(event).await;
         }
         Ok(())
+    }
+
+    /// How many orphans of an upstream are known.
+    pub async fn count_orphans(&self, upstream: StepKind) -> Result<u64, StoreError> {
+        let collection = self.orphans_collection();
+        self.bounded("orphans", collection.count_documents(doc! { "upstream": upstream.name() })).await
     }
 
     /// The orphans that the latest sweeps found.
@@ -134,6 +170,10 @@ impl Store {
         let found = self.bounded("orphans", find).await?;
         Ok(found.iter().filter_map(read_orphan).collect())
     }
+}
+
+fn orphan_id(upstream: StepKind, external_id: &str) -> String {
+    format!("{upstream}/{external_id}")
 }
 
 fn read_swept(document: &Document) -> Option<SweptTenant> {

@@ -53,7 +53,7 @@ impl Store {
     /// # Errors
     /// After [`StoreError::Unavailable`] the document is there or not there, never in part.
     pub async fn insert(&self, new: &NewTenant) -> Result<Option<Record>, StoreError> {
-        let document = new_document(new);
+        let document = new_document(new, self.by.as_deref());
         match self.bounded("insert", self.tenants.insert_one(&document)).await {
             Ok(_) => Ok(Some(read(&document))),
             Err(StoreError::Refused { code: Some(DUPLICATE_KEY), .. }) => Ok(None),
@@ -159,8 +159,12 @@ impl Store {
         &self,
         operation: &'static str,
         filter: Document,
-        change: Vec<Document>,
+        mut change: Vec<Document>,
     ) -> Result<Option<Record>, StoreError> {
+        let signature = self.signature(true);
+        if !signature.is_empty() {
+            change.push(doc! { "$set": signature });
+        }
         let update = self
             .tenants
             .find_one_and_update(filter, change)
@@ -205,15 +209,22 @@ impl Store {
             "$$NOW",
         ] };
         let at = doc! { "$max": ["$$NOW", earlier] };
-        let (about, next) = if steps.len() == StepKind::ALL.len() {
-            // Missing sorts before every date, so that even the due scan takes requests first.
-            (Bson::from("$$REMOVE"), Bson::from("$$REMOVE"))
+        let all = steps.len() == StepKind::ALL.len();
+        let mut request = doc! { "at": at.clone() };
+        if let Some(by) = &self.by {
+            request.insert("by", doc! { "$literal": by });
+        }
+        let about = if all {
+            doc! {}
         } else {
-            (about(steps, observe, &at).into(), due_as_it_is().into())
+            about(steps, observe)
         };
+        // Missing sorts before every date, so that even the due scan takes requests first.
+        let next = if all { Bson::from("$$REMOVE") } else { due_as_it_is().into() };
         let flag = vec![doc! { "$set": {
             "reconcileRequestedAt": at,
-            "reconcileRequestedSteps": about,
+            // An expression, so that nothing of an earlier request is left in it.
+            "reconcileRequest": { "$mergeObjects": [request, about] },
             "nextReconcileAt": next,
         } }];
         let update = self
@@ -263,29 +274,43 @@ impl Store {
     }
 }
 
-/// Aggregation expression: these steps, and those of an open request; all if that is about all.
-fn about(steps: &[StepKind], observe: bool, at: &Document) -> Document {
+/// Aggregation expression: these steps, and those of an open request; nothing if that is about all.
+fn about(steps: &[StepKind], observe: bool) -> Document {
     let names: Vec<_> = steps.iter().map(|step| step.name()).collect();
-    let only = |steps: Bson, observe: Bson| {
-        doc! { "at": at.clone(), "steps": steps, "observe": observe }
-    };
-    let observes = doc! { "$or": [observe, { "$eq": ["$reconcileRequestedSteps.observe", true] }] };
+    let only = |steps: Bson, observe: Bson| doc! { "steps": steps, "observe": observe };
+    let observes = doc! { "$or": [observe, { "$eq": ["$reconcileRequest.observe", true] }] };
     let open = doc! { "$and": [
         { "$eq": [{ "$type": "$reconcileRequestedAt" }, "date"] },
         { "$ne": ["$reconcileRequestedAt", "$lastHandledReconcileAt"] },
     ] };
     let partial = doc! { "$and": [
-        { "$eq": ["$reconcileRequestedSteps.at", "$reconcileRequestedAt"] },
-        { "$isArray": "$reconcileRequestedSteps.steps" },
+        { "$eq": ["$reconcileRequest.at", "$reconcileRequestedAt"] },
+        { "$isArray": "$reconcileRequest.steps" },
     ] };
-    let both = doc! { "$setUnion": ["$reconcileRequestedSteps.steps", names.clone()] };
+    let both = doc! { "$setUnion": ["$reconcileRequest.steps", names.clone()] };
     doc! { "$switch": {
         "branches": [
             { "case": { "$not": [open] }, "then": only(names.into(), observe.into()) },
             { "case": partial, "then": only(both.into(), observes.into()) },
         ],
-        "default": "$$REMOVE",
+        "default": {},
     } }
+}
+
+/// Who may have changed a tenant's desired state between two reconciles and is remembered; whoever comes
+/// after so many is not.
+const REMEMBERED: i64 = 20;
+
+impl Store {
+    /// Fields of a change's `$set`: who asked for it, if `changed` says that it is a change.
+    pub(super) fn signature(&self, changed: impl Into<Bson>) -> Document {
+        let Some(by) = &self.by else { return Document::new() };
+        let names = doc! { "$cond": [{ "$isArray": "$changedBy" }, "$changedBy", []] };
+        let full = doc! { "$gte": [{ "$size": names.clone() }, REMEMBERED] };
+        let more = doc! { "$concatArrays": [names, [{ "$literal": by }]] };
+        let sign = doc! { "$and": [changed.into(), { "$not": [full] }] };
+        doc! { "changedBy": { "$cond": [sign, more, "$changedBy"] } }
+    }
 }
 
 /// Aggregation expression: due now, for no more steps than those that have a reason.
@@ -302,7 +327,7 @@ pub(super) fn by_slug(slug: &Slug) -> Document {
 }
 
 /// The document of a tenant that nobody has seen yet.
-pub(super) fn new_document(new: &NewTenant) -> Document {
+pub(super) fn new_document(new: &NewTenant, by: Option<&str>) -> Document {
     let created = Bson::DateTime(mongodb::bson::DateTime::now());
     let mut document = doc! { "_id": ObjectId::new(), "slug": new.slug.as_str() };
     document.extend(desired_document(&new.desired));
@@ -314,5 +339,8 @@ pub(super) fn new_document(new: &NewTenant) -> Document {
         "createdAt": created.clone(),
         "updatedAt": created,
     });
+    if let Some(by) = by {
+        document.insert("changedBy", vec![by]);
+    }
     document
 }

@@ -20,6 +20,8 @@ use crate::tenant::TenantId;
 pub enum Change {
     /// A tenant was inserted, or changed by somebody else. `at` is the server's time of the change.
     Tenant { id: TenantId, urgency: Urgency, at: Option<Timestamp> },
+    /// A tenant's document is gone.
+    Gone(TenantId),
     /// The collection was dropped or renamed: this stream has ended, and the next one cannot resume.
     Gap,
 }
@@ -69,6 +71,10 @@ fn change(event: &Document) -> Option<Change> {
             let at = event.get("wallTime").and_then(timestamp);
             Some(Change::Tenant { id: TenantId::from_bytes(id.bytes()), urgency, at })
         }
+        "delete" => {
+            let id = event.get_document("documentKey").ok()?.get_object_id("_id").ok()?;
+            Some(Change::Gone(TenantId::from_bytes(id.bytes())))
+        }
         "drop" | "rename" | "dropDatabase" | "invalidate" => Some(Change::Gap),
         _ => None,
     }
@@ -104,7 +110,7 @@ fn of_others() -> Document {
         set(doc! { "$getField": { "field": "lease.holder", "input": fields } }),
     ] };
     doc! { "$or": [
-        { "operationType": { "$in": ["insert", "drop", "rename", "dropDatabase", "invalidate"] } },
+        { "operationType": { "$in": ["insert", "delete", "drop", "rename", "dropDatabase", "invalidate"] } },
         { "operationType": "update", "$expr": { "$and": [
             { "$not": [ours] },
             { "$or": [touches(updated), touches(removed), unscheduled] },

@@ -32,6 +32,8 @@ kinds! {
     ReconcileRequested,
     /// A step's state or reason changed.
     StepChanged,
+    /// A sweep saw that a resource differs; the message says in what.
+    DriftFound,
     /// What somebody had changed in an upstream was put back; the message says what.
     DriftRepaired,
     /// Every step was ok or skipped for the first time.
@@ -46,8 +48,20 @@ kinds! {
     Deleted,
     /// Its document is gone although nobody asked tenantry for it; its resources are orphans.
     Vanished,
-    /// An upstream's change guard tripped.
+    /// Of the fleet: an upstream's change guard tripped; the message says what was seen.
     GuardTripped,
+    /// Of the fleet: a person has looked, and wants the repairs.
+    GuardLifted,
+    /// Of the fleet: a sweep found the upstream sane.
+    GuardArmed,
+    /// Of the fleet: nothing is changed any more in an upstream, or in any.
+    Stopped,
+    /// Of the fleet: a stop was taken back.
+    Started,
+    /// Of the fleet: resources were found that are marked for tenants which do not exist.
+    OrphansFound,
+    /// Of the fleet: such resources are no longer there, or no longer orphans.
+    OrphansGone,
 }
 
 impl fmt::Display for EventKind {
@@ -82,6 +96,13 @@ impl Event {
         Self { at, kind, step: None, reason: None, message: message.into(), by: None }
     }
 
+    /// It happened then.
+    #[must_use]
+    pub fn at(mut self, at: Timestamp) -> Self {
+        self.at = at;
+        self
+    }
+
     #[must_use]
     pub fn of_step(mut self, step: StepKind, reason: Option<Reason>) -> Self {
         (self.step, self.reason) = (Some(step), reason);
@@ -96,8 +117,10 @@ impl Event {
 }
 
 /// Whose history an event belongs to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subject {
-    pub id: TenantId,
-    pub slug: Slug,
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Subject {
+    /// A tenant's. Where its slug is not known, it is not made known.
+    Tenant { id: TenantId, slug: Option<Slug> },
+    /// That of all tenants together.
+    Fleet,
 }

@@ -58,6 +58,10 @@ pub struct Tenant {
     pub reconcile_requested_steps: Option<PerStep<bool>>,
     /// It also wants the other steps to be looked at, without any change.
     pub observation_requested: bool,
+    /// Who made that request, where that is known.
+    pub reconcile_requested_by: Option<String>,
+    /// Who has changed the desired state since it was last handled, as far as that is known, in order.
+    pub changed_by: Vec<String>,
     pub status: Status,
     /// An earlier reconcile ended without saying what it did: what it had found out no longer counts.
     pub interrupted: bool,
@@ -88,7 +92,7 @@ impl Tenant {
 
     /// Whose history its events belong to.
     pub fn subject(&self) -> Subject {
-        Subject { id: self.id, slug: self.slug.clone() }
+        Subject::Tenant { id: self.id, slug: Some(self.slug.clone()) }
     }
 
     /// The state of a step as it may be shown: `ok` and `skipped` speak of the *current* desired

@@ -211,6 +211,8 @@ mod tests {
             reconcile_requested_at: None,
             reconcile_requested_steps: None,
             observation_requested: false,
+            reconcile_requested_by: None,
+            changed_by: Vec::new(),
             status: Status::default(),
             interrupted: false,
             deletion_requested_at: None,

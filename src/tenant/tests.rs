@@ -103,6 +103,8 @@ fn any_tenant() -> impl Strategy<Value = Tenant> {
                     reconcile_requested_at: asked,
                     reconcile_requested_steps: some_steps,
                     observation_requested,
+                    reconcile_requested_by: None,
+                    changed_by: Vec::new(),
                     status: Status {
                         phase,
                         steps: PerStep::from_fn(|kind| steps[kind as usize].clone()),
@@ -579,6 +581,8 @@ fn steps_settled_at_different_times_come_together_again() {
         reconcile_requested_at: None,
         reconcile_requested_steps: None,
         observation_requested: false,
+        reconcile_requested_by: None,
+        changed_by: Vec::new(),
         status: Status {
             steps: PerStep::from_fn(|kind| settled(next[kind], kind)),
             last_handled_desired: Some(desired.clone()),
@@ -616,6 +620,8 @@ fn a_request_is_about_the_steps_that_it_names_or_about_all() {
         reconcile_requested_at: Some(at(0)),
         reconcile_requested_steps: Some(PerStep::from_fn(|step| step == StepKind::Ocis)),
         observation_requested: false,
+        reconcile_requested_by: None,
+        changed_by: Vec::new(),
         status: Status {
             steps: PerStep::from_fn(step),
             last_handled_desired: Some(desired.clone()),
@@ -653,6 +659,8 @@ fn a_look_that_somebody_asked_for_reconciles_nothing_that_is_not_due_by_itself()
         reconcile_requested_at: Some(at(0)),
         reconcile_requested_steps: Some(PerStep::default()),
         observation_requested: true,
+        reconcile_requested_by: None,
+        changed_by: Vec::new(),
         status: Status {
             steps: PerStep::from_fn(step),
             last_handled_desired: Some(desired.clone()),

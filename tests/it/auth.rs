@@ -500,3 +500,112 @@ async fn tokens_signed_with_rsa_and_ed25519_are_verified_with_published_keys_and
     }
     api.stop().await;
 }
+
+#[tokio::test]
+async fn histories_say_who_asked_for_what() {
+    let api = Guarded::new().await;
+    let [operator, admin] = ["operator", "admin"].map(|name| api.token(name));
+    let ask = async |method: Method, path: &str, token: &str, body: Option<Value>| {
+        let answer = api.send(method, path, Some(token), body).await;
+        assert!(answer.status().is_success(), "{path}: {:?}", answer.text().await);
+    };
+    // The kinds of the events so far, each with the account that asked for it.
+    let history = async |path: &str| {
+        let events = json(api.get(path, &admin).await).await;
+        let told = events["items"].as_array().unwrap().iter().rev().map(|event| {
+            let by = event["by"].as_str().unwrap_or_default();
+            let name = by.split_once(" (").map_or(by, |(name, _)| name).to_owned();
+            (event["type"].as_str().unwrap().to_owned(), name)
+        });
+        told.collect::<Vec<_>>()
+    };
+    let told = async |kind: &str, by: &str| {
+        eventually(&format!("{kind} by {by} is told"), async || {
+            let events = history("/tenants/acme/events").await;
+            events.contains(&(kind.to_owned(), by.to_owned()))
+        })
+        .await;
+    };
+    let body = json!({ "slug": "acme", "name": "Acme" });
+    ask(Method::POST, "/tenants", &operator, Some(body)).await;
+    api.world.active("acme").await;
+    told("Created", "operator").await;
+    ask(Method::PATCH, "/tenants/acme", &admin, Some(json!({ "name": "Edited" }))).await;
+    told("Edited", "admin").await;
+    ask(Method::POST, "/tenants/acme/reconcile", &operator, None).await;
+    told("ReconcileRequested", "operator").await;
+    ask(Method::POST, "/tenants/acme/pause", &operator, None).await;
+    told("Paused", "operator").await;
+    ask(Method::POST, "/tenants/acme/resume", &admin, None).await;
+    told("Resumed", "admin").await;
+    // Somebody with a shell, who did not say who he is.
+    api.world.set("acme", mongodb::bson::doc! { "name": "By hand" }).await;
+    told("Edited", "").await;
+    assert!(!api.world.find("acme").await.contains_key("changedBy"), "what is told is not told again");
+    ask(Method::DELETE, "/tenants/acme", &admin, None).await;
+    told("DeletionRequested", "admin").await;
+    told("Deleted", "").await;
+    let body = json!({ "name": "Put" });
+    ask(Method::PUT, "/tenants/globex", &admin, Some(body)).await;
+    eventually("who put it is told", async || {
+        let events = history("/tenants/globex/events").await;
+        events.contains(&("Created".to_owned(), "admin".to_owned()))
+    })
+    .await;
+
+    ask(Method::PUT, "/stops/ocis", &admin, None).await;
+    ask(Method::PUT, "/stops/ocis", &admin, None).await;
+    ask(Method::DELETE, "/stops/ocis", &admin, None).await;
+    let by_admin = |kind: &str| (kind.to_owned(), "admin".to_owned());
+    assert_eq!(history("/events").await, [by_admin("Stopped"), by_admin("Started")]);
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn two_who_edit_at_once_are_both_named_and_each_once() {
+    let api = Guarded::new().await;
+    let names = ["operator", "admin"].map(|name| api.token(name));
+    let body = json!({ "slug": "acme", "name": "Acme" });
+    api.send(Method::POST, "/tenants", Some(&names[0]), Some(body)).await;
+    api.world.active("acme").await;
+    // While a reconcile of the first edit hangs, others come.
+    api.world.authentik.faults.add(tenantry::dev::faults::Fault {
+        times: Some(1),
+        answer: tenantry::dev::faults::FaultAnswer::Hang,
+        ..Default::default()
+    });
+    for (n, token) in [(1, &names[0]), (2, &names[1]), (3, &names[1])] {
+        let name = json!({ "name": format!("Name {n}") });
+        let edited = api.send(Method::PATCH, "/tenants/acme", Some(token), Some(name)).await;
+        assert_eq!(edited.status(), 200);
+        if n == 1 {
+            eventually("it is being worked on", async || {
+                let lease = api.world.find("acme").await.get_document("lease").cloned().unwrap();
+                lease.contains_key("holder")
+            })
+            .await;
+        }
+    }
+    let edits = async || {
+        let events = json(api.get("/tenants/acme/events", &names[1]).await).await;
+        let events = events["items"].as_array().unwrap().clone();
+        let edits = events.into_iter().rev().filter(|event| event["type"] == "Edited");
+        let named = edits.map(|event| {
+            let by = event["by"].as_str().unwrap_or_default().to_owned();
+            let names: Vec<_> = by
+                .split(", ")
+                .filter_map(|one| one.split_once(" ("))
+                .map(|(name, _)| name.to_owned())
+                .collect();
+            (names, event["message"].as_str().unwrap().to_owned())
+        });
+        named.collect::<Vec<_>>()
+    };
+    eventually("both edits are told", async || edits().await.len() == 2).await;
+    let [first, second] = edits().await.try_into().unwrap();
+    assert_eq!(first.0, ["operator"], "{first:?}");
+    assert!(first.1.contains("\"Name 1\""), "{first:?}");
+    assert_eq!(second.0, ["admin"], "{second:?}");
+    assert!(second.1.contains("from \"Name 1\" to \"Name 3\""), "{second:?}");
+    api.stop().await;
+}

@@ -351,7 +351,7 @@ async fn a_paused_tenant_is_observed_and_its_drift_shown_and_nothing_is_changed(
     suite.world.set("acme", doc! { "name": "Renamed while paused" }).await;
     suite.world.store.request_reconcile(&slug).await.unwrap();
     for (step, said) in [
-        ("ocis", "quota \"1\" -> \"1000000000\""),
+        ("ocis", "quota from \"1\" to \"1000000000\""),
         ("authentik", "there is none"),
         ("stalwart", "description"),
     ] {
@@ -490,6 +490,8 @@ async fn a_history_tells_what_happened_and_outlives_the_tenant() {
                 "name from \"The acme\" to \"Renamed\"; quota.storageBytes from (none) to 5",
             )
             && told(&history, "DriftRepaired", "ocis", "quota from \"7\" to \"5\"")
+            && told(&history, "ReconcileRequested", "", "of all steps")
+            && told(&history, "DeletionRequested", "", "with policy delete")
             && told(&history, "Deleted", "", "policy delete")
     })
     .await;
@@ -515,15 +517,56 @@ async fn a_history_tells_what_happened_and_outlives_the_tenant() {
 async fn a_history_keeps_the_latest_hundred_events() {
     use tenantry::tenant::{Event, EventKind, Subject, TenantId};
     let suite = Suite::new().await;
-    let subject = Subject { id: TenantId::from_bytes([7; 12]), slug: "acme".parse().unwrap() };
+    let subject =
+        Subject::Tenant { id: TenantId::from_bytes([7; 12]), slug: Some("acme".parse().unwrap()) };
     for round in 0..3 {
         let events: Vec<_> = (0..60)
             .map(|n| (subject.clone(), Event::now(EventKind::Edited, format!("{round}/{n}"))))
             .collect();
         suite.world.store.record_events(&events).await.unwrap();
     }
-    let all = suite.world.store.events(&subject.slug, 1_000).await.unwrap();
+    let all = suite.world.store.events(&"acme".parse().unwrap(), 1_000).await.unwrap();
     assert_eq!(all.len(), 100);
     assert_eq!(all[0].message, "2/59", "the newest first");
     assert_eq!(all[99].message, "1/20");
+}
+
+#[tokio::test]
+async fn a_document_that_somebody_deletes_is_noticed_at_once_and_what_is_left_is_listed() {
+    let suite = Suite::new().await;
+    // No sweep finds it, in two processes.
+    let (first, second) = (suite.controller(|_| {}).await, suite.controller(|_| {}).await);
+    for slug in ["acme", "globex", "tidy"] {
+        suite.create(slug).await;
+        suite.settled(slug).await;
+        let told = async || suite.history(slug).await.iter().any(|(kind, ..)| kind == "Active");
+        eventually("its history is there", told).await;
+    }
+    let id = suite.world.find("acme").await.get_object_id("_id").unwrap();
+    suite.ask_deletion("tidy", DeletionPolicy::Delete).await;
+    suite.gone("tidy").await;
+    suite.world.tenants.delete_one(doc! { "slug": "acme" }).await.unwrap();
+    eventually("all that it had is listed", async || {
+        let orphans = suite.world.store.orphans().await.unwrap();
+        orphans.len() == 3 && orphans.iter().all(|orphan| orphan.tenant.to_string() == id.to_hex())
+    })
+    .await;
+    eventually("its history ends with that, once", async || {
+        let history = suite.history("acme").await;
+        history.iter().filter(|(kind, ..)| kind == "Vanished").count() == 1
+            && history.last().is_some_and(|(kind, ..)| kind == "Vanished")
+    })
+    .await;
+    let vanished = first.metrics.vanished.get() + second.metrics.vanished.get();
+    assert_eq!(vanished, 1, "one of the two tells it");
+    assert!(
+        !suite.history("tidy").await.iter().any(|(kind, ..)| kind == "Vanished"),
+        "it went as asked"
+    );
+    let fleet = suite.world.store.fleet_events(10).await.unwrap();
+    assert_eq!(fleet.iter().filter(|event| event.kind.name() == "OrphansFound").count(), 3, "{fleet:?}");
+    suite.audit("globex").await;
+    assert_eq!(suite.world.authentik.count(), 2, "and nothing is removed");
+    first.stop().await;
+    second.stop().await;
 }

@@ -223,7 +223,8 @@ async fn a_plan_of_what_is_no_tenant_says_so() {
     suite.world.set("odd", doc! { "domain": "x" }).await;
     eventually("it is refused", async || {
         let answer = running.ask(Method::GET, "/tenants/odd/plan", None).await;
-        answer.status() == 409 && api::json(answer).await["detail"].as_str().unwrap().contains("domain: ")
+        answer.status() == 409
+            && api::json(answer).await["detail"].as_str().unwrap().contains("domain: ")
     })
     .await;
     running.process.stop().await;

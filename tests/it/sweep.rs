@@ -162,6 +162,15 @@ async fn a_sweep_finds_and_repairs_every_kind_of_drift_and_touches_nothing_else(
         "what is well is left alone"
     );
     assert_eq!(suite.guard(StepKind::Ocis).await, Guard::Armed);
+    eventually("the history says what a sweep saw", async || {
+        let events = suite.world.store.events(&"t001".parse().unwrap(), 100).await.unwrap();
+        events.iter().any(|event| {
+            event.kind.name() == "DriftFound"
+                && event.step == Some(StepKind::Authentik)
+                && event.message == "a sweep saw: missing or unmarked"
+        })
+    })
+    .await;
     controller.stop().await;
 }
 
@@ -273,6 +282,19 @@ async fn an_upstream_that_seems_to_have_lost_too_much_trips_its_guard_and_is_lef
     for step in StepKind::ALL {
         eventually("all guards are armed again", async || suite.guard(step).await == Guard::Armed).await;
     }
+    let events = suite.world.store.fleet_events(100).await.unwrap();
+    let told = |kind: &str, step: StepKind| {
+        let of =
+            |event: &&tenantry::tenant::Event| event.kind.name() == kind && event.step == Some(step);
+        events.iter().filter(of).count()
+    };
+    for step in StepKind::ALL {
+        assert_eq!(told("GuardTripped", step), 1, "once, whoever saw it: {events:?}");
+        assert_eq!(told("GuardArmed", step), 1, "{events:?}");
+    }
+    assert_eq!([told("GuardLifted", StepKind::Stalwart), told("GuardLifted", StepKind::Ocis)], [1, 0]);
+    let tripped = events.iter().rfind(|event| event.kind.name() == "GuardTripped").unwrap();
+    assert!(tripped.message.contains("tenants differ"), "it says what was seen: {tripped:?}");
     controller.stop().await;
     suite.world.authentik.server.stop().await;
 }

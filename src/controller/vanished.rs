@@ -1,0 +1,89 @@
+//! Tenants whose documents somebody deleted without asking tenantry: what they had are orphans now.
+//!
+//! The change stream tells it at once. What it does not tell (it was interrupted, or too many went at once),
+//! the next sweep finds, which lists everything. Nothing is ever removed because of it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::integration::Integrations;
+use crate::metrics::Metrics;
+use crate::store::{Store, StoreError};
+use crate::tenant::TenantId;
+
+/// Of tenants that went together, those that are looked for at once; listing is not done once per tenant.
+const TOGETHER: usize = 100;
+/// Those that may wait; the others are left to the sweep.
+pub const WAITING: usize = 1_000;
+/// How long others that went are waited for.
+const PAUSE: Duration = Duration::from_millis(200);
+
+pub struct Vanished {
+    pub store: Store,
+    pub integrations: Arc<Integrations>,
+    pub metrics: Arc<Metrics>,
+    /// Tenants whose documents are gone, for whatever reason.
+    pub gone: mpsc::Receiver<TenantId>,
+}
+
+impl Vanished {
+    /// Runs until `shutdown`.
+    pub async fn run(mut self, shutdown: &CancellationToken) {
+        let looking = async {
+            let mut together = Vec::new();
+            while self.gone.recv_many(&mut together, TOGETHER).await > 0 {
+                tokio::time::sleep(PAUSE).await;
+                while together.len() < TOGETHER
+                    && let Ok(id) = self.gone.try_recv()
+                {
+                    together.push(id);
+                }
+                if let Err(error) = self.look(&together).await {
+                    tracing::warn!(%error, "cannot look after tenants that are gone; the next sweep will");
+                }
+                together.clear();
+            }
+        };
+        tokio::select! {
+            () = looking => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+
+    async fn look(&self, gone: &[TenantId]) -> Result<(), StoreError> {
+        let vanished = self.store.vanished(gone).await?;
+        if vanished.is_empty() {
+            return Ok(());
+        }
+        for (id, slug) in &vanished {
+            self.metrics.vanished.inc();
+            tracing::warn!(
+                %id, slug = slug.as_ref().map_or("(unknown)", |slug| slug.as_str()),
+                "a tenant's document was deleted, and not by tenantry; its resources stay, as orphans"
+            );
+        }
+        let ids: HashSet<_> = vanished.into_iter().map(|(id, _)| id).collect();
+        for step in self.integrations.configured() {
+            let found = match self.integrations.marked_as(step, &ids).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::warn!(upstream = %step, "cannot look at orphans: {}", error.failure.message);
+                    continue;
+                }
+            };
+            let found: Vec<_> = found
+                .into_iter()
+                .map(|marked| (marked.tenant, marked.external_id, marked.name))
+                .collect();
+            self.store.add_orphans(step, &found).await?;
+            let known = self.store.count_orphans(step).await?;
+            let gauge = self.metrics.orphans.with_label_values(&[step.name()]);
+            gauge.set(i64::try_from(known).unwrap_or(i64::MAX));
+        }
+        Ok(())
+    }
+}
