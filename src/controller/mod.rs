@@ -103,7 +103,7 @@ impl Controller {
             Feed {
                 store: store.clone(),
                 metrics: Arc::clone(&metrics),
-                hints,
+                hints: hints.clone(),
                 gone,
                 open: watch_open,
                 shutdown: shutdown.clone(),
@@ -124,8 +124,12 @@ impl Controller {
         let (checked, ending) = (Arc::clone(&integrations), shutdown.clone());
         feeding.spawn(async move { checked.keep_checked(&ending).await });
         for step in integrations.configured() {
-            let recovery =
-                Recovery { store: store.clone(), integrations: Arc::clone(&integrations), step };
+            let recovery = Recovery {
+                store: store.clone(),
+                integrations: Arc::clone(&integrations),
+                step,
+                hints: hints.clone(),
+            };
             let ending = shutdown.clone();
             feeding.spawn(async move { recovery.run(&ending).await });
         }
@@ -139,6 +143,7 @@ impl Controller {
         feeding.spawn(async move { vanished.run(&ending).await });
         let sweeper = Sweeper {
             journal: journal.clone(),
+            hints: hints.clone(),
             store: store.clone(),
             integrations: Arc::clone(&integrations),
             metrics: Arc::clone(&metrics),

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::feed::Hint;
 use crate::integration::Integrations;
 use crate::store::Store;
 use crate::tenant::StepKind;
@@ -19,6 +21,8 @@ pub struct Recovery {
     pub store: Store,
     pub integrations: Arc<Integrations>,
     pub step: StepKind,
+    /// Where work may be, the database is asked at once.
+    pub hints: mpsc::Sender<Hint>,
 }
 
 impl Recovery {
@@ -31,7 +35,11 @@ impl Recovery {
                 loop {
                     match self.store.unpark(self.step, AT_ONCE).await {
                         Ok(0) => break,
-                        Ok(count) => recovered += count,
+                        Ok(count) => {
+                            recovered += count;
+                            // Other processes find them by their own scans.
+                            let _ = self.hints.try_send(Hint::Scan);
+                        }
                         Err(error) => tracing::debug!(upstream = %self.step, %error, "cannot go on yet"),
                     }
                     tokio::time::sleep(PAUSE).await;

@@ -18,8 +18,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::feed::Hint;
 use super::guard::Guards;
 use super::sketch::{Entry, Sketch, TooMany};
 use crate::failpoint;
@@ -35,6 +37,8 @@ pub struct Sweeper {
     pub metrics: Arc<Metrics>,
     pub guards: Arc<Guards>,
     pub journal: Journal,
+    /// Where work may be, the database is asked at once.
+    pub hints: mpsc::Sender<Hint>,
     pub holder: Holder,
     pub interval: Duration,
 }
@@ -238,6 +242,10 @@ impl Sweeper {
             for ids in twins.chunks(BATCH as usize) {
                 self.store.flag_drift(step, ids, step.needs_intent()).await?;
             }
+        }
+        if drifting > 0 || !twins.is_empty() {
+            // Other processes find them by their own scans.
+            let _ = self.hints.try_send(Hint::Scan);
         }
         self.report_orphans(step, orphans).await?;
         Ok("ok")

@@ -6,6 +6,15 @@
 //! * `three`: tenants inserted at once on all three upstreams, and how many requests each of them saw at
 //!   once.
 //! * `memory`: resident memory of an idle controller over fleets of different size.
+//! * `sweep`: a sweep of a large converged fleet: requests, writes, memory; then one in a hundred tenants is
+//!   damaged in a random way, and found and repaired by the next sweep.
+//! * `outage`: new tenants with all upstreams up, and with one of them down for a minute.
+//!
+//! `BENCH_TENANTS` is the size of the large fleets (100000).
+
+mod outage;
+mod suite;
+mod sweep;
 
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +29,6 @@ use mongodb::{Client, Collection, Database};
 use tenantry::dev::authentik::{Release, Simulator};
 use tenantry::dev::faults::Fault;
 use tenantry::dev::mongod::{self, DataDir, Mongod};
-use tenantry::dev::{issuer, ocis, stalwart};
 use tenantry::store::{ClaimAnswer, Commit, Holder, Plans, Store, StoreOptions};
 use tenantry::tenant::{
     Backoff, Basis, Jitter, Outcome, Policy, Reason, StepKind, StepRun, TenantId, due_steps, transition,
@@ -36,7 +44,7 @@ async fn main() -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     // `cargo bench` adds `--bench`.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    let all = ["converge", "single", "three", "memory"];
+    let all = ["converge", "single", "three", "memory", "sweep", "outage"];
     if let Some(unknown) = wanted.iter().find(|name| !all.contains(&name.as_str())) {
         anyhow::bail!("there is no benchmark {unknown}; there are {}", all.join(", "));
     }
@@ -50,10 +58,18 @@ async fn main() -> anyhow::Result<()> {
         single(100, 20).await?;
     }
     if runs("three") {
-        three(10_000, 5).await?;
+        suite::three(10_000, 5).await?;
     }
     if runs("memory") {
         memory(&[1_000, 100_000]).await?;
+    }
+    let fleet = std::env::var("BENCH_TENANTS").ok().map(|fleet| fleet.parse()).transpose()?;
+    let fleet = fleet.unwrap_or(100_000);
+    if runs("sweep") {
+        sweep::sweep(fleet).await?;
+    }
+    if runs("outage") {
+        outage::outage(fleet / 10).await?;
     }
     Ok(())
 }
@@ -109,7 +125,9 @@ impl World {
 
     /// Starts a controller in a process of its own; returns its telemetry address too.
     async fn controller(&self) -> anyhow::Result<(Child, String)> {
-        self.controller_with(&[]).await
+        let started = self.controller_with(&[]).await?;
+        self.warm().await?;
+        Ok(started)
     }
 
     async fn controller_with(&self, settings: &[(&str, &str)]) -> anyhow::Result<(Child, String)> {
@@ -146,10 +164,13 @@ impl World {
         }
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let telemetry = telemetry.ok_or_else(|| anyhow::anyhow!("the controller did not start"))?;
-        // The first tenant proves the integration and warms the connections.
-        self.tenants.insert_one(doc! { "slug": "warm", "name": "Warm" }).await?;
-        self.active(1, Duration::from_secs(30)).await?;
         Ok((child, telemetry))
+    }
+
+    /// The first tenant proves the integration and warms the connections.
+    async fn warm(&self) -> anyhow::Result<()> {
+        self.tenants.insert_one(doc! { "slug": "warm", "name": "Warm" }).await?;
+        self.active(1, Duration::from_secs(30)).await
     }
 
     async fn active(&self, count: u64, limit: Duration) -> anyhow::Result<()> {
@@ -163,15 +184,20 @@ impl World {
     }
 
     async fn stop(self, controller: Child) -> anyhow::Result<()> {
-        let pid = controller.id().and_then(|pid| i32::try_from(pid).ok());
-        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        }
-        let mut controller = controller;
-        controller.wait().await?;
+        end(controller).await?;
         self.mongod.stop().await;
         Ok(())
     }
+}
+
+/// Asks a controller to end, and waits until it has.
+async fn end(mut controller: Child) -> anyhow::Result<()> {
+    let pid = controller.id().and_then(|pid| i32::try_from(pid).ok());
+    if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    }
+    controller.wait().await?;
+    Ok(())
 }
 
 async fn converge(tenants: usize, latency_ms: u64) -> anyhow::Result<()> {
@@ -352,75 +378,12 @@ async fn single(rounds: usize, latency_ms: u64) -> anyhow::Result<()> {
     world.stop(controller).await
 }
 
-async fn three(tenants: usize, latency_ms: u64) -> anyhow::Result<()> {
-    let world = World::new(latency_ms).await?;
-    let options = stalwart::Options { unlimited_requests: true, ..stalwart::Options::default() };
-    let mail = stalwart::Simulator::new(0, "API_bench", options).await?;
-    let account = issuer::Account::new("tenantry", "pw", &["tenant-provisioners"]);
-    let options = issuer::Options { accounts: vec![account], ..issuer::Options::default() };
-    let issuer = issuer::Simulator::new(0, options).await?;
-    let trusted = issuer.issuer_url("ocis");
-    let options = ocis::Options::default();
-    let files = ocis::Simulator::new(0, ocis::Flavour::Ocis31, &trusted, options).await?;
-    for faults in [&mail.faults, &files.faults] {
-        faults.add(Fault { delay_ms: latency_ms, ..Fault::default() });
-    }
-    world.store().await?;
-    let (controller, _) = world
-        .controller_with(&[
-            ("STALWART_API_URL", &mail.url()),
-            ("STALWART_API_TOKEN", "API_bench"),
-            ("STALWART_MAX_PER_MINUTE", "0"),
-            ("OCIS_API_URL", &files.url()),
-            ("OCIS_OIDC_TOKEN_URL", &issuer.token_url()),
-            ("OCIS_OIDC_CLIENT_ID", "web"),
-            ("OCIS_OIDC_USERNAME", "tenantry"),
-            ("OCIS_OIDC_PASSWORD", "pw"),
-        ])
-        .await?;
-    let all =
-        [("authentik", &world.authentik.faults), ("stalwart", &mail.faults), ("ocis", &files.faults)];
-    all.iter().for_each(|(_, faults)| faults.forget_requests());
-    let now = DateTime::now();
-    let documents = (0..tenants).map(|n| {
-        doc! {
-            "slug": format!("t{n}"), "name": format!("Tenant {n}"), "domain": format!("t{n}.test"),
-            "status": "pending", "createdAt": now, "lease": { "epoch": 0_i64 },
-        }
-    });
-    let started = Instant::now();
-    world.tenants.insert_many(documents).await?;
-    world.active(tenants as u64 + 1, Duration::from_secs(1_200)).await?;
-    let took = started.elapsed();
-    println!(
-        "three: {tenants} tenants at once on all three, {WORKERS} workers, latency {latency_ms} ms"
-    );
-    println!("  tenantry                       {:8.0} tenants/s", tenants as f64 / took.as_secs_f64());
-    for (upstream, faults) in all {
-        println!(
-            "  {upstream:<10} {:6.3} requests per tenant, at most {} at once",
-            faults.total() as f64 / tenants as f64,
-            faults.most_at_once()
-        );
-    }
-    anyhow::ensure!(
-        (mail.count(), files.count(), files.enabled()) == (tenants, tenants + 1, tenants + 1),
-        "one resource each"
-    );
-    world.stop(controller).await
-}
-
 async fn memory(fleets: &[usize]) -> anyhow::Result<()> {
     let world = World::new(0).await?;
     world.store().await?;
     let (controller, _) = world.controller().await?;
     let mut sample = world.tenants.find_one(doc! { "slug": "warm" }).await?.unwrap_or_default();
-    let pid = controller.id().and_then(|pid| i32::try_from(pid).ok());
-    if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-    }
-    let mut controller = controller;
-    controller.wait().await?;
+    end(controller).await?;
     println!("memory: resident memory of an idle controller");
     let tomorrow = DateTime::from_millis(DateTime::now().timestamp_millis() + 86_400_000);
     sample.insert("nextReconcileAt", tomorrow);
@@ -458,13 +421,7 @@ async fn memory(fleets: &[usize]) -> anyhow::Result<()> {
             world.authentik.faults.total()
         );
         readings.push(mib);
-        if let Some(pid) =
-            child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.try_into().ok()?))
-        {
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        }
-        let mut child = child;
-        child.wait().await?;
+        end(child).await?;
     }
     if let [first, .., last] = readings[..] {
         println!("  the largest fleet takes {:.2} times what the smallest does", last / first);

@@ -251,6 +251,7 @@ async fn a_tenant_that_never_had_anything_is_deleted_without_asking_anybody() {
 #[tokio::test]
 async fn a_kill_at_any_point_of_a_deletion_ends_with_what_the_policy_says() {
     let suite = Suite::new().await;
+    let strangers = suite.plant_strangers();
     let mut number = 0;
     for policy in [DeletionPolicy::Retain, DeletionPolicy::Purge] {
         for failpoint in [CLAIMED, RELEASED, RAN, REMOVING] {
@@ -266,6 +267,7 @@ async fn a_kill_at_any_point_of_a_deletion_ends_with_what_the_policy_says() {
             assert_eq!(status.signal(), Some(9), "{failpoint}, {policy}: {}", process.log());
             let process = suite.process(&[]);
             suite.gone(&slug).await;
+            suite.adds_up(&process).await;
             let log = process.stop().await;
             assert!(!log.contains("panicked"), "{log}");
             let marked = |all: Vec<Value>| all.iter().filter(|it| it.to_string().contains(&id)).count();
@@ -278,11 +280,13 @@ async fn a_kill_at_any_point_of_a_deletion_ends_with_what_the_policy_says() {
             assert_eq!(left, expected, "{failpoint}, {policy}");
         }
     }
+    assert_eq!(suite.strangers(), strangers);
 }
 
 #[tokio::test]
 async fn a_kill_at_any_point_of_a_move_ends_with_the_new_domain_alone() {
     let suite = Suite::new().await;
+    let strangers = suite.plant_strangers();
     let points = [CLAIMED, CREATING, CREATED, UPDATED, RAN, COMMITTED];
     for (number, failpoint) in points.into_iter().enumerate() {
         let slug = format!("acme-{number}");
@@ -300,9 +304,11 @@ async fn a_kill_at_any_point_of_a_move_ends_with_the_new_domain_alone() {
         suite.audit(&slug).await;
         assert!(suite.domain(&moved).is_some(), "{failpoint}");
         assert!(suite.domain(&format!("{slug}.test")).is_none(), "{failpoint}");
+        suite.adds_up(&process).await;
         let log = process.stop().await;
         assert!(!log.contains("panicked"), "{log}");
     }
+    assert_eq!(suite.strangers(), strangers);
 }
 
 #[tokio::test]
@@ -331,6 +337,7 @@ async fn a_kill_at_any_point_of_an_undelete_ends_with_everything_back() {
         suite.audit("acme").await;
         // Also where nothing was left to do for it.
         process.says("watching for tenants").await;
+        suite.adds_up(&process).await;
         process.stop().await;
     }
 }

@@ -399,5 +399,8 @@ async fn one_process_sweeps_at_a_time_and_another_takes_over_when_it_dies() {
     controls.update_one(doc! { "_id": "sweep" }, free).await.unwrap();
     let process = suite.process(&[("SWEEP_INTERVAL", "1s")]);
     eventually("it is back", async || suite.world.authentik.count() == 5).await;
+    suite.settled("t001").await;
+    suite.audit("t001").await;
+    suite.adds_up(&process).await;
     process.stop().await;
 }

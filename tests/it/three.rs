@@ -24,6 +24,9 @@ use crate::support::{Process, Running, TOKEN, World, eventually, settings};
 const KEY: &str = "API_test-key";
 pub const STEPS: [&str; 3] = ["authentik", "stalwart", "ocis"];
 
+/// Resources of somebody else, by upstream.
+pub type Strangers = [Vec<Value>; 3];
+
 /// A world with all three.
 pub struct Suite {
     pub world: World,
@@ -162,6 +165,65 @@ impl Suite {
         self.world.authentik.faults.forget_requests();
         self.stalwart.faults.forget_requests();
         self.files.server.faults.forget_requests();
+    }
+
+    /// Puts a resource of a tenant of somebody else's into each upstream.
+    pub fn plant_strangers(&self) -> Strangers {
+        let (id, intent) = ("65a0000000000000000000aa", "65a0000000000000000000bb");
+        let attributes = json!({
+            "tenantry_id": id, "tenantry_slug": "stranger", "tenantry_name": "Stranger",
+        });
+        self.world.authentik.plant("tenant-stranger", attributes, &[]);
+        let description = format!("Stranger [tenantry {id}]");
+        self.stalwart.plant("stranger.test", json!({ "description": description }));
+        let alias = format!("tenantry/{id}/{intent}");
+        let description = format!("[tenantry {id}/{intent}]");
+        let space = json!({ "name": "Stranger", "driveAlias": alias, "description": description });
+        self.files.server.plant(space);
+        self.strangers()
+    }
+
+    /// What there is of them now.
+    pub fn strangers(&self) -> Strangers {
+        let of = |all: Vec<Value>| {
+            let theirs = |it: &Value| it.to_string().contains("65a0000000000000000000aa");
+            all.into_iter().filter(theirs).collect()
+        };
+        let files = self.files.server.drives();
+        [of(self.world.authentik.groups()), of(self.stalwart.domains()), of(files)]
+    }
+
+    /// What holds of the whole fleet when there is nothing left to do: no request is open, nobody holds a
+    /// lease, and what the metrics count is what there is.
+    pub async fn adds_up(&self, process: &Process) {
+        use futures_util::TryStreamExt;
+        let find = self.world.tenants.find(doc! {}).await.unwrap();
+        let tenants: Vec<Document> = find.try_collect().await.unwrap();
+        for tenant in &tenants {
+            let request = tenant.get("reconcileRequestedAt");
+            assert_eq!(tenant.get("lastHandledReconcileAt"), request, "a request is open: {tenant}");
+            let lease = tenant.get_document("lease").unwrap();
+            assert!(!lease.contains_key("holder"), "somebody holds it: {tenant}");
+        }
+        let url = format!("http://{}/metrics", process.address("telemetry").await);
+        let metrics = crate::support::http().get(url).send().await.unwrap().text().await.unwrap();
+        let sum = |name: &str, label: &str| -> f64 {
+            let lines = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
+            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        };
+        let there = tenants.len() as f64;
+        assert_eq!(sum("tenantry_tenants{", ""), there, "{metrics}");
+        for step in STEPS {
+            let label = format!("upstream=\"{step}\"");
+            assert_eq!(sum("tenantry_steps{", &label), there, "{step}: {metrics}");
+            assert_eq!(sum("tenantry_step_errors_total{", &label), 0.0, "{step}: {metrics}");
+        }
+        assert_eq!(sum("tenantry_claims_lost_total", ""), 0.0, "{metrics}");
+        assert_eq!(sum("tenantry_events_dropped_total", ""), 0.0, "{metrics}");
+        // Every claim ended in exactly one of the results, and every claim ran or found nothing to do.
+        let claims =
+            sum("tenantry_reconciles_total{", "") - sum("tenantry_reconciles_total{", "\"not_due\"");
+        assert_eq!(sum("tenantry_reconcile_duration_seconds_count", ""), claims, "{metrics}");
     }
 
     pub fn space(&self, slug: &str) -> Value {
@@ -353,6 +415,7 @@ async fn a_kill_at_any_point_of_a_creation_ends_with_one_resource_each() {
             let process = suite.process(&[]);
             suite.reconcile(&slug).await;
             suite.audit(&slug).await;
+            suite.adds_up(&process).await;
             let log = process.stop().await;
             assert!(!log.contains("panicked"), "{log}");
         }
