@@ -12,7 +12,6 @@ use super::failure::{Exit, Failure};
 use super::follow;
 use super::print;
 use super::show::{self, Form, Output};
-use super::yaml::to_yaml;
 use crate::tenant::Slug;
 
 /// For paths that every server has.
@@ -214,8 +213,7 @@ pub async fn events(
 
 type Columns = [(&'static str, &'static str)];
 
-pub const STOPS: [(&str, &str); 4] =
-    [("UPSTREAM", "upstream"), ("SINCE", "since"), ("BY", "by"), ("REASON", "reason")];
+pub const STOPS: [(&str, &str); 2] = [("UPSTREAM", "upstream"), ("STOPPED", "stopped")];
 pub const ORPHANS: [(&str, &str); 5] = [
     ("UPSTREAM", "upstream"),
     ("EXTERNAL ID", "externalId"),
@@ -225,6 +223,22 @@ pub const ORPHANS: [(&str, &str); 5] = [
 ];
 pub const GUARDS: [(&str, &str); 4] =
     [("UPSTREAM", "upstream"), ("STATE", "state"), ("SINCE", "since"), ("MESSAGE", "message")];
+
+/// What the API says by upstream, as a list. `all` is a word for all upstreams.
+fn by_upstream(answer: &Value) -> Value {
+    let mut items = Vec::new();
+    if let Some(upstreams) = answer["upstreams"].as_object() {
+        items.push(json!({ "upstream": "all", "stopped": answer["all"] }));
+        items.extend(upstreams.iter().map(|(name, on)| json!({ "upstream": name, "stopped": on })));
+    } else {
+        for (name, guard) in answer.as_object().into_iter().flatten() {
+            let mut guard = guard.clone();
+            guard["upstream"] = json!(name);
+            items.push(guard);
+        }
+    }
+    json!({ "items": items })
+}
 
 pub async fn list(
     client: &Client,
@@ -239,11 +253,15 @@ pub async fn list(
         _ => "list of orphans",
     };
     let answer = client.ask(Ask::get(path, feature)).await?.body;
-    // Whatever else a newer server answers is shown as it is.
-    if !answer["items"].is_array() && output.output != Form::Json {
-        return Ok(to_yaml(&answer));
+    let for_people = matches!(output.output, Form::Table | Form::Wide | Form::Name);
+    if for_people && !answer["items"].is_array() {
+        return Ok(show::items(&by_upstream(&answer), columns, output.output));
     }
-    Ok(show::items(&answer, columns, output.output))
+    let text = show::items(&answer, columns, output.output);
+    if for_people && text.is_empty() {
+        eprintln!("there are none");
+    }
+    Ok(text)
 }
 
 pub async fn stop(client: &Client, upstream: Option<String>) -> Result<String, Failure> {

@@ -111,12 +111,22 @@ pub fn items(answer: &Value, columns: &[(&str, &str)], form: Form) -> String {
             for item in items {
                 let field = |(_, field): &(&str, &str)| match *field {
                     "at" | "since" | "firstSeenAt" => age(&item[*field], now),
+                    "by" if form == Form::Table => names(&item[*field]),
                     field => cell(&item[field]),
                 };
                 table.row(columns.iter().map(field).collect());
             }
             if table.is_empty() { String::new() } else { table.render(Style::of_stdout(), "") }
         }
+    }
+}
+
+/// Who asked for something: by the names for people, where there are some; the issuer's are long.
+fn names(by: &Value) -> String {
+    let short = |one: &str| one.split_once(" (").map_or(one, |(name, _)| name).to_owned();
+    match by.as_str() {
+        Some(by) => by.split(", ").map(short).collect::<Vec<_>>().join(", "),
+        None => cell(by),
     }
 }
 

@@ -245,7 +245,7 @@ async fn a_tenant_is_paused_deleted_taken_back_and_gone_and_its_history_tells_it
 
     ok(&run(&served, &["stop"]).await);
     let stops = ok(&run(&served, &["stops"]).await);
-    assert!(stops.contains("all: true"), "{stops}");
+    assert!(stops.starts_with("UPSTREAM   STOPPED\nall        true\nauthentik  false\n"), "{stops}");
     let delete = ["tenants", "delete", "acme", "--policy", "delete"];
     assert!(ok(&run(&served, &delete).await).contains("is being deleted"));
     assert_eq!(
@@ -267,7 +267,11 @@ async fn a_tenant_is_paused_deleted_taken_back_and_gone_and_its_history_tells_it
     })
     .await;
     let guards = ok(&run(&served, &["guards"]).await);
-    assert!(guards.contains("authentik") && guards.contains("armed"), "{guards}");
+    assert!(guards.contains("\nauthentik  armed  "), "{guards}");
+    let yaml = ok(&run(&served, &["guards", "-o", "yaml"]).await);
+    assert!(yaml.contains("stalwart:\n"), "as the API says it: {yaml}");
+    let events = ok(&run(&served, &["events"]).await);
+    assert!(events.contains("Stopped") && events.contains("Started"), "{events}");
     assert!(failed(&run(&served, &["guards", "lift", "authentik"]).await, 4).contains("not tripped"));
     ok(&run(&served, &["orphans"]).await);
     served.stop().await;
@@ -281,6 +285,7 @@ async fn every_command_explains_itself_and_shells_can_complete_it() {
         "describe",
         "edit",
         "reconcile",
+        "plan",
         "pause",
         "resume",
         "wait",
