@@ -4,7 +4,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::etag::{Conditions, Tags, single};
 use super::fields::{Patch, Replacement};
-use super::openapi::{Editing, PatchBody, ReplacementBody};
+use super::openapi::{Editing, PatchBody, Prefer, ReplacementBody};
 use super::problem::Problem;
 use super::representation::TenantView;
 use super::tenants::{Acting, Named, created};
@@ -19,9 +19,7 @@ use crate::tenant::Slug;
 #[utoipa::path(patch, path = "/tenants/{slug}", tag = "tenants", operation_id = "editTenant",
     params(
         ("slug" = String, Path, description = "Of the tenant", example = "acme"),
-        ("Prefer" = Option<String>, Header, description = "`wait=10`: answer when the tenant has settled, \
-            or after so many seconds, at most 60. `Preference-Applied` says whether it was heeded",
-            nullable = false, example = "wait=10"),
+        Prefer,
         ("If-Match" = Option<String>, Header, description = "Only if it is still this version (`ETag`)",
             nullable = false, pattern = r#"^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$"#),
     ),
@@ -56,9 +54,7 @@ pub async fn patch(
     params(
         ("slug" = String, Path, description = "Of the tenant", example = "acme",
             max_length = 63, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
-        ("Prefer" = Option<String>, Header, description = "`wait=10`: answer when the tenant has settled, \
-            or after so many seconds, at most 60. `Preference-Applied` says whether it was heeded",
-            nullable = false, example = "wait=10"),
+        Prefer,
         ("If-Match" = Option<String>, Header, description = "Only if it is still this version (`ETag`)",
             nullable = false, pattern = r#"^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$"#),
         ("If-None-Match" = Option<String>, Header, description = "`*`: only if there is none yet",

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, ObjectBuilder, Ref, RefOr, Schema, Type};
-use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
+use utoipa::{IntoParams, IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::problem::Problem;
 use super::representation::TenantView;
@@ -179,6 +179,16 @@ problem_sets! {
     Listing: [422];
     /// Of a request that names nothing.
     Reading: [];
+}
+
+/// Of every request that may wait for what comes of it; see [`Wait`](super::wait::Wait).
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "a description; `wait` reads it")]
+pub struct Prefer {
+    /// `wait=10`: answer when the tenant has settled, or after so many seconds, at most 60. `Preference-Applied` says whether it was heeded
+    #[param(rename = "Prefer", nullable = false, example = "wait=10")]
+    prefer: Option<String>,
 }
 
 /// The desired state of a new tenant. Absent fields and `null` have their defaults.

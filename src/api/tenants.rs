@@ -12,7 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::etag::single;
 use super::fields::Steps;
-use super::openapi::{Creating, Editing, Finding, Listing, NewTenantBody, Searching, StepsBody};
+use super::openapi::{Creating, Editing, Finding, Listing, NewTenantBody, Prefer, Searching, StepsBody};
 use super::problem::{FieldError, Problem};
 use super::representation::TenantView;
 use super::wait::{Wait, acted_on, handled};
@@ -31,9 +31,7 @@ const MAX_LIMIT: u16 = 500;
     params(("Idempotency-Key" = Option<String>, Header, description = "Names this creation, so that it \
         may be repeated: the same key and body give the same answer. It holds as long as the tenant",
         nullable = false, min_length = 1, max_length = 128, pattern = "^[!-~]+$"),
-        ("Prefer" = Option<String>, Header, description = "`wait=10`: answer when the tenant has settled, \
-        or after so many seconds, at most 60. `Preference-Applied` says whether it was heeded",
-        nullable = false, example = "wait=10")),
+        Prefer),
     request_body = NewTenantBody,
     responses(
         (status = 201, description = "The tenant", body = TenantView,
@@ -99,9 +97,7 @@ pub struct ReconcileRequest {
 #[utoipa::path(post, path = "/tenants/{slug}/reconcile", tag = "tenants", operation_id = "reconcileTenant",
     params(
         ("slug" = String, Path, description = "Of the tenant", example = "acme"),
-        ("Prefer" = Option<String>, Header, description = "`wait=10`: answer when the tenant has settled, \
-            or after so many seconds, at most 60. `Preference-Applied` says whether it was heeded",
-            nullable = false, example = "wait=10"),
+        Prefer,
     ),
     request_body = Option<StepsBody>,
     responses(

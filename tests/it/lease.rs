@@ -399,3 +399,37 @@ async fn a_commit_whose_answer_was_lost_can_be_told_from_one_that_was_fenced_out
     claim(&world.store, acme, "b", TTL).await.expect("it changed");
     assert!(!world.store.was_committed(&held).await.unwrap());
 }
+
+#[tokio::test]
+async fn a_document_goes_only_while_its_deletion_is_wanted_as_it_was_claimed() {
+    use tenantry::tenant::DeletionPolicy;
+    let world = World::new().await;
+    let slug = "acme".parse().unwrap();
+    let acme = world.insert("acme").await;
+    let deletion = async |policy| world.store.request_deletion(&slug, policy).await.unwrap().unwrap();
+    deletion(DeletionPolicy::Retain).await;
+    let first = claim(&world.store, acme, "a", TTL).await.expect("it is due");
+    // Somebody takes it back, or wants more of it, while everything is being let go.
+    world.store.undelete(&slug).await.unwrap().unwrap();
+    assert_eq!(world.store.remove(&first).await.unwrap(), Commit::Fenced);
+    world.find("acme").await;
+    world.store.release(&first).await.unwrap();
+    deletion(DeletionPolicy::Retain).await;
+    let second = claim(&world.store, acme, "a", TTL).await.expect("it is due");
+    deletion(DeletionPolicy::Purge).await;
+    assert_eq!(world.store.remove(&second).await.unwrap(), Commit::Fenced);
+    world.store.release(&second).await.unwrap();
+    let third = claim(&world.store, acme, "a", SHORT).await.expect("it is due");
+    // Nor may one remove it who lost the lease.
+    let mut fourth = None;
+    eventually("the lease expires", async || {
+        fourth = claim(&world.store, acme, "b", TTL).await;
+        fourth.is_some()
+    })
+    .await;
+    assert_eq!(world.store.remove(&third).await.unwrap(), Commit::Fenced);
+    world.find("acme").await;
+    let gone = world.store.remove(&fourth.expect("just checked")).await.unwrap();
+    assert!(matches!(gone, Commit::Done { .. }), "{gone:?}");
+    assert_eq!(world.tenants.count_documents(doc! {}).await.unwrap(), 0);
+}

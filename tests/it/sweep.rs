@@ -241,6 +241,14 @@ async fn an_upstream_that_seems_to_have_lost_too_much_trips_its_guard_and_is_lef
             && tenant.get("reconcileRequestedAt").is_some()
     })
     .await;
+    // Nor for the sake of an edit: what seems to be gone may be there.
+    suite.world.set("t001", doc! { "name": "Edited meanwhile" }).await;
+    eventually("the edit is handled", async || {
+        let tenant = suite.world.find("t001").await;
+        let handled = tenant.get_document("lastHandledDesired").unwrap();
+        handled.get_str("name").is_ok_and(|name| name == "Edited meanwhile")
+    })
+    .await;
     suite.sweeps(&controller, "refused", 1).await;
     assert_eq!(suite.world.authentik.count(), 0);
     assert_eq!(suite.stalwart.count(), 30);
