@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use mongodb::bson::{Document, doc};
 use serde_json::json;
 use tenantry::controller::Settings;
+use tenantry::dev::faults::Fault;
 use tenantry::failpoint::SWEEPING;
 use tenantry::store::Scope;
 use tenantry::tenant::{Guard, StepKind};
@@ -305,6 +306,74 @@ async fn an_upstream_that_seems_to_have_lost_too_much_trips_its_guard_and_is_lef
     assert!(tripped.message.contains("tenants differ"), "it says what was seen: {tripped:?}");
     controller.stop().await;
     suite.world.authentik.server.stop().await;
+}
+
+impl Suite {
+    /// Delays the next list of all spaces, or answers something else.
+    fn list_of_spaces(&self, fault: Fault) {
+        self.files.server.faults.add(Fault {
+            method: Some("GET".into()),
+            path: Some("/graph/v1.0/drives".into()),
+            query: Some("driveType".into()),
+            ..fault
+        });
+    }
+
+    fn drift_found(&self, controller: &Running) -> Vec<String> {
+        let metrics = controller.metrics.render();
+        let lines = metrics.lines().filter(|line| line.starts_with("tenantry_drift_found_total"));
+        lines.map(ToOwned::to_owned).collect()
+    }
+}
+
+#[tokio::test]
+async fn what_changed_while_a_sweep_listed_is_no_drift() {
+    let suite = Suite::new().await;
+    let controller = suite.controller(sweeping).await;
+    suite.fleet(5).await;
+    suite.sweeps(&controller, "ok", 1).await;
+    suite.files.server.faults.forget_requests();
+    suite.list_of_spaces(Fault { times: Some(1), delay_ms: 1_500, ..Fault::default() });
+    eventually("the spaces are being listed", async || {
+        let requests = suite.files.server.faults.requests();
+        requests.iter().any(|request| request.contains("driveType"))
+    })
+    .await;
+    // The tenants have been read, and the list is not there yet.
+    suite.world.set("t001", doc! { "name": "Renamed" }).await;
+    eventually("the space has its new name", async || {
+        suite.files.server.drives().iter().any(|drive| drive["name"] == "Renamed")
+    })
+    .await;
+    suite.settled("t001").await;
+    let pending = suite.files.server.faults.requests();
+    assert_eq!(
+        pending.iter().filter(|request| request.contains("driveType")).count(),
+        1,
+        "it still lists"
+    );
+    suite.sweeps(&controller, "ok", 1).await;
+    assert_eq!(suite.drift_found(&controller), Vec::<String>::new());
+    controller.stop().await;
+}
+
+#[tokio::test]
+async fn an_empty_list_of_a_storage_that_is_away_is_no_list() {
+    let suite = Suite::new().await;
+    let controller = suite.controller(sweeping).await;
+    suite.fleet(25).await;
+    suite.sweeps(&controller, "ok", 1).await;
+    let before = suite.world.step_of("t001", "ocis").await;
+    suite.files.server.storage_away(true);
+    let failed = || controller.metrics.sweeps.with_label_values(&["ocis", "failed"]).get();
+    eventually("two sweeps of it fail", async || failed() >= 2).await;
+    assert_eq!(suite.guard(StepKind::Ocis).await, Guard::Armed, "nothing was seen, so nothing is wrong");
+    assert_eq!(suite.drift_found(&controller), Vec::<String>::new());
+    assert_eq!(suite.world.step_of("t001", "ocis").await, before);
+    suite.files.server.storage_away(false);
+    suite.sweeps(&controller, "ok", 1).await;
+    assert_eq!(suite.files.server.count(), 25);
+    controller.stop().await;
 }
 
 #[tokio::test]
