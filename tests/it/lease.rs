@@ -433,3 +433,24 @@ async fn a_document_goes_only_while_its_deletion_is_wanted_as_it_was_claimed() {
     assert!(matches!(gone, Commit::Done { .. }), "{gone:?}");
     assert_eq!(world.tenants.count_documents(doc! {}).await.unwrap(), 0);
 }
+
+#[tokio::test]
+async fn a_request_for_all_outlives_a_crash_and_whoever_only_wants_to_look() {
+    let world = World::new().await;
+    let slug = "acme".parse().unwrap();
+    let acme = world.insert("acme").await;
+    let first = claim(&world.store, acme, "a", TTL).await.expect("it is due");
+    world.store.commit(&first, &all_well(&first)).await.unwrap();
+    world.store.request_reconcile(&slug).await.unwrap().expect("there is such a tenant");
+    // Whoever claims it never comes back.
+    claim(&world.store, acme, "a", SHORT).await.expect("it is asked for");
+    world.store.request_observation(&slug).await.unwrap().expect("there is such a tenant");
+    let mut again = None;
+    eventually("the lease expires", async || {
+        again = claim(&world.store, acme, "b", TTL).await;
+        again.is_some()
+    })
+    .await;
+    let tenant = again.expect("just checked").tenant;
+    assert!(StepKind::ALL.into_iter().all(|step| tenant.is_requested(step)), "{tenant:?}");
+}

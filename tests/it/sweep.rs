@@ -458,7 +458,12 @@ async fn one_process_sweeps_at_a_time_and_another_takes_over_when_it_dies() {
     let second = tenantry::store::Holder::new("second", 2);
     let (interval, ttl) = (Duration::from_millis(100), Duration::from_secs(1));
     assert!(suite.world.store.begin_sweep(&first, interval, ttl).await.unwrap());
-    assert!(!suite.world.store.begin_sweep(&second, interval, ttl).await.unwrap(), "it is held");
+    let soon = Duration::ZERO;
+    assert!(!suite.world.store.begin_sweep(&second, soon, ttl).await.unwrap(), "it is held");
+    let long = Duration::from_secs(3600);
+    assert!(suite.world.store.hold_sweep(&first, Duration::ZERO).await.unwrap());
+    assert!(!suite.world.store.begin_sweep(&second, long, ttl).await.unwrap(), "one has begun just now");
+    assert!(suite.world.store.begin_sweep(&first, soon, ttl).await.unwrap(), "it was given back");
     assert!(suite.world.store.hold_sweep(&first, ttl).await.unwrap());
     assert!(!suite.world.store.hold_sweep(&second, ttl).await.unwrap());
     eventually("the lease expires", async || {
