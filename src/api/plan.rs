@@ -26,6 +26,8 @@ pub struct PlanView {
     generation: i64,
     /// Steps that something would be done about.
     changes: usize,
+    /// Whether the upstreams were looked at for this answer. Else it is from what was recorded before.
+    looked: bool,
     steps: BTreeMap<&'static str, StepPlanView>,
 }
 
@@ -95,7 +97,9 @@ pub async fn show(
         Record::Tenant(tenant) => tenant,
         Record::Invalid(invalid) => return Err(Problem::senseless(&invalid.to_string())),
     };
-    let mut response = Json(PlanView::new(tenant, &readiness.controls.borrow())).into_response();
+    let looked = waited.as_ref().is_some_and(|waited| waited.settled);
+    let plan = PlanView::new(tenant, looked, &readiness.controls.borrow());
+    let mut response = Json(plan).into_response();
     if let Some(waited) = waited {
         waited.mark(&mut response);
     }
@@ -103,7 +107,7 @@ pub async fn show(
 }
 
 impl PlanView {
-    fn new(tenant: &Tenant, controls: &Controls) -> Self {
+    fn new(tenant: &Tenant, looked: bool, controls: &Controls) -> Self {
         let steps: BTreeMap<_, _> = StepKind::ALL
             .into_iter()
             .map(|step| {
@@ -120,7 +124,7 @@ impl PlanView {
             })
             .collect();
         let changes = steps.values().filter(|step| step.action != Action::Nothing.name()).count();
-        Self { slug: tenant.slug.to_string(), generation: tenant.generation, changes, steps }
+        Self { slug: tenant.slug.to_string(), generation: tenant.generation, changes, looked, steps }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What each command asks of the API, and what it prints.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use reqwest::header::HeaderValue;
@@ -154,6 +154,9 @@ pub async fn reconcile(
     }
 }
 
+/// Between two questions for a plan.
+const PLAN_PAUSE: Duration = Duration::from_millis(500);
+
 pub async fn plan(
     client: &Client,
     slug: &Slug,
@@ -162,9 +165,27 @@ pub async fn plan(
     output: Output,
 ) -> Result<String, Failure> {
     let path = ["tenants", slug.as_str(), "plan"];
-    let ask = Ask::get(&path, "plan of tenants");
-    let plan = client.ask(ask.wait(wait)).await?.body;
+    let until = wait.map(|wait| Instant::now() + wait);
+    let plan = loop {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let ask = Ask::get(&path, "plan of tenants").wait(left);
+        let plan = client.ask(ask).await?.body;
+        // The server waits for a minute at most.
+        if plan["looked"] == true || until.is_none_or(|until| until <= Instant::now()) {
+            break plan;
+        }
+        // Where too many wait already, it answers at once.
+        tokio::time::sleep(PLAN_PAUSE).await;
+    };
     let text = show::plan(&plan, output.output);
+    if let Some(wait) = wait.filter(|_| plan["looked"] != true) {
+        print(&text);
+        let wait = humantime::format_duration(wait);
+        let said = format!(
+            "nobody has looked within {wait}; this is what was seen before. Does a controller run?"
+        );
+        return Err(Failure::new(Exit::Timeout, said));
+    }
     if !exit_code || plan["changes"] == 0 {
         return Ok(text);
     }

@@ -436,8 +436,9 @@ fn outcome_stages(claim: &Claim, plans: &Plans) -> Vec<Document> {
             let rest = doc! { "$slice": ["$changedBy", told, i64::from(i32::MAX)] };
             let more = doc! { "$and": [
                 "$lease.superseded",
-                { "$isArray": "$changedBy" },
-                { "$gt": [{ "$size": { "$ifNull": ["$changedBy", []] } }, told] },
+                { "$gt": [
+                    { "$cond": [{ "$isArray": "$changedBy" }, { "$size": "$changedBy" }, 0] }, told,
+                ] },
             ] };
             set.insert("changedBy", doc! { "$cond": [more, rest, "$$REMOVE"] });
         }

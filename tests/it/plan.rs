@@ -5,6 +5,7 @@ use std::time::Duration;
 use mongodb::bson::doc;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tenantry::dev::faults::{Fault, FaultAnswer};
 
 use crate::api;
 use crate::support::{Process, eventually, http};
@@ -108,10 +109,11 @@ async fn a_plan_with_a_look_names_what_a_reconcile_then_does_and_changes_nothing
         (&json!(0), 0),
         "and no upstream was asked"
     );
+    assert_eq!(plan["looked"], false);
 
     let plan = running.plan("acme", Some(20)).await;
     assert_eq!(actions(&plan), ["create", "update", "update"], "{plan:#}");
-    assert_eq!(plan["changes"], 3);
+    assert_eq!((&plan["changes"], &plan["looked"]), (&json!(3), &json!(true)));
     assert_eq!(changes(&plan, "stalwart"), [("isEnabled".into(), json!("false"), json!("true"))]);
     assert_eq!(
         changes(&plan, "ocis"),
@@ -261,5 +263,11 @@ async fn the_command_line_shows_a_plan_and_tells_scripts_whether_there_is_anythi
     let (code, told) = run(&["tenants", "plan", "acme", "-o", "json"]).await;
     assert_eq!(code, Some(0), "it is told only where it is asked for");
     assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["changes"], 3);
+    // Upstreams that do not answer in time.
+    suite.world.authentik.faults.add(Fault { answer: FaultAnswer::Hang, ..Fault::default() });
+    let (code, told) = run(&["tenants", "plan", "acme", "--wait=1s"]).await;
+    assert_eq!(code, Some(6), "what is old is not taken for new: {told}");
+    assert!(told.contains("~ stalwart   update"), "and shown all the same: {told}");
+    suite.world.authentik.faults.clear();
     running.process.stop().await;
 }
