@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -15,8 +15,9 @@ use super::openapi::Deciding;
 use super::problem::Problem;
 use super::tenants::Named;
 use super::wait::Wait;
+use crate::auth::{Principal, Role};
 use crate::store::{Record, Store};
-use crate::tenant::{Action, Controls, PlannedField, Reason, StepKind, Tenant, plan};
+use crate::tenant::{Action, PlannedField, Reason, StepKind, Tenant, plan};
 
 /// What a reconcile would do now.
 #[derive(Debug, Serialize, ToSchema)]
@@ -24,7 +25,7 @@ use crate::tenant::{Action, Controls, PlannedField, Reason, StepKind, Tenant, pl
 pub struct PlanView {
     slug: String,
     generation: i64,
-    /// Steps that something would be done about.
+    /// Steps that something would be done about, as far as that is known.
     changes: usize,
     /// Whether the upstreams were looked at for this answer. Else it is from what was recorded before.
     looked: bool,
@@ -34,7 +35,7 @@ pub struct PlanView {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct StepPlanView {
-    /// What would be done: `none`, `create` (or adopt), `update`, `switch off`, `release`, `delete`, `purge`;
+    /// What would be done: `none`, `create` (or adopt), `update`, `switchOff`, `release`, `delete`, `purge`;
     /// `look` where only a look at the upstream can tell.
     action: &'static str,
     /// Why it is not done now: `Paused` or `Stopped`.
@@ -62,8 +63,8 @@ struct FieldView {
 
 /// Show what a reconcile would do now
 ///
-/// Field by field, from the latest observation. No upstream is asked, unless with `Prefer: wait`: then the
-/// controller looks first, and changes nothing that it would not change anyway.
+/// Field by field, from the latest observation. No upstream is asked, unless with `Prefer: wait` by somebody
+/// who may reconcile: then the controller looks first, and changes nothing that it would not change anyway.
 #[utoipa::path(get, path = "/tenants/{slug}/plan", tag = "tenants", operation_id = "planTenant",
     params(
         ("slug" = String, Path, description = "Of the tenant", example = "acme"),
@@ -76,13 +77,21 @@ struct FieldView {
 pub async fn show(
     State(store): State<Store>,
     State(readiness): State<Readiness>,
+    principal: Option<Extension<Principal>>,
     Named(slug): Named,
     wait: Wait,
 ) -> Result<Response, Problem> {
     let unknown = || Problem::no_tenant(slug.as_str());
+    let sensible = |record: &Record| match record {
+        Record::Tenant(_) => Ok(()),
+        Record::Invalid(invalid) => Err(Problem::senseless(&invalid.to_string())),
+    };
     let mut seen = None;
     let mut waited = None;
-    if wait.is_granted() {
+    // Whoever may only read gives nobody work.
+    let may_ask = principal.is_some_and(|Extension(principal)| principal.may(Role::Operator));
+    if may_ask && wait.is_granted() {
+        sensible(&store.get(&slug).await?.ok_or_else(unknown)?)?;
         let token = store.request_observation(&slug).await?.ok_or_else(unknown)?;
         let looked = |tenant: &Tenant| tenant.status.last_handled_reconcile_at >= Some(token);
         let found = wait.until(&store, &slug, None, looked).await;
@@ -93,12 +102,10 @@ pub async fn show(
         Some(record) => record,
         None => store.get(&slug).await?.ok_or_else(unknown)?,
     };
-    let tenant = match &record {
-        Record::Tenant(tenant) => tenant,
-        Record::Invalid(invalid) => return Err(Problem::senseless(&invalid.to_string())),
-    };
+    sensible(&record)?;
+    let Record::Tenant(tenant) = &record else { return Err(unknown()) };
     let looked = waited.as_ref().is_some_and(|waited| waited.settled);
-    let plan = PlanView::new(tenant, looked, &readiness.controls.borrow());
+    let plan = PlanView::new(tenant, looked, &readiness);
     let mut response = Json(plan).into_response();
     if let Some(waited) = waited {
         waited.mark(&mut response);
@@ -107,11 +114,13 @@ pub async fn show(
 }
 
 impl PlanView {
-    fn new(tenant: &Tenant, looked: bool, controls: &Controls) -> Self {
+    fn new(tenant: &Tenant, looked: bool, readiness: &Readiness) -> Self {
+        let controls = readiness.controls.borrow();
+        let upstreams = readiness.upstreams.borrow();
         let steps: BTreeMap<_, _> = StepKind::ALL
             .into_iter()
             .map(|step| {
-                let plan = plan(tenant, step, controls);
+                let plan = plan(tenant, step, upstreams[step].is_some(), &controls);
                 let view = StepPlanView {
                     action: plan.action.name(),
                     held_back: plan.held_back.map(Reason::name),
@@ -123,7 +132,8 @@ impl PlanView {
                 (step.name(), view)
             })
             .collect();
-        let changes = steps.values().filter(|step| step.action != Action::Nothing.name()).count();
+        let quiet = [Action::Nothing, Action::Look].map(Action::name);
+        let changes = steps.values().filter(|step| !quiet.contains(&step.action)).count();
         Self { slug: tenant.slug.to_string(), generation: tenant.generation, changes, looked, steps }
     }
 }

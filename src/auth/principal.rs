@@ -81,7 +81,11 @@ impl Principal {
     pub fn label(&self) -> Option<String> {
         let known = !self.issuer.is_empty();
         known.then(|| match &self.name {
-            Some(name) if *name != self.sub => format!("{name} ({})", self.sub),
+            // Names are lists elsewhere, and whoever chooses his own must not look like two.
+            Some(name) if *name != self.sub => {
+                let name = name.replace([',', '(', ')'], " ");
+                format!("{} ({})", name.trim(), self.sub)
+            }
             _ => self.sub.clone(),
         })
     }

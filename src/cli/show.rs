@@ -253,7 +253,8 @@ pub fn plan(plan: &Value, form: Form) -> String {
         };
         let mut told = match action.as_str() {
             "none" => "nothing to do".to_owned(),
-            "look" => "can be told only after a look".to_owned(),
+            "look" => "could not be looked at, so nobody knows".to_owned(),
+            "switchOff" => "switch off".to_owned(),
             _ => action,
         };
         if let Some(reason) = step["heldBack"].as_str() {

@@ -41,41 +41,46 @@ pub fn of_reconcile(claim: &Claim, after: &Status, runs: &[StepRun]) -> Vec<Even
 /// What people, or programs, wanted of the tenant since it was last looked at.
 pub fn of_what_was_asked(claim: &Claim) -> Vec<Event> {
     let tenant = &claim.tenant;
-    let mut names: Vec<&str> = Vec::new();
-    for name in &tenant.changed_by {
-        if !names.contains(&name.as_str()) {
-            names.push(name);
-        }
-    }
-    let by = (!names.is_empty()).then(|| names.join(", "));
+    let by = |kinds: &[EventKind]| {
+        let changes = tenant.changed_by.iter().flatten();
+        names(changes.filter(|change| kinds.contains(&change.kind)).map(|change| &change.by))
+    };
+    // A pause may be part of an edit.
+    let by_pause = |kind: EventKind| by(&[kind]).or_else(|| by(&[EventKind::Edited]));
     let mut events = Vec::new();
-    match &tenant.status.last_handled_desired {
-        None => {
-            let message = if claim.is_found() { "found in the database" } else { "by a request" };
-            let first = names.first().map(|name| (*name).to_owned());
-            events.push(Event::now(EventKind::Created, message).at(tenant.created_at).by(first));
+    if claim.is_new() {
+        let creator = by(&[EventKind::Created]);
+        let message = match creator {
+            Some(_) => "by a request",
+            None if claim.is_found() => "found in the database",
+            None => "",
+        };
+        events.push(Event::now(EventKind::Created, message).at(tenant.created_at).by(creator));
+    }
+    if let Some(handled) = &tenant.status.last_handled_desired {
+        let edited = edits(handled, &tenant.desired);
+        if !edited.is_empty() {
+            events.push(Event::now(EventKind::Edited, edited).by(by(&[EventKind::Edited])));
         }
-        Some(handled) => {
-            let edited = edits(handled, &tenant.desired);
-            if !edited.is_empty() {
-                events.push(Event::now(EventKind::Edited, edited).by(by.clone()));
-            }
-            match (handled.paused, tenant.desired.paused) {
-                (false, true) => events.push(Event::now(EventKind::Paused, "").by(by.clone())),
-                (true, false) => events.push(Event::now(EventKind::Resumed, "").by(by.clone())),
-                _ => {}
-            }
-        }
+        let pause = match (handled.paused, tenant.desired.paused) {
+            (false, true) => Some(EventKind::Paused),
+            (true, false) => Some(EventKind::Resumed),
+            _ => None,
+        };
+        events.extend(pause.map(|kind| Event::now(kind, "").by(by_pause(kind))));
     }
     let handled = tenant.status.last_handled_desired.as_ref().and_then(|handled| handled.deletion);
     match (handled, tenant.desired.deletion) {
         (before, Some(policy)) if before != Some(policy) => {
             let message = format!("with policy {policy}");
             let at = tenant.deletion_requested_at.filter(|_| before.is_none());
-            let event = Event::now(EventKind::DeletionRequested, message).by(by);
+            let event = Event::now(EventKind::DeletionRequested, message);
+            let event = event.by(by(&[EventKind::DeletionRequested]));
             events.push(at.map_or(event.clone(), |at| event.at(at)));
         }
-        (Some(_), None) => events.push(Event::now(EventKind::Undeleted, "").by(by)),
+        (Some(_), None) => {
+            events.push(Event::now(EventKind::Undeleted, "").by(by(&[EventKind::Undeleted])))
+        }
         _ => {}
     }
     let about = tenant.reconcile_requested_steps.as_ref().map(|of| {
@@ -85,10 +90,21 @@ pub fn of_what_was_asked(claim: &Claim) -> Vec<Event> {
     // Who only wants to look wants nothing of the tenant.
     if let Some(at) = tenant.open_request().filter(|_| about.as_deref() != Some("")) {
         let message = format!("of {}", about.as_deref().unwrap_or("all steps"));
-        let by = tenant.reconcile_requested_by.clone();
+        let by = names(tenant.reconcile_requested_by.iter());
         events.push(Event::now(EventKind::ReconcileRequested, message).at(at).by(by));
     }
     events
+}
+
+/// Each name once.
+fn names<'a>(all: impl Iterator<Item = &'a String>) -> Option<String> {
+    let mut names: Vec<&str> = Vec::new();
+    for name in all {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 /// The last event of a tenant; its `last` status says what became of its resources.

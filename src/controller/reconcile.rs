@@ -190,8 +190,9 @@ impl Reconciler {
                 recorded: recorded.external_id.clone(),
                 may_exist: claim.may_have_made(step),
                 mode: match self.guards.mode(step) {
+                    // Whatever else holds: a look leaves nothing but what it saw.
+                    _ if only_looks.contains(&step) => Mode::Observe(None),
                     _ if tenant.desired.paused => Mode::Observe(Some(Reason::Paused)),
-                    Mode::Change | Mode::Disbelieve if only_looks.contains(&step) => Mode::Observe(None),
                     mode => mode,
                 },
                 intent: recorded.create_intent.map(|intent| Intent {
@@ -232,7 +233,8 @@ impl Reconciler {
         Plans {
             current: plan(Basis::Current),
             superseded: plan(Basis::Superseded),
-            ran: runs.iter().map(|run| run.step).collect(),
+            ran: runs.iter().filter(|run| !run.is_look()).map(|run| run.step).collect(),
+            looked: runs.iter().filter(|run| run.is_look()).map(|run| run.step).collect(),
         }
     }
 

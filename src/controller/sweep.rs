@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,8 @@ pub struct Sweeper {
 
 /// How long a crashed process keeps others from sweeping.
 const LEASE: Duration = Duration::from_secs(60);
+/// By how much clocks may differ.
+const CLOCKS: Duration = Duration::from_secs(5);
 /// Resources between two words in the log.
 const PROGRESS: u64 = 50_000;
 /// Part of the interval by which looks for a due sweep are spread.
@@ -88,6 +91,8 @@ impl Sweeper {
     /// One sweep of all upstreams, under the lease.
     pub async fn sweep(&self) {
         let started = Instant::now();
+        // Other processes' clocks may be a little behind.
+        let since = Timestamp::now() - CLOCKS;
         let steps = self.integrations.configured();
         let holding = async {
             loop {
@@ -107,7 +112,7 @@ impl Sweeper {
             for step in steps {
                 self.guards.learn_size(step, sizes[step]);
                 if let Some(sketch) = sketches[step].take() {
-                    self.sweep_one(step, sketch, sizes[step]).await;
+                    self.sweep_one(step, sketch, sizes[step], since).await;
                 }
             }
             tracing::info!(took = ?started.elapsed(), "swept");
@@ -146,7 +151,7 @@ impl Sweeper {
         }
     }
 
-    async fn sweep_one(&self, step: StepKind, mut sketch: Sketch, size: u64) {
+    async fn sweep_one(&self, step: StepKind, mut sketch: Sketch, size: u64, since: Timestamp) {
         let started = Instant::now();
         let label = [step.name()];
         let mut seen = 0_u64;
@@ -171,7 +176,7 @@ impl Sweeper {
                 );
                 "failed"
             }
-            Ok(()) => match self.judge(step, sketch, size, seen).await {
+            Ok(()) => match self.judge(step, sketch, size, seen, since).await {
                 Ok(result) => result,
                 Err(error) => {
                     tracing::warn!(upstream = %step, %error, "a sweep could not be finished");
@@ -190,6 +195,7 @@ impl Sweeper {
         sketch: Sketch,
         size: u64,
         seen: u64,
+        since: Timestamp,
     ) -> Result<&'static str, StoreError> {
         let bound = self.guards.bound(step);
         let findings = match sketch.decode() {
@@ -247,7 +253,7 @@ impl Sweeper {
             // Other processes find them by their own scans.
             let _ = self.hints.try_send(Hint::Scan);
         }
-        self.report_orphans(step, orphans).await?;
+        self.report_orphans(step, orphans, since).await?;
         Ok("ok")
     }
 
@@ -301,7 +307,15 @@ impl Sweeper {
         &self,
         step: StepKind,
         tenants: HashSet<TenantId>,
+        since: Timestamp,
     ) -> Result<(), StoreError> {
+        // Those that no event told, because nobody watched.
+        let ids: Vec<TenantId> = tenants.iter().copied().collect();
+        for ids in ids.chunks(BATCH as usize) {
+            let vanished = self.store.vanished(ids).await?;
+            let told = vanished.iter().filter(|(_, slug)| slug.is_some()).count();
+            self.metrics.vanished.inc_by(told as u64);
+        }
         let found = if tenants.is_empty() {
             Vec::new()
         } else {
@@ -325,6 +339,6 @@ impl Sweeper {
         }
         let found: Vec<_> =
             found.into_iter().map(|marked| (marked.tenant, marked.external_id, marked.name)).collect();
-        self.store.record_orphans(step, &found).await
+        self.store.record_orphans(step, &found, since).await
     }
 }

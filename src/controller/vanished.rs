@@ -15,10 +15,10 @@ use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 use crate::tenant::TenantId;
 
-/// Of tenants that went together, those that are looked for at once; listing is not done once per tenant.
-const TOGETHER: usize = 100;
-/// Those that may wait; the others are left to the sweep.
-pub const WAITING: usize = 1_000;
+/// Of tenants that went together, those that are looked for at once: oCIS is listed once for all of them.
+const TOGETHER: usize = 50;
+/// Those that may wait; the others are left to the sweep, which asks the upstreams for more at a time.
+pub const WAITING: usize = 200;
 /// How long others that went are waited for.
 const PAUSE: Duration = Duration::from_millis(200);
 

@@ -402,6 +402,10 @@ impl Integration for Authentik {
         &group.pk
     }
 
+    fn usage(group: &Group) -> Usage {
+        group.usage()
+    }
+
     fn owner(&self, target: &Target, group: &Group) -> Owner {
         let recorded = target.recorded.as_deref() == Some(&*group.pk);
         let mark = group.attributes.get(MARK).map(|mark| mark.get());
@@ -457,7 +461,9 @@ impl Integration for Authentik {
     async fn marked_as(&self, tenants: &HashSet<TenantId>) -> Result<Vec<Marked>, Error> {
         let mut found = Vec::new();
         for tenant in tenants {
-            found.extend(self.marked(*tenant).await?.into_iter().map(|group| Marked {
+            let marked = self.marked(*tenant).await?.into_iter();
+            let in_use = marked.filter(|group| group.usage() == Usage::InUse);
+            found.extend(in_use.map(|group| Marked {
                 tenant: *tenant,
                 external_id: group.pk,
                 name: group.name,

@@ -154,6 +154,9 @@ pub trait Integration: Sync {
 
     fn external_id(resource: &Self::Resource) -> &str;
 
+    /// How it is marked.
+    fn usage(resource: &Self::Resource) -> Usage;
+
     fn owner(&self, target: &Target, resource: &Self::Resource) -> Owner;
 
     /// All that matters, as it is and as it should be.
@@ -190,7 +193,7 @@ pub trait Integration: Sync {
     /// nothing.
     fn sweep(&self, each: impl FnMut(Seen) + Send) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// The resources that carry the marks of these tenants, at most a few each.
+    /// The resources that carry the marks of these tenants as in use, at most a few each.
     fn marked_as(
         &self,
         tenants: &HashSet<TenantId>,
@@ -293,7 +296,7 @@ pub async fn run<I: Integration>(
     if let Some(reason) = held {
         let leaves = |resource: &I::Resource| {
             let ours = integration.owner(target, resource) == Owner::Us;
-            ours.then(|| Field::new("usage", Usage::InUse.name(), how.name()))
+            ours.then(|| Field::new("usage", I::usage(resource).name(), how.name()))
         };
         let found = found.as_ref().and_then(leaves).map_or(Found::Missing, |f| Found::Fields(vec![f]));
         return Ok(Reached::Held(reason, found));

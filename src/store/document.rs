@@ -11,9 +11,9 @@ use jiff::Timestamp;
 use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 
 use crate::tenant::{
-    CreateIntent, DeletionPolicy, Desired, Field, Found, MailDomain, Observation, PerStep, Presence,
-    Ready, Reason, Services, Slug, Status, StepDesired, StepKind, StepStatus, Tenant, TenantId,
-    TenantName,
+    Change, CreateIntent, DeletionPolicy, Desired, Field, Found, MailDomain, Observation, PerStep,
+    Presence, Ready, Reason, Services, Slug, Status, StepDesired, StepKind, StepStatus, Tenant,
+    TenantId, TenantName, shortened,
 };
 
 /// The fields that hold the desired state, in the order in which snapshots of it are taken.
@@ -121,16 +121,27 @@ fn read_tenant(document: &Document) -> Result<Tenant, Vec<String>> {
         observation_requested: of_latest_request(document)
             .is_some_and(|request| request.get_bool("observe").unwrap_or(false)),
         reconcile_requested_by: of_latest_request(document)
-            .and_then(|request| request.get_str("by").ok().map(ToOwned::to_owned)),
+            .and_then(|request| request.get_array("by").ok())
+            .map(|names| names.iter().filter_map(Bson::as_str).map(ToOwned::to_owned).collect())
+            .unwrap_or_default(),
         changed_by: document
             .get_array("changedBy")
-            .map(|names| names.iter().filter_map(Bson::as_str).map(ToOwned::to_owned).collect())
+            .map(|changes| changes.iter().map(read_change).collect())
             .unwrap_or_default(),
         deletion_requested_at: at("deletionRequestedAt"),
         status: read_status(document),
         interrupted: false,
         created_at: at("createdAt").unwrap_or(made_at),
         updated_at: at("updatedAt"),
+    })
+}
+
+/// One for each element, whatever it is: they are counted.
+fn read_change(change: &Bson) -> Option<Change> {
+    let change = change.as_document()?;
+    Some(Change {
+        by: change.get_str("by").ok()?.to_owned(),
+        kind: change.get_str("type").ok()?.parse().ok()?,
     })
 }
 
@@ -328,7 +339,7 @@ fn read_observation(observation: &Document) -> Option<Observation> {
     Some(Observation { at: observation.get("at").and_then(timestamp)?, against, found })
 }
 
-fn observation_document(observation: &Observation) -> Document {
+pub(super) fn observation_document(observation: &Observation) -> Document {
     let against = observed_document(&observation.against);
     let mut document = doc! { "at": date(observation.at), "against": against };
     match &observation.found {
@@ -336,7 +347,10 @@ fn observation_document(observation: &Observation) -> Document {
         Found::Fields(fields) => {
             let field = |field: &Field| {
                 let Field { name, observed, desired } = field;
-                Bson::from(doc! { "name": name.as_ref(), "observed": observed, "desired": desired })
+                let (observed, desired) = (shortened(observed), shortened(desired));
+                Bson::from(doc! {
+                    "name": name.as_ref(), "observed": observed.as_ref(), "desired": desired.as_ref(),
+                })
             };
             document.insert("fields", fields.iter().map(field).collect::<Vec<_>>());
         }

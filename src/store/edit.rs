@@ -13,9 +13,9 @@ use mongodb::options::ReturnDocument;
 
 use super::document::{Record, projection, read, snapshot};
 use super::due::current_desired;
-use super::tenants::{DUPLICATE_KEY, NewTenant, by_slug};
+use super::tenants::{DUPLICATE_KEY, NewTenant, by_slug, due_as_it_is, signed};
 use super::{Store, StoreError};
-use crate::tenant::{Desired, MailDomain, PerStep, Phase, Slug, StepKind, TenantName};
+use crate::tenant::{Desired, EventKind, MailDomain, PerStep, Phase, Slug, StepKind, TenantName};
 
 /// A change of the desired state, field by field. `None` leaves a field as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -136,6 +136,10 @@ impl Store {
         initial("lease", doc! { "epoch": 0_i64 }.into());
         initial("createdAt", "$$NOW".into());
         initial("updatedAt", "$$NOW".into());
+        if let Some(by) = &self.by {
+            let created = doc! { "$literal": signed(by, EventKind::Created) };
+            initial("changedBy", Bson::Array(vec![created.into()]));
+        }
         // After the edit, which looks at what was there.
         let pipeline = vec![edit, doc! { "$set": made }];
         let mut left = UPSERTS;
@@ -251,7 +255,12 @@ impl Store {
         let next = doc! { "$add": [generation, 1_i64] };
         fields.insert("generation", doc! { "$cond": [changed.clone(), next, "$generation"] });
         fields.insert("updatedAt", doc! { "$cond": [changed.clone(), "$$NOW", "$updatedAt"] });
-        fields.extend(self.signature(changed));
+        // Though it may be taken back before anybody sees it: who made it is told.
+        fields.insert(
+            "nextReconcileAt",
+            doc! { "$cond": [changed.clone(), due_as_it_is(), "$nextReconcileAt"] },
+        );
+        fields.extend(self.signature(EventKind::Edited, changed));
         doc! { "$set": fields }
     }
 }

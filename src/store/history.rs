@@ -130,8 +130,16 @@ impl Store {
         });
         let updates: Vec<Document> = updates.collect();
         for updates in updates.chunks(BATCH) {
-            let command = doc! { "update": HISTORY, "updates": updates, "ordered": false };
-            self.command("record events", command).await?;
+            let command = doc! {
+                "update": HISTORY, "updates": updates, "ordered": false,
+                "writeConcern": { "w": "majority" },
+            };
+            let reply = self.command("record events", command).await?;
+            let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
+            if let Some(first) = errors.first() {
+                let message = format!("{} of them were not written: {first}", errors.len());
+                return Err(StoreError::Refused { operation: "record events", message, code: None });
+            }
         }
         Ok(())
     }

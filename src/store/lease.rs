@@ -13,8 +13,8 @@ use mongodb::bson::{Bson, Document, doc, oid::ObjectId};
 use mongodb::options::ReturnDocument;
 
 use super::document::{
-    InvalidDocument, Record, date, integer, object_id, projection, read, ready_document, snapshot,
-    step_document, timestamp,
+    InvalidDocument, Record, date, integer, object_id, observation_document, projection, read,
+    ready_document, snapshot, step_document, timestamp,
 };
 use super::due::{content_due, current_desired, lease_held, time_due};
 use super::{Store, StoreError};
@@ -46,6 +46,7 @@ pub struct Claim {
     epoch: i64,
     /// The document said that nobody had claimed it before.
     unclaimed: bool,
+    new: bool,
     holder: Holder,
     /// The desired state as stored when the claim was made.
     desired: Document,
@@ -68,6 +69,11 @@ impl Claim {
     /// Whether this is the first time that anybody looks at it, and no API said that it made it.
     pub fn is_found(&self) -> bool {
         self.epoch == 1 && !self.unclaimed
+    }
+
+    /// Whether no desired state of it was ever handled.
+    pub fn is_new(&self) -> bool {
+        self.new
     }
 
     /// Whether an earlier reconcile may have made something for this step that nobody recorded.
@@ -106,6 +112,8 @@ pub struct Plans {
     pub superseded: Transition,
     /// The steps that ran; the recorded detail of others is not touched.
     pub ran: Vec<StepKind>,
+    /// The steps that were looked at: nothing but what was seen is written of them.
+    pub looked: Vec<StepKind>,
 }
 
 /// How a commit, or a renewal, ended.
@@ -203,6 +211,7 @@ impl Store {
                     tenant: *tenant,
                     epoch,
                     unclaimed: lease.get_bool("unclaimed").unwrap_or(false),
+                    new: matches!(document.get("lastHandledDesired"), None | Some(Bson::Null)),
                     holder: holder.clone(),
                     desired: snapshot(&document),
                     request: document.get("reconcileRequestedAt").cloned().unwrap_or(Bson::Null),
@@ -231,13 +240,13 @@ impl Store {
             "epoch": claim.epoch,
             "expiresAt": { "$add": ["$$NOW", millis(ttl)] },
         }] };
-        self.write_fenced("renew", claim, lease, progress).await
+        self.write_fenced("renew", claim, lease, progress, false).await
     }
 
     /// Writes the outcome of a reconcile, computes when the tenant is due next, and releases the
     /// lease, in one command.
     pub async fn commit(&self, claim: &Claim, plans: &Plans) -> Result<Commit, StoreError> {
-        self.write_fenced("commit", claim, free_lease(claim), Some(plans)).await
+        self.write_fenced("commit", claim, free_lease(claim), Some(plans), true).await
     }
 
     /// Removes the document of a tenant that is to go and has nothing left, if nobody changed their mind
@@ -261,12 +270,12 @@ impl Store {
     /// Gives the lease back without an outcome: the tenant stays due. The holder stays too, as in a
     /// crash: whoever claims it next knows that something may have been left half done.
     pub async fn release(&self, claim: &Claim) -> Result<Commit, StoreError> {
-        self.write_fenced("release", claim, abandoned_lease(claim), None).await
+        self.write_fenced("release", claim, abandoned_lease(claim), None, false).await
     }
 
     /// Gives the lease back with the outcomes that there are, some steps having been left half done.
     pub async fn abandon(&self, claim: &Claim, plans: &Plans) -> Result<Commit, StoreError> {
-        self.write_fenced("abandon", claim, abandoned_lease(claim), Some(plans)).await
+        self.write_fenced("abandon", claim, abandoned_lease(claim), Some(plans), false).await
     }
 
     /// Whether a commit whose answer was lost was applied.
@@ -286,13 +295,14 @@ impl Store {
         claim: &Claim,
         lease: Document,
         plans: Option<&Plans>,
+        last: bool,
     ) -> Result<Commit, StoreError> {
         let held = doc! {
             "_id": object_id(claim.tenant.id),
             "lease.epoch": claim.epoch,
             "lease.holder": &claim.holder.0,
         };
-        let mut pipeline = plans.map_or_else(Vec::new, |plans| outcome_stages(claim, plans));
+        let mut pipeline = plans.map_or_else(Vec::new, |plans| outcome_stages(claim, plans, last));
         pipeline.push(doc! { "$set": { "lease": lease } });
         let after = self
             .bounded(
@@ -336,6 +346,8 @@ impl Store {
             "lastHandledDesired": handled,
             "lastHandledReconcileAt": "$reconcileRequestedAt",
             "lease": { "$mergeObjects": [{ "epoch": "$lease.epoch" }] },
+            // Whoever made it senseless is not who mends it.
+            "changedBy": "$$REMOVE",
         };
         if !invalid.known {
             set.insert("conditions", conditions_with(condition));
@@ -390,7 +402,7 @@ fn abandoned_lease(claim: &Claim) -> Document {
 /// The pipeline that writes one of two plans, depending on whether the desired state is still the one
 /// that was claimed. Everything that came from outside is a `$literal`: an upstream's message may
 /// begin with a dollar sign.
-fn outcome_stages(claim: &Claim, plans: &Plans) -> Vec<Document> {
+fn outcome_stages(claim: &Claim, plans: &Plans, last: bool) -> Vec<Document> {
     let object_or_empty = |field: &str| {
         doc! { "$cond": [{ "$eq": [{ "$type": field }, "object"] }, field, {}] }
     };
@@ -420,7 +432,15 @@ fn outcome_stages(claim: &Claim, plans: &Plans) -> Vec<Document> {
     };
     let ready =
         |status: &Status| status.ready.as_ref().map(|ready: &Ready| ready_document(ready).into());
-    let next = choose(&|status| status.next_reconcile_at.map(date));
+    let mut next = choose(&|status| status.next_reconcile_at.map(date));
+    if current.next_reconcile_at.is_some() && superseded.next_reconcile_at.is_some() {
+        // Others may have made a step due that did not run: a sweep, or whoever noticed that its upstream
+        // works again.
+        let others = StepKind::ALL.into_iter().filter(|step| !plans.ran.contains(step));
+        let times = others.map(|step| Bson::from(format!("$steps.{step}.nextAttemptAt")));
+        let times: Vec<Bson> = [next].into_iter().chain(times).collect();
+        next = doc! { "$min": times }.into();
+    }
     let mut set = doc! {
         "status": choose(&|status| Some(status.phase.name().into())),
         "observedGeneration": choose(&|status| status.observed_generation.map(Bson::from)),
@@ -430,7 +450,7 @@ fn outcome_stages(claim: &Claim, plans: &Plans) -> Vec<Document> {
     };
     if current.last_handled_desired.as_ref() == Some(&claim.tenant.desired) {
         set.insert("lastHandledDesired", doc! { "$literal": &claim.desired });
-        if !claim.tenant.changed_by.is_empty() {
+        if last && !claim.tenant.changed_by.is_empty() {
             // Told in the history now. Whoever came since is told next time.
             let told = i64::try_from(claim.tenant.changed_by.len()).unwrap_or(i64::MAX);
             let rest = doc! { "$slice": ["$changedBy", told, i64::from(i32::MAX)] };
@@ -449,6 +469,10 @@ fn outcome_stages(claim: &Claim, plans: &Plans) -> Vec<Document> {
     for step in &plans.ran {
         let detail = choose(&|status| Some(step_document(&status.steps[*step]).into()));
         set.insert(format!("steps.{step}"), detail);
+    }
+    for step in &plans.looked {
+        let seen = |status: &Status| status.steps[*step].observation.as_ref().map(observation_document);
+        set.insert(format!("steps.{step}.observation"), choose(&|status| seen(status).map(Bson::from)));
     }
     for step in StepKind::ALL.into_iter().filter(|step| !plans.ran.contains(step)) {
         let claimed = claim.tenant.status.steps[step].create_intent;

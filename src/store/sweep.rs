@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use mongodb::Collection;
 use mongodb::bson::{Bson, Document, doc};
 
-use super::document::{object_id, timestamp};
+use super::document::{date, object_id, timestamp};
 use super::{Store, StoreError};
 use crate::tenant::{Event, EventKind, Fingerprint, PerStep, StepKind, StepState, TenantId};
 
@@ -94,12 +94,13 @@ impl Store {
         self.database.collection(ORPHANS)
     }
 
-    /// Records what a sweep of one upstream found to be orphans, and forgets the others. Without any, then
-    /// or before, nothing is written.
+    /// Records what a sweep of one upstream, which began at `since`, found to be orphans, and forgets those
+    /// that were not seen since. Without any, then or before, nothing is written.
     pub async fn record_orphans(
         &self,
         upstream: StepKind,
         found: &[(TenantId, String, String)],
+        since: Timestamp,
     ) -> Result<(), StoreError> {
         let collection = self.orphans_collection();
         let known = doc! { "upstream": upstream.name() };
@@ -108,7 +109,7 @@ impl Store {
             return Ok(());
         }
         let keep: Vec<String> = found.iter().map(|(_, id, _)| orphan_id(upstream, id)).collect();
-        let gone = doc! { "upstream": upstream.name(), "_id": { "$nin": &keep } };
+        let gone = doc! { "upstream": upstream.name(), "_id": { "$nin": &keep }, "lastSeenAt": { "$lt": date(since) } };
         let gone = self.bounded("orphans", collection.delete_many(gone)).await?.deleted_count;
         if gone > 0 {
             let event = Event::now(EventKind::OrphansGone, format!("{gone} fewer"));

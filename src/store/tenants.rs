@@ -9,7 +9,7 @@ use mongodb::options::ReturnDocument;
 
 use super::document::{Record, desired_document, projection, read, timestamp};
 use super::{Store, StoreError, within};
-use crate::tenant::{DeletionPolicy, Desired, PerStep, Phase, Slug, StepKind, StepState};
+use crate::tenant::{DeletionPolicy, Desired, EventKind, PerStep, Phase, Slug, StepKind, StepState};
 
 /// Codes of a refused insert.
 pub(super) const DUPLICATE_KEY: i32 = 11000;
@@ -128,7 +128,7 @@ impl Store {
             "nextReconcileAt": "$$REMOVE",
             "updatedAt": "$$NOW",
         } }];
-        self.change("request deletion", by_slug(slug), flag).await
+        self.change("request deletion", by_slug(slug), EventKind::DeletionRequested, flag).await
     }
 
     /// Takes a deletion back, for as long as the document is there.
@@ -143,25 +143,27 @@ impl Store {
             "nextReconcileAt": "$$REMOVE",
             "updatedAt": "$$NOW",
         } }];
-        self.change("undelete", by_slug(slug), flag).await
+        self.change("undelete", by_slug(slug), EventKind::Undeleted, flag).await
     }
 
     /// Pauses a tenant, or lets it go on.
     pub async fn set_paused(&self, slug: &Slug, paused: bool) -> Result<Option<Record>, StoreError> {
         let value = if paused { Bson::from(true) } else { Bson::from("$$REMOVE") };
+        let kind = if paused { EventKind::Paused } else { EventKind::Resumed };
         let flag = vec![doc! { "$set": {
             "paused": value, "nextReconcileAt": "$$REMOVE", "updatedAt": "$$NOW",
         } }];
-        self.change("pause", by_slug(slug), flag).await
+        self.change("pause", by_slug(slug), kind, flag).await
     }
 
     async fn change(
         &self,
         operation: &'static str,
         filter: Document,
+        kind: EventKind,
         mut change: Vec<Document>,
     ) -> Result<Option<Record>, StoreError> {
-        let signature = self.signature(true);
+        let signature = self.signature(kind, true);
         if !signature.is_empty() {
             change.push(doc! { "$set": signature });
         }
@@ -210,10 +212,13 @@ impl Store {
         ] };
         let at = doc! { "$max": ["$$NOW", earlier] };
         let all = steps.len() == StepKind::ALL.len();
-        let mut request = doc! { "at": at.clone() };
-        if let Some(by) = &self.by {
-            request.insert("by", doc! { "$literal": by });
-        }
+        // Who only wants to look has no part in what was asked for before.
+        let by = self.by.iter().filter(|_| !observe);
+        let by: Vec<Bson> = by.map(|by| doc! { "$literal": by }.into()).collect();
+        let joins = doc! { "$and": [open_request(), { "$isArray": "$reconcileRequest.by" }] };
+        let earlier = doc! { "$cond": [joins, "$reconcileRequest.by", []] };
+        let names = doc! { "$slice": [{ "$setUnion": [earlier, by] }, REMEMBERED] };
+        let request = doc! { "at": at.clone(), "by": names };
         let about = if all {
             doc! {}
         } else {
@@ -274,15 +279,19 @@ impl Store {
     }
 }
 
+/// Aggregation expression: nobody has handled the latest request yet.
+fn open_request() -> Document {
+    doc! { "$and": [
+        { "$eq": [{ "$type": "$reconcileRequestedAt" }, "date"] },
+        { "$ne": ["$reconcileRequestedAt", "$lastHandledReconcileAt"] },
+    ] }
+}
+
 /// Aggregation expression: these steps, and those of an open request; nothing if that is about all.
 fn about(steps: &[StepKind], observe: bool) -> Document {
     let names: Vec<_> = steps.iter().map(|step| step.name()).collect();
     let only = |steps: Bson, observe: Bson| doc! { "steps": steps, "observe": observe };
     let observes = doc! { "$or": [observe, { "$eq": ["$reconcileRequest.observe", true] }] };
-    let open = doc! { "$and": [
-        { "$eq": [{ "$type": "$reconcileRequestedAt" }, "date"] },
-        { "$ne": ["$reconcileRequestedAt", "$lastHandledReconcileAt"] },
-    ] };
     let partial = doc! { "$and": [
         { "$eq": ["$reconcileRequest.at", "$reconcileRequestedAt"] },
         { "$isArray": "$reconcileRequest.steps" },
@@ -290,7 +299,7 @@ fn about(steps: &[StepKind], observe: bool) -> Document {
     let both = doc! { "$setUnion": ["$reconcileRequest.steps", names.clone()] };
     doc! { "$switch": {
         "branches": [
-            { "case": { "$not": [open] }, "then": only(names.into(), observe.into()) },
+            { "case": { "$not": [open_request()] }, "then": only(names.into(), observe.into()) },
             { "case": partial, "then": only(both.into(), observes.into()) },
         ],
         "default": {},
@@ -301,20 +310,26 @@ fn about(steps: &[StepKind], observe: bool) -> Document {
 /// after so many is not.
 const REMEMBERED: i64 = 20;
 
+/// One element of `changedBy`.
+pub(super) fn signed(by: &str, kind: EventKind) -> Document {
+    doc! { "by": by, "type": kind.name() }
+}
+
 impl Store {
     /// Fields of a change's `$set`: who asked for it, if `changed` says that it is a change.
-    pub(super) fn signature(&self, changed: impl Into<Bson>) -> Document {
+    pub(super) fn signature(&self, kind: EventKind, changed: impl Into<Bson>) -> Document {
         let Some(by) = &self.by else { return Document::new() };
+        let change = signed(by, kind);
         let names = doc! { "$cond": [{ "$isArray": "$changedBy" }, "$changedBy", []] };
         let full = doc! { "$gte": [{ "$size": names.clone() }, REMEMBERED] };
-        let more = doc! { "$concatArrays": [names, [{ "$literal": by }]] };
+        let more = doc! { "$concatArrays": [names, [{ "$literal": change }]] };
         let sign = doc! { "$and": [changed.into(), { "$not": [full] }] };
         doc! { "changedBy": { "$cond": [sign, more, "$changedBy"] } }
     }
 }
 
 /// Aggregation expression: due now, for no more steps than those that have a reason.
-fn due_as_it_is() -> Document {
+pub(super) fn due_as_it_is() -> Document {
     doc! { "$cond": [
         { "$eq": [{ "$type": "$nextReconcileAt" }, "date"] },
         { "$min": ["$nextReconcileAt", "$$NOW"] },
@@ -340,7 +355,7 @@ pub(super) fn new_document(new: &NewTenant, by: Option<&str>) -> Document {
         "updatedAt": created,
     });
     if let Some(by) = by {
-        document.insert("changedBy", vec![by]);
+        document.insert("changedBy", vec![Bson::from(signed(by, EventKind::Created))]);
     }
     document
 }

@@ -116,6 +116,13 @@ impl Event {
     }
 }
 
+/// A change that somebody asked for, until it is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    pub by: String,
+    pub kind: EventKind,
+}
+
 /// Whose history an event belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Subject {

@@ -27,13 +27,13 @@ pub use backoff::{Backoff, Jitter};
 pub use controls::{Controls, Guard, GuardPolicy};
 pub use desired::{DeletionPolicy, Desired, Presence, Services, StepDesired};
 pub use due::{due_steps, starts_afresh, steps_to_observe};
-pub use event::{Event, EventKind, Subject};
+pub use event::{Change, Event, EventKind, Subject};
 pub use fingerprint::{Fingerprint, Part, UnknownFingerprint};
 pub use health::UpstreamHealth;
 pub use id::{IntentId, InvalidId, TenantId};
 pub use mail_domain::{InvalidMailDomain, MailDomain};
 pub use name::{InvalidTenantName, TenantName};
-pub use observation::{Field, Found, Observation};
+pub use observation::{Field, Found, Observation, shortened};
 pub use plan::{Action, PlannedField, StepPlan, plan};
 pub use slug::{InvalidSlug, Slug};
 pub use status::{Phase, Ready, Status};
@@ -58,10 +58,11 @@ pub struct Tenant {
     pub reconcile_requested_steps: Option<PerStep<bool>>,
     /// It also wants the other steps to be looked at, without any change.
     pub observation_requested: bool,
-    /// Who made that request, where that is known.
-    pub reconcile_requested_by: Option<String>,
-    /// Who has changed the desired state since it was last handled, as far as that is known, in order.
-    pub changed_by: Vec<String>,
+    /// Who made that request, and those that it joined, where that is known.
+    pub reconcile_requested_by: Vec<String>,
+    /// Who has changed the desired state since it was last handled, as far as that is known, in order; `None`
+    /// for what cannot be read.
+    pub changed_by: Vec<Option<Change>>,
     pub status: Status,
     /// An earlier reconcile ended without saying what it did: what it had found out no longer counts.
     pub interrupted: bool,

@@ -28,8 +28,24 @@ impl Field {
 
 impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} from {:?} to {:?}", self.name, self.observed, self.desired)
+        let (from, to) = (shortened(&self.observed), shortened(&self.desired));
+        write!(f, "{} from {from:?} to {to:?}", self.name)
     }
+}
+
+/// The longest text of an upstream that is shown or recorded whole, in characters: people can write megabytes
+/// into a description.
+const LONGEST: usize = 400;
+
+/// A text without its middle, if it is long. Our marks are at the ends.
+pub fn shortened(text: &str) -> Cow<'_, str> {
+    let length = text.chars().count();
+    if length <= LONGEST {
+        return text.into();
+    }
+    let head = text.chars().take(LONGEST / 2);
+    let tail = text.chars().skip(length - LONGEST / 2);
+    head.chain(" … ".chars()).chain(tail).collect::<String>().into()
 }
 
 /// A look at a step's resource that changed nothing, because it was not to.
@@ -63,5 +79,19 @@ impl fmt::Display for Found {
                 f.write_str(&differing.join("; "))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_keeps_its_ends() {
+        assert_eq!(shortened("ä".repeat(400).as_str()), "ä".repeat(400));
+        let long = format!("head{}[tenantry 1]", "ä".repeat(1_000_000));
+        let short = shortened(&long);
+        assert!(short.starts_with("headä") && short.ends_with("ä[tenantry 1]"), "{short}");
+        assert_eq!(short.chars().count(), 403);
     }
 }

@@ -44,7 +44,7 @@ impl Action {
             Self::Nothing => "none",
             Self::Create => "create",
             Self::Update => "update",
-            Self::SwitchOff => "switch off",
+            Self::SwitchOff => "switchOff",
             Self::Release => "release",
             Self::Delete => "delete",
             Self::Purge => "purge",
@@ -83,9 +83,18 @@ pub struct StepPlan {
     pub message: Option<String>,
 }
 
-/// What a reconcile of the step would do now.
-pub fn plan(tenant: &Tenant, step: StepKind, controls: &Controls) -> StepPlan {
+/// What a reconcile of the step would do now. Nothing without an upstream.
+pub fn plan(tenant: &Tenant, step: StepKind, configured: bool, controls: &Controls) -> StepPlan {
     let recorded = &tenant.status.steps[step];
+    if !configured {
+        return StepPlan {
+            action: Action::Nothing,
+            fields: Vec::new(),
+            observed_at: None,
+            held_back: None,
+            message: Some(format!("{step} is not configured")),
+        };
+    }
     let desired = tenant.desired.for_step(step);
     let current = recorded.observation.as_ref().filter(|seen| seen.against == desired);
     let settled = tenant.current_state(step).is_settled();
@@ -123,20 +132,26 @@ pub fn plan(tenant: &Tenant, step: StepKind, controls: &Controls) -> StepPlan {
             (own_fields(step, recorded, &desired), recorded.message.clone().filter(|_| failed))
         }
     };
-    let fields = if action == Action::Nothing && !settled { Vec::new() } else { fields };
-    let repairs = matches!(action, Action::Create | Action::Update)
-        && recorded.external_id.is_some()
-        && recorded.observed.as_ref() == Some(&desired);
+    let leaves = desired.presence != Presence::Present;
+    let bare = action == Action::Nothing && (leaves || !settled);
+    let fields = if bare { Vec::new() } else { fields };
+    // As `Mode::Disbelieve` has it.
+    let doubted = match action {
+        Action::SwitchOff | Action::Release | Action::Delete | Action::Purge => true,
+        Action::Create => recorded.external_id.is_some(),
+        Action::Update => recorded.external_id.is_some() && recorded.observed.as_ref() == Some(&desired),
+        Action::Nothing | Action::Look => false,
+    };
     let held_back = if action == Action::Nothing {
         None
     } else if tenant.desired.paused {
         Some(Reason::Paused)
-    } else if controls.is_stopped(step) || (controls.guards[step].is_tripped() && repairs) {
+    } else if controls.is_stopped(step) || (controls.guards[step].is_tripped() && doubted) {
         Some(Reason::Stopped)
     } else {
         None
     };
-    let seen_by_reconcile = recorded.last_attempt_at.filter(|_| recorded.state.is_settled());
+    let seen_by_reconcile = recorded.last_attempt_at.filter(|_| recorded.state == StepState::Ok);
     let observed_at = recorded.observation.as_ref().map(|seen| seen.at).or(seen_by_reconcile);
     StepPlan { action, fields, observed_at, held_back, message }
 }
@@ -193,7 +208,7 @@ fn value(of: &StepDesired, field: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Desired, Field, Observation, PerStep, Services, Status, TenantId};
+    use super::super::{Desired, Field, Guard, Observation, PerStep, Services, Status, TenantId};
     use super::*;
 
     fn at(seconds: i64) -> Timestamp {
@@ -211,7 +226,7 @@ mod tests {
             reconcile_requested_at: None,
             reconcile_requested_steps: None,
             observation_requested: false,
-            reconcile_requested_by: None,
+            reconcile_requested_by: Vec::new(),
             changed_by: Vec::new(),
             status: Status::default(),
             interrupted: false,
@@ -236,7 +251,7 @@ mod tests {
     }
 
     fn actions(tenant: &Tenant) -> [Action; 3] {
-        StepKind::ALL.map(|step| plan(tenant, step, &Controls::default()).action)
+        StepKind::ALL.map(|step| plan(tenant, step, true, &Controls::default()).action)
     }
 
     fn see(tenant: &mut Tenant, step: StepKind, found: Found) {
@@ -249,7 +264,7 @@ mod tests {
         assert_eq!(actions(&tenant(|_| {})), [Action::Create; 3]);
         let converged = converged(|_| {});
         assert_eq!(actions(&converged), [Action::Nothing; 3]);
-        let step = plan(&converged, StepKind::Stalwart, &Controls::default());
+        let step = plan(&converged, StepKind::Stalwart, true, &Controls::default());
         assert_eq!(step.observed_at, Some(at(1)));
         assert!(step.fields.iter().all(|field| !field.changes()), "{step:?}");
         assert_eq!(
@@ -264,7 +279,7 @@ mod tests {
         let mut edited = converged(|_| {});
         edited.desired.storage_bytes = Some(7);
         assert_eq!(actions(&edited), [Action::Nothing, Action::Nothing, Action::Update]);
-        let step = plan(&edited, StepKind::Ocis, &Controls::default());
+        let step = plan(&edited, StepKind::Ocis, true, &Controls::default());
         let changing: Vec<_> = step.fields.iter().filter(|field| field.changes()).collect();
         assert_eq!(changing.len(), 1);
         assert_eq!(
@@ -286,7 +301,7 @@ mod tests {
             ]),
         );
         assert_eq!(actions(&drifted), [Action::Create, Action::Nothing, Action::Update]);
-        let step = plan(&drifted, StepKind::Ocis, &Controls::default());
+        let step = plan(&drifted, StepKind::Ocis, true, &Controls::default());
         assert_eq!(step.fields.iter().map(PlannedField::changes).collect::<Vec<_>>(), [true, false]);
         assert_eq!(step.observed_at, Some(at(2)));
         drifted.desired.name = "Other".parse().unwrap();
@@ -300,7 +315,7 @@ mod tests {
         see(&mut tenant, StepKind::Ocis, failed);
         tenant.status.steps[StepKind::Authentik].state = StepState::Error;
         assert_eq!(actions(&tenant), [Action::Look, Action::Nothing, Action::Look]);
-        let step = plan(&tenant, StepKind::Ocis, &Controls::default());
+        let step = plan(&tenant, StepKind::Ocis, true, &Controls::default());
         assert_eq!(step.message.as_deref(), Some("ocis: too slow"));
     }
 
@@ -329,7 +344,7 @@ mod tests {
         paused.desired.name = "Other".parse().unwrap();
         let mut controls = Controls::default();
         let held = |tenant: &Tenant, controls: &Controls| {
-            StepKind::ALL.map(|step| plan(tenant, step, controls).held_back)
+            StepKind::ALL.map(|step| plan(tenant, step, true, controls).held_back)
         };
         assert_eq!(held(&paused, &controls), [None; 3]);
         controls.stopped_upstreams[StepKind::Ocis] = true;
@@ -339,5 +354,26 @@ mod tests {
         let converged = converged(|_| {});
         controls.stopped = true;
         assert_eq!(held(&converged, &controls), [None; 3], "there is nothing to hold back");
+
+        let tripped = Guard::Tripped { at: at(0), message: "too many".into() };
+        let controls = Controls { guards: PerStep::from_fn(|_| tripped.clone()), ..Controls::default() };
+        let mut edited = converged.clone();
+        edited.desired.name = "Other".parse().unwrap();
+        assert_eq!(held(&edited, &controls), [None; 3], "what is asked for goes on");
+        let mut missing = edited.clone();
+        for step in StepKind::ALL {
+            see(&mut missing, step, Found::Missing);
+        }
+        assert_eq!(held(&missing, &controls), [Some(Reason::Stopped); 3], "but not from nothing");
+        let mut leaving = converged;
+        leaving.desired.deletion = Some(DeletionPolicy::Retain);
+        assert_eq!(held(&leaving, &controls), [Some(Reason::Stopped); 3]);
+        assert_eq!(held(&tenant(|_| {}), &controls), [None; 3], "new tenants go on");
+    }
+
+    #[test]
+    fn without_an_upstream_there_is_nothing_to_do() {
+        let step = plan(&tenant(|_| {}), StepKind::Ocis, false, &Controls::default());
+        assert_eq!((step.action, step.observed_at), (Action::Nothing, None));
     }
 }

@@ -103,7 +103,7 @@ fn any_tenant() -> impl Strategy<Value = Tenant> {
                     reconcile_requested_at: asked,
                     reconcile_requested_steps: some_steps,
                     observation_requested,
-                    reconcile_requested_by: None,
+                    reconcile_requested_by: Vec::new(),
                     changed_by: Vec::new(),
                     status: Status {
                         phase,
@@ -581,7 +581,7 @@ fn steps_settled_at_different_times_come_together_again() {
         reconcile_requested_at: None,
         reconcile_requested_steps: None,
         observation_requested: false,
-        reconcile_requested_by: None,
+        reconcile_requested_by: Vec::new(),
         changed_by: Vec::new(),
         status: Status {
             steps: PerStep::from_fn(|kind| settled(next[kind], kind)),
@@ -620,7 +620,7 @@ fn a_request_is_about_the_steps_that_it_names_or_about_all() {
         reconcile_requested_at: Some(at(0)),
         reconcile_requested_steps: Some(PerStep::from_fn(|step| step == StepKind::Ocis)),
         observation_requested: false,
-        reconcile_requested_by: None,
+        reconcile_requested_by: Vec::new(),
         changed_by: Vec::new(),
         status: Status {
             steps: PerStep::from_fn(step),
@@ -659,7 +659,7 @@ fn a_look_that_somebody_asked_for_reconciles_nothing_that_is_not_due_by_itself()
         reconcile_requested_at: Some(at(0)),
         reconcile_requested_steps: Some(PerStep::default()),
         observation_requested: true,
-        reconcile_requested_by: None,
+        reconcile_requested_by: Vec::new(),
         changed_by: Vec::new(),
         status: Status {
             steps: PerStep::from_fn(step),

@@ -5,8 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    Backoff, Field, Fingerprint, Found, Jitter, Observation, Phase, Ready, Reason, Status, StepKind,
-    StepState, StepStatus, Tenant, due::starts_afresh,
+    Backoff, Field, Fingerprint, Found, Jitter, Observation, Phase, Presence, Ready, Reason, Status,
+    StepKind, StepState, StepStatus, Tenant, due::starts_afresh,
 };
 
 /// When things are tried again.
@@ -111,6 +111,13 @@ pub struct StepRun {
     pub outcome: Outcome,
     pub at: Timestamp,
     pub jitter: Jitter,
+}
+
+impl StepRun {
+    /// Whether it was to leave nothing but what it saw.
+    pub fn is_look(&self) -> bool {
+        matches!(self.outcome, Outcome::Observed(_))
+    }
 }
 
 /// Whether the desired state is still the one that the reconcile was claimed for. Only the commit can
@@ -236,7 +243,11 @@ fn after_run(
         }
         Outcome::Held { reason, found } => {
             (step.state, step.reason) = (StepState::Pending, Some(*reason));
-            step.message = Some(format!("{}: would change: {found}", run.step));
+            let gone = tenant.desired.for_step(run.step).presence != Presence::Present;
+            step.message = Some(match found {
+                Found::Missing if gone => format!("{}: there is nothing to let go", run.step),
+                found => format!("{}: would change: {found}", run.step),
+            });
             step.observation = observation(found);
             step.attempts = 0;
             step.next_attempt_at =

@@ -330,8 +330,12 @@ async fn record_commands(world: &World) -> anyhow::Result<(Document, Document)> 
     };
     let runs: Vec<_> = due.iter().map(run).collect();
     let plan = |basis| transition(&claim.tenant, &due, &runs, basis, claim.now(), &policy, Jitter::NONE);
-    let plans =
-        Plans { current: plan(Basis::Current), superseded: plan(Basis::Superseded), ran: due.clone() };
+    let plans = Plans {
+        current: plan(Basis::Current),
+        superseded: plan(Basis::Superseded),
+        ran: due.clone(),
+        looked: Vec::new(),
+    };
     let done = store.commit(&claim, &plans).await?;
     anyhow::ensure!(matches!(done, Commit::Done { .. }), "nobody else holds it");
     let recorded = std::mem::take(&mut *seen.lock().expect("nobody panics holding it"));

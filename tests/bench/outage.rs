@@ -33,7 +33,7 @@ pub async fn outage(tenants: usize) -> anyhow::Result<()> {
     }
     let claims = claims(&suite, "b").await?;
     println!(
-        "  down for {:.0?}: {:.3} claims per tenant, at most {} of one; each has one commit",
+        "  down for {:.0?}: {:.3} claims per tenant, at most {} of one",
         down.elapsed(),
         claims.0,
         claims.1

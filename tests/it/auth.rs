@@ -598,6 +598,8 @@ async fn two_who_edit_at_once_are_both_named_and_each_once() {
             .await;
         }
     }
+    let paused = api.send(Method::POST, "/tenants/acme/pause", Some(&names[0]), None).await;
+    assert_eq!(paused.status(), 202);
     let edits = async || {
         let events = json(api.get("/tenants/acme/events", &names[1]).await).await;
         let events = events["items"].as_array().unwrap().clone();
@@ -619,5 +621,22 @@ async fn two_who_edit_at_once_are_both_named_and_each_once() {
     assert!(first.1.contains("\"Name 1\""), "{first:?}");
     assert_eq!(second.0, ["admin"], "{second:?}");
     assert!(second.1.contains("from \"Name 1\" to \"Name 3\""), "{second:?}");
+    let events = json(api.get("/tenants/acme/events", &names[1]).await).await;
+    let paused = events["items"].as_array().unwrap().iter().find(|event| event["type"] == "Paused");
+    let by = paused.expect("it is told")["by"].as_str().unwrap().to_owned();
+    assert!(
+        by.starts_with("operator (") && !by.contains("admin"),
+        "nobody is named for what others did: {by}"
+    );
+
+    // Whoever may only read is told a plan, and gives nobody work.
+    let url = format!("http://{}/tenants/acme/plan", api.addresses.http);
+    let plan = http().get(url).bearer_auth(api.token("reader")).header("prefer", "wait=5");
+    let plan = plan.send().await.unwrap();
+    assert_eq!(
+        (plan.status().as_u16(), plan.headers().contains_key("preference-applied")),
+        (200, false)
+    );
+    assert_eq!(json(plan).await["looked"], false);
     api.stop().await;
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use mongodb::bson::{Bson, DateTime, doc, oid::ObjectId};
 use tenantry::store::{Claim, ClaimAnswer, Commit, Holder, Plans, Store};
 use tenantry::tenant::{
-    Basis, Jitter, Outcome, Policy, Reason, StepKind, StepRun, TenantId, Transition, due_steps,
-    transition,
+    Basis, Found, Jitter, Outcome, Policy, Reason, StepKind, StepRun, TenantId, Transition, due_steps,
+    steps_to_observe, transition,
 };
 
 use crate::support::{World, date, eventually, settings};
@@ -38,7 +38,8 @@ fn all_well(claim: &Claim) -> Plans {
 
 fn plans(claim: &Claim, outcome: impl Fn(StepKind) -> Outcome) -> Plans {
     let policy: Policy = settings().policy;
-    let due = due_steps(&claim.tenant, claim.now(), &policy);
+    let mut due = due_steps(&claim.tenant, claim.now(), &policy);
+    due.extend(steps_to_observe(&claim.tenant, &due));
     let run = |step: &StepKind| StepRun {
         step: *step,
         outcome: outcome(*step),
@@ -49,7 +50,12 @@ fn plans(claim: &Claim, outcome: impl Fn(StepKind) -> Outcome) -> Plans {
     let plan = |basis| -> Transition {
         transition(&claim.tenant, &due, &runs, basis, claim.now(), &policy, Jitter::NONE)
     };
-    Plans { current: plan(Basis::Current), superseded: plan(Basis::Superseded), ran: due }
+    Plans {
+        current: plan(Basis::Current),
+        superseded: plan(Basis::Superseded),
+        ran: runs.iter().filter(|run| !run.is_look()).map(|run| run.step).collect(),
+        looked: runs.iter().filter(|run| run.is_look()).map(|run| run.step).collect(),
+    }
 }
 
 #[tokio::test]
@@ -453,4 +459,27 @@ async fn a_request_for_all_outlives_a_crash_and_whoever_only_wants_to_look() {
     .await;
     let tenant = again.expect("just checked").tenant;
     assert!(StepKind::ALL.into_iter().all(|step| tenant.is_requested(step)), "{tenant:?}");
+}
+
+#[tokio::test]
+async fn what_makes_a_step_due_while_it_is_looked_at_outlives_the_look() {
+    let world = World::new().await;
+    let slug = "acme".parse().unwrap();
+    let acme = world.insert("acme").await;
+    let first = claim(&world.store, acme, "a", TTL).await.expect("it is due");
+    world.store.commit(&first, &all_well(&first)).await.unwrap();
+    world.store.request_observation(&slug).await.unwrap().expect("there is such a tenant");
+    let look = claim(&world.store, acme, "a", TTL).await.expect("it is asked for");
+    // A sweep sees something meanwhile.
+    world.store.flag_drift(StepKind::Ocis, &[id(acme)], false).await.unwrap();
+    let mut flagged = world.step_of("acme", "ocis").await;
+    assert!(flagged.remove("createIntent").is_some(), "the claim records one in case something is made");
+    let seen = plans(&look, |_| Outcome::Observed(Found::Missing));
+    let done = world.store.commit(&look, &seen).await.unwrap();
+    assert!(matches!(done, Commit::Done { interrupted: true, .. }), "it is due at once: {done:?}");
+    let mut step = world.step_of("acme", "ocis").await;
+    assert!(step.remove("observation").is_some());
+    assert_eq!(step, flagged, "a look leaves nothing but what it saw");
+    let next = claim(&world.store, acme, "a", TTL).await.expect("it is due");
+    assert_eq!(due_steps(&next.tenant, next.now(), &settings().policy), [StepKind::Ocis]);
 }

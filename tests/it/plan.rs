@@ -164,16 +164,34 @@ async fn an_edit_of_a_paused_tenant_is_planned_and_held_back() {
 async fn a_look_in_vain_says_why_and_costs_the_step_nothing() {
     let suite = Suite::new().await;
     let running = Running::new(&suite).await;
-    suite.create("acme").await;
-    let before = suite.settled("acme").await;
-    suite.files.server.faults.add(crate::wait::outage());
-    let plan = running.plan("acme", Some(20)).await;
-    assert_eq!(actions(&plan), ["none", "none", "look"], "{plan:#}");
-    assert!(plan["steps"]["ocis"]["message"].as_str().unwrap().contains("503"), "{plan:#}");
-    let step = suite.world.step_of("acme", "ocis").await;
-    for field in ["state", "attempts", "nextAttemptAt", "externalId", "lastAttemptAt"] {
-        let recorded = before.get_document("steps").unwrap().get_document("ocis").unwrap();
-        assert_eq!(step.get(field), recorded.get(field), "{field}");
+    for situation in ["at work", "paused", "stopped"] {
+        suite.create(situation.split(' ').next().unwrap()).await;
+    }
+    for (slug, act) in [("at", None), ("paused", Some("/tenants/paused/pause")), ("stopped", None)] {
+        suite.settled(slug).await;
+        if let Some(path) = act {
+            running.ask(Method::POST, path, None).await;
+        }
+        let before = suite.settled(slug).await;
+        if slug == "stopped" {
+            suite.world.store.stop(tenantry::store::Scope::Everything).await.unwrap();
+            eventually("it is stopped", async || {
+                let answer = running.ask(Method::GET, "/readyz", None).await;
+                api::json(answer).await["stops"]["all"] == true
+            })
+            .await;
+        }
+        suite.files.server.faults.add(crate::wait::outage());
+        let plan = running.plan(slug, Some(20)).await;
+        assert_eq!(actions(&plan), ["none", "none", "look"], "{slug}: {plan:#}");
+        assert!(plan["steps"]["ocis"]["message"].as_str().unwrap().contains("503"), "{plan:#}");
+        assert_eq!(plan["changes"], 0, "nobody knows");
+        let step = suite.world.step_of(slug, "ocis").await;
+        for field in ["state", "attempts", "nextAttemptAt", "externalId", "lastAttemptAt"] {
+            let recorded = before.get_document("steps").unwrap().get_document("ocis").unwrap();
+            assert_eq!(step.get(field), recorded.get(field), "{slug}: {field}");
+        }
+        suite.files.server.faults.clear();
     }
     running.process.stop().await;
 }

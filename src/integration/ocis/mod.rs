@@ -388,6 +388,10 @@ impl Integration for Ocis {
         &space.drive.id
     }
 
+    fn usage(space: &Space) -> Usage {
+        space.drive.marks().usage()
+    }
+
     fn owner(&self, target: &Target, space: &Space) -> Owner {
         let drive = &space.drive;
         let marks = drive.marks();
@@ -480,9 +484,11 @@ impl Integration for Ocis {
         let mut found = Vec::new();
         self.search
             .each_project("find_marked_spaces", |drive| {
-                let Some(tenant) = drive.marks().tenants().find(|named| tenants.contains(named)) else {
+                let marks = drive.marks();
+                let Some(tenant) = marks.tenants().find(|named| tenants.contains(named)) else { return };
+                if marks.usage() != Usage::InUse {
                     return;
-                };
+                }
                 found.push(Marked { tenant, external_id: drive.id, name: drive.name });
             })
             .await?;

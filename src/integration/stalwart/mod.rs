@@ -458,6 +458,10 @@ impl Integration for Stalwart {
         &service.domain.id
     }
 
+    fn usage(service: &MailService) -> Usage {
+        service.domain.mark().map_or(Usage::InUse, |(_, usage)| usage)
+    }
+
     fn owner(&self, target: &Target, service: &MailService) -> Owner {
         let domain = &service.domain;
         match domain.mark() {
@@ -533,7 +537,8 @@ impl Integration for Stalwart {
             let mark = tenant.to_string();
             query(&mut batch, json!({ "filter": { "text": mark }, "limit": FEW }), "marked");
             let domains: Vec<Domain> = send(&self.upstream, &batch).await?.list("marked.get")?;
-            let ours = domains.into_iter().filter(|domain| domain.owner() == Some(*tenant));
+            let ours =
+                domains.into_iter().filter(|domain| domain.mark() == Some((*tenant, Usage::InUse)));
             found.extend(ours.map(|domain| Marked {
                 tenant: *tenant,
                 external_id: domain.id,
