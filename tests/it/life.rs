@@ -577,3 +577,67 @@ async fn a_document_that_somebody_deletes_is_noticed_at_once_and_what_is_left_is
     first.stop().await;
     second.stop().await;
 }
+
+#[tokio::test]
+async fn what_somebody_else_took_over_is_not_let_go_with_the_tenant() {
+    let suite = Suite::new().await;
+    let controller = suite.controller(|_| {}).await;
+    for policy in DeletionPolicy::ALL {
+        let slug = format!("acme-{policy}");
+        suite.create(&slug).await;
+        suite.settled(&slug).await;
+        // Everything carries the mark of another tenant now, and its recorded id.
+        let (other, intent) = ("65a0000000000000000000aa", "65a0000000000000000000bb");
+        let group = suite.world.group(&format!("tenant-{slug}"));
+        let url = format!(
+            "{}/api/v3/core/groups/{}/",
+            suite.world.authentik.url(),
+            group["pk"].as_str().unwrap()
+        );
+        let attributes = json!({ "attributes": { "tenantry_id": other, "tenantry_slug": "other" } });
+        let patch = crate::support::http().patch(url).bearer_auth(crate::support::TOKEN);
+        let patch = patch.header("content-type", "application/json").body(attributes.to_string());
+        assert!(patch.send().await.unwrap().status().is_success());
+        let mark = json!({ "description": format!("Other [tenantry {other}]") });
+        assert!(suite.stalwart.change(&format!("{slug}.test"), mark));
+        let space = suite.space(&slug)["id"].as_str().unwrap().to_owned();
+        let mark = json!({
+            "driveAlias": format!("tenantry/{other}/{intent}"),
+            "description": format!("[tenantry {other}/{intent}]"),
+        });
+        assert!(suite.files.server.change(&space, mark));
+        let theirs = suite.strangers();
+        suite.ask_deletion(&slug, policy).await;
+        suite.gone(&slug).await;
+        assert_eq!(suite.strangers(), theirs, "{policy}");
+    }
+    assert_eq!(suite.strangers().map(|of| of.len()), [3; 3]);
+    controller.stop().await;
+}
+
+#[tokio::test]
+async fn a_document_stays_until_its_end_is_written_down() {
+    let suite = Suite::new().await;
+    let controller = suite.controller(|_| {}).await;
+    suite.create("acme").await;
+    suite.settled("acme").await;
+    let id = suite.world.find("acme").await.get_object_id("_id").unwrap();
+    let told = async || suite.history("acme").await.iter().any(|(kind, ..)| kind == "Active");
+    eventually("its history is there", told).await;
+    let histories = suite.world.mongo.collection::<Document>("tenantry_events");
+    let history = doc! { "_id": id };
+    // Somebody made a history that nobody can add to.
+    let odd = doc! { "$set": { "events": "odd" } };
+    histories.update_one(history.clone(), odd).await.unwrap();
+    suite.ask_deletion("acme", DeletionPolicy::Delete).await;
+    eventually("all else is gone", async || {
+        suite.world.authentik.count() == 0 && suite.stalwart.count() == 0
+    })
+    .await;
+    holds_for(Duration::from_secs(1), "the document stays", async || suite.exists("acme").await).await;
+    histories.delete_one(history).await.unwrap();
+    suite.world.store.request_reconcile(&"acme".parse().unwrap()).await.unwrap();
+    suite.gone("acme").await;
+    assert!(suite.history("acme").await.iter().any(|(kind, ..)| kind == "Deleted"));
+    controller.stop().await;
+}

@@ -395,13 +395,24 @@ impl ServerFault {
         code: i32,
         times: Option<i32>,
     ) -> Option<Self> {
+        Self::on(world, "tenants", commands, code, times).await
+    }
+
+    /// The same of commands on another collection.
+    pub async fn on(
+        world: &World,
+        collection: &str,
+        commands: &[&str],
+        code: i32,
+        times: Option<i32>,
+    ) -> Option<Self> {
         if !server().ours {
             eprintln!("skipped: the server behind MONGODB_URI is not ours to torment");
             return None;
         }
         let admin = world.mongo.client().database("admin");
         let mode = times.map_or_else(|| Bson::from("alwaysOn"), |times| doc! { "times": times }.into());
-        let namespace = format!("{}.tenants", world.database);
+        let namespace = format!("{}.{collection}", world.database);
         let commands: Vec<Bson> = commands.iter().map(|command| Bson::from(*command)).collect();
         admin
             .run_command(doc! {

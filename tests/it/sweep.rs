@@ -12,7 +12,7 @@ use tenantry::failpoint::SWEEPING;
 use tenantry::store::Scope;
 use tenantry::tenant::{Guard, StepKind};
 
-use crate::support::{Running, eventually, holds_for};
+use crate::support::{Running, ServerFault, eventually, holds_for};
 use crate::three::{STEPS, Suite};
 
 /// Sweeps all the time.
@@ -485,4 +485,45 @@ async fn one_process_sweeps_at_a_time_and_another_takes_over_when_it_dies() {
     suite.audit("t001").await;
     suite.adds_up(&process).await;
     process.stop().await;
+}
+
+#[tokio::test]
+async fn a_process_that_cannot_follow_the_stops_has_read_them_before_it_changed_anything() {
+    let suite = Suite::new().await;
+    suite.world.store.stop(Scope::Everything).await.unwrap();
+    suite.create("acme").await;
+    let stream = ["aggregate"];
+    let fault = ServerFault::on(&suite.world, "tenantry_controls", &stream, 96, None).await;
+    let Some(fault) = fault else { return };
+    let controller = suite.controller(|_| {}).await;
+    eventually("it is looked at", async || {
+        let step = suite.world.step_of("acme", "ocis").await;
+        step.get_str("reason").is_ok_and(|reason| reason == "Stopped")
+    })
+    .await;
+    let made = (suite.world.authentik.count(), suite.stalwart.count(), suite.files.server.count());
+    assert_eq!(made, (0, 0, 0));
+    fault.off().await;
+    suite.world.store.start(Scope::Everything).await.unwrap();
+    suite.settled("acme").await;
+    suite.audit("acme").await;
+    controller.stop().await;
+}
+
+#[tokio::test]
+async fn an_orphan_that_was_found_during_a_sweep_is_not_forgotten_by_it() {
+    let suite = Suite::new().await;
+    let store = &suite.world.store;
+    let tenant = tenantry::tenant::TenantId::from_bytes([7; 12]);
+    let found = [(tenant, "id".to_owned(), "tenant-acme".to_owned())];
+    let began = jiff::Timestamp::now() - Duration::from_secs(1);
+    store.add_orphans(StepKind::Authentik, &found).await.unwrap();
+    store.record_orphans(StepKind::Authentik, &[], began).await.unwrap();
+    assert_eq!(store.orphans().await.unwrap().len(), 1, "it may have become one since the sweep looked");
+    let later = jiff::Timestamp::now() + Duration::from_secs(1);
+    store.record_orphans(StepKind::Authentik, &[], later).await.unwrap();
+    assert_eq!(store.orphans().await.unwrap(), []);
+    let told = store.fleet_events(10).await.unwrap();
+    let kinds: Vec<_> = told.iter().map(|event| event.kind.name()).collect();
+    assert_eq!(kinds, ["OrphansGone", "OrphansFound"]);
 }
