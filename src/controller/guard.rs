@@ -124,14 +124,27 @@ impl Guards {
                     let tripped = controls.guards[step].is_tripped();
                     self.metrics.guard_tripped.with_label_values(&label).set(i64::from(tripped));
                 }
+                let mut freed = Vec::new();
                 self.controls.send_if_modified(|known| {
                     let changed = *known != controls;
                     if changed {
                         tell(known, &controls);
+                        let holds = |controls: &Controls, step: StepKind| {
+                            controls.is_stopped(step) || controls.guards[step].is_tripped()
+                        };
+                        let free = |step: &StepKind| holds(known, *step) && !holds(&controls, *step);
+                        freed.extend(StepKind::ALL.into_iter().filter(free));
                         *known = controls;
                     }
                     changed
                 });
+                // Whoever took it back has woken what was held; but we may have held it again, knowing no
+                // better.
+                for step in freed {
+                    if let Err(error) = self.store.wake_held(step).await {
+                        tracing::warn!(upstream = %step, %error, "what was held back waits for its time");
+                    }
+                }
             }
             Err(error) => tracing::warn!(%error, "cannot read the stops and guards"),
         }

@@ -113,7 +113,7 @@ impl Store {
         let update = update.find_one_and_update(doc! { "_id": STOP }, set);
         let before = self.bounded("start", update).await?.unwrap_or_default();
         for step in StepKind::ALL {
-            self.wake("start", step).await?;
+            self.wake_held(step).await?;
         }
         if scope.is_stopped(&before) {
             self.tell_fleet(scope.event(EventKind::Started, "it goes on")).await;
@@ -122,7 +122,7 @@ impl Store {
     }
 
     /// Lets what a stop or a guard held back be looked at now.
-    async fn wake(&self, operation: &'static str, step: StepKind) -> Result<(), StoreError> {
+    pub async fn wake_held(&self, step: StepKind) -> Result<(), StoreError> {
         let reasons = [Reason::Stopped, Reason::DesiredStateChanged].map(Reason::name);
         let held = doc! {
             format!("steps.{step}.state"): StepState::Pending.name(),
@@ -131,7 +131,7 @@ impl Store {
         let due = vec![doc! { "$set": {
             "nextReconcileAt": "$$NOW", format!("steps.{step}.nextAttemptAt"): "$$NOW",
         } }];
-        self.bounded(operation, self.tenants.update_many(held, due)).await.map(drop)
+        self.bounded("wake held tenants", self.tenants.update_many(held, due)).await.map(drop)
     }
 
     /// Trips an upstream's guard, unless a person has lifted it. Returns whether it was this that did.
@@ -185,7 +185,7 @@ impl Store {
         let tripped = doc! { "_id": guard_id(step), "state": "tripped" };
         let lifted = self.bounded("lift guard", controls.update_one(tripped, lift)).await?;
         if lifted.modified_count > 0 {
-            self.wake("lift guard", step).await?;
+            self.wake_held(step).await?;
             let message = format!("repairs go on without bounds for {span:?}");
             self.tell_fleet(Event::now(EventKind::GuardLifted, message).of_step(step, None)).await;
         }
@@ -197,7 +197,7 @@ impl Store {
         let controls = self.controls_collection();
         let delete = controls.delete_one(doc! { "_id": guard_id(step) });
         if self.bounded("arm guard", delete).await?.deleted_count > 0 {
-            self.wake("arm guard", step).await?;
+            self.wake_held(step).await?;
             let armed = Event::now(EventKind::GuardArmed, "a sweep found it sane");
             self.tell_fleet(armed.of_step(step, None)).await;
         }
