@@ -206,7 +206,9 @@ impl Suite {
             assert!(!lease.contains_key("holder"), "somebody holds it: {tenant}");
         }
         let url = format!("http://{}/metrics", process.address("telemetry").await);
-        let metrics = crate::support::http().get(url).send().await.unwrap().text().await.unwrap();
+        let scrape =
+            async || crate::support::http().get(&url).send().await.unwrap().text().await.unwrap();
+        let metrics = scrape().await;
         let sum = |name: &str, label: &str| -> f64 {
             let lines = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
             lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
@@ -220,13 +222,18 @@ impl Suite {
         for none in ["tenantry_claims_lost_total 0", "tenantry_events_dropped_total 0"] {
             assert!(metrics.lines().any(|line| line == none), "{none}: {metrics}");
         }
-        // Every claim ended in exactly one of the results, and every claim ran or found nothing to do.
-        let claims =
-            sum("tenantry_reconciles_total{", "") - sum("tenantry_reconciles_total{", "\"not_due\"");
-        let count = metrics
-            .lines()
-            .find_map(|line| line.strip_prefix("tenantry_reconcile_duration_seconds_count "));
-        assert_eq!(count.and_then(|count| count.parse::<f64>().ok()), Some(claims), "{metrics}");
+        // Counted after it was committed.
+        eventually("every claim ended in exactly one of the results", async || {
+            let metrics = scrape().await;
+            let of = |name: &str| -> f64 {
+                let lines = metrics.lines().filter(|line| line.starts_with(name));
+                lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+            };
+            let claims =
+                of("tenantry_reconciles_total{") - of("tenantry_reconciles_total{result=\"not_due\"}");
+            of("tenantry_reconcile_duration_seconds_count ") == claims
+        })
+        .await;
     }
 
     pub fn space(&self, slug: &str) -> Value {
