@@ -548,33 +548,24 @@ proptest! {
     }
 }
 
-#[test]
-fn steps_settled_at_different_times_come_together_again() {
-    let desired = Desired {
-        name: "Acme".parse().unwrap(),
-        domain: None,
-        storage_bytes: None,
-        services: Services::default(),
-        paused: false,
-        adopt: false,
-        deletion: None,
-    };
-    let policy = Policy {
+/// Re-checks every ten minutes.
+fn policy() -> Policy {
+    Policy {
         backoff: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(60) },
         resync: Duration::from_secs(600),
-    };
-    let settled = |next: i64, kind: StepKind| StepStatus {
+    }
+}
+
+/// A tenant whose steps are all as they should be, and due again after so many seconds each.
+fn settled(next: PerStep<i64>) -> Tenant {
+    let desired = Desired::new("Acme".parse().unwrap());
+    let step = |kind| StepStatus {
         state: StepState::Ok,
         observed: Some(desired.for_step(kind)),
-        next_attempt_at: Some(at(next)),
+        next_attempt_at: Some(at(next[kind])),
         ..StepStatus::default()
     };
-    let next = PerStep::from_fn(|kind| match kind {
-        StepKind::Authentik => 0,
-        StepKind::Stalwart => 290,
-        StepKind::Ocis => 310,
-    });
-    let tenant = Tenant {
+    Tenant {
         id: TenantId::from_bytes([1; 12]),
         slug: "acme".parse().unwrap(),
         generation: 1,
@@ -584,7 +575,7 @@ fn steps_settled_at_different_times_come_together_again() {
         reconcile_requested_by: Vec::new(),
         changed_by: Vec::new(),
         status: Status {
-            steps: PerStep::from_fn(|kind| settled(next[kind], kind)),
+            steps: PerStep::from_fn(step),
             last_handled_desired: Some(desired.clone()),
             next_reconcile_at: Some(at(0)),
             ..Status::default()
@@ -594,90 +585,44 @@ fn steps_settled_at_different_times_come_together_again() {
         desired,
         created_at: at(0) - SignedDuration::from_secs(1),
         updated_at: None,
-    };
-    let due = due_steps(&tenant, at(0), &policy);
+    }
+}
+
+/// No step's own time is near.
+const LATER: i64 = 1_000_000;
+
+#[test]
+fn steps_settled_at_different_times_come_together_again() {
+    let tenant = settled(PerStep::from_fn(|kind| match kind {
+        StepKind::Authentik => 0,
+        StepKind::Stalwart => 290,
+        StepKind::Ocis => 310,
+    }));
+    let due = due_steps(&tenant, at(0), &policy());
     assert_eq!(due, [StepKind::Authentik, StepKind::Stalwart], "what is near rides along");
 }
 
 #[test]
 fn a_request_is_about_the_steps_that_it_names_or_about_all() {
-    let policy = Policy {
-        backoff: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(60) },
-        resync: Duration::from_secs(600),
-    };
-    let desired = Desired::new("Acme".parse().unwrap());
-    let step = |kind| StepStatus {
-        state: StepState::Ok,
-        observed: Some(desired.for_step(kind)),
-        attempts: 0,
-        next_attempt_at: Some(at(1_000_000)),
-        ..StepStatus::default()
-    };
-    let mut tenant = Tenant {
-        id: TenantId::from_bytes([1; 12]),
-        slug: "acme".parse().unwrap(),
-        generation: 1,
-        reconcile_requested_at: Some(at(0)),
-        reconcile_requested_steps: Some(PerStep::from_fn(|step| step == StepKind::Ocis)),
-        observation_requested: false,
-        reconcile_requested_by: Vec::new(),
-        changed_by: Vec::new(),
-        status: Status {
-            steps: PerStep::from_fn(step),
-            last_handled_desired: Some(desired.clone()),
-            next_reconcile_at: Some(at(0)),
-            ..Status::default()
-        },
-        interrupted: false,
-        deletion_requested_at: None,
-        desired,
-        created_at: at(0) - SignedDuration::from_secs(1),
-        updated_at: None,
-    };
-    assert_eq!(due_steps(&tenant, at(0), &policy), [StepKind::Ocis]);
+    let mut tenant = settled(PerStep::from_fn(|_| LATER));
+    tenant.reconcile_requested_at = Some(at(0));
+    tenant.reconcile_requested_steps = Some(PerStep::from_fn(|step| step == StepKind::Ocis));
+    assert_eq!(due_steps(&tenant, at(0), &policy()), [StepKind::Ocis]);
     tenant.reconcile_requested_steps = None;
-    assert_eq!(due_steps(&tenant, at(0), &policy), StepKind::ALL);
+    assert_eq!(due_steps(&tenant, at(0), &policy()), StepKind::ALL);
 }
 
 #[test]
 fn a_look_that_somebody_asked_for_reconciles_nothing_that_is_not_due_by_itself() {
-    let policy = Policy {
-        backoff: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(60) },
-        resync: Duration::from_secs(600),
-    };
-    let desired = Desired::new("Acme".parse().unwrap());
-    let step = |kind| StepStatus {
-        state: StepState::Ok,
-        observed: Some(desired.for_step(kind)),
-        next_attempt_at: Some(at(1_000_000)),
-        ..StepStatus::default()
-    };
-    let mut tenant = Tenant {
-        id: TenantId::from_bytes([1; 12]),
-        slug: "acme".parse().unwrap(),
-        generation: 1,
-        reconcile_requested_at: Some(at(0)),
-        reconcile_requested_steps: Some(PerStep::default()),
-        observation_requested: true,
-        reconcile_requested_by: Vec::new(),
-        changed_by: Vec::new(),
-        status: Status {
-            steps: PerStep::from_fn(step),
-            last_handled_desired: Some(desired.clone()),
-            next_reconcile_at: Some(at(0)),
-            ..Status::default()
-        },
-        interrupted: false,
-        deletion_requested_at: None,
-        desired,
-        created_at: at(0) - SignedDuration::from_secs(1),
-        updated_at: None,
-    };
-    let due = due_steps(&tenant, at(0), &policy);
+    let mut tenant = settled(PerStep::from_fn(|_| LATER));
+    tenant.reconcile_requested_at = Some(at(0));
+    tenant.reconcile_requested_steps = Some(PerStep::default());
+    tenant.observation_requested = true;
+    let due = due_steps(&tenant, at(0), &policy());
     assert_eq!(due, []);
     assert_eq!(steps_to_observe(&tenant, &due), StepKind::ALL);
     tenant.status.steps[StepKind::Stalwart].next_attempt_at = None;
-    let due = due_steps(&tenant, at(0), &policy);
+    let due = due_steps(&tenant, at(0), &policy());
     assert!(due.contains(&StepKind::Stalwart), "what is due is done all the same");
     assert!(!steps_to_observe(&tenant, &due).contains(&StepKind::Stalwart));
     tenant.status.last_handled_reconcile_at = tenant.reconcile_requested_at;
