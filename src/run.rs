@@ -11,7 +11,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{
-    Api, Guard, Hub, Limits as ApiLimits, Patience, Readiness, RequestTimeout, Telemetry, serve,
+    Api, Guard, Hub, Limits as ApiLimits, Patience, Readiness, RequestTimeout, Telemetry, Upstreams,
+    serve,
 };
 use crate::auth::Authenticator;
 use crate::config;
@@ -100,6 +101,7 @@ pub async fn run(
     let linger = config.shutdown_grace / LINGER;
     let (watch_open, watch_opened) = watch::channel(false);
     let controls = watch::Sender::new(Controls::default());
+    let holder = Holder::new(&host_name(), rand::random());
     let hub = Hub::default();
     tokio::spawn(hub.clone().run(store.clone(), shutdown.clone()));
     let api = Api {
@@ -113,6 +115,7 @@ pub async fn run(
             controls: controls.subscribe(),
             draining: shutdown.clone(),
         },
+        upstreams: Upstreams { process: holder.to_string().into(), board: integrations.health() },
         guard,
     };
     // Written until everything else has ended.
@@ -148,7 +151,7 @@ pub async fn run(
             lease_ttl: config.lease_ttl,
             poll_interval: config.poll_interval,
             shutdown_grace: config.shutdown_grace - linger,
-            holder: Holder::new(&host_name(), rand::random()),
+            holder,
             sweep_interval: config.sweep_interval,
             guard: config.guard,
             queue_capacity: QUEUE_CAPACITY,

@@ -65,14 +65,14 @@ pub struct Upstream {
     lacks: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
-    /// What is wrong, and what mends it.
+    /// What is wrong, and what to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
 }
 
 impl From<UpstreamHealth> for Upstream {
     fn from(health: UpstreamHealth) -> Self {
-        let UpstreamHealth { reachable, authenticated, version, lacks, problem } = health;
+        let UpstreamHealth { reachable, authenticated, version, lacks, problem, .. } = health;
         let (reason, message) = problem.map(|(reason, message)| (reason.name(), message)).unzip();
         Self { reachable, authenticated, version, lacks, reason, message }
     }

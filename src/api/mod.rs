@@ -20,6 +20,7 @@ mod serve;
 mod stream;
 mod telemetry;
 mod tenants;
+mod upstreams;
 mod wait;
 
 pub use envelope::RequestId;
@@ -27,6 +28,7 @@ pub use guard::{Guard, Limits, Place};
 pub use hub::Hub;
 pub use serve::{Patience, serve};
 pub use telemetry::Telemetry;
+pub use upstreams::Upstreams;
 
 use std::time::Duration;
 
@@ -54,6 +56,7 @@ pub struct Api {
     /// The longest that a request may take.
     pub timeout: RequestTimeout,
     pub readiness: Readiness,
+    pub upstreams: Upstreams,
     /// Who may ask for what, and how much.
     pub guard: Guard,
 }
@@ -97,6 +100,7 @@ impl Api {
             .route("/guards/{upstream}/lift", post(fleet::lift))
             .route("/stops", get(fleet::stops))
             .route("/stops/{what}", put(fleet::stop).delete(fleet::start))
+            .route("/upstreams", get(upstreams::list))
             .route("/livez", get(health::live))
             .route("/readyz", get(health::ready))
             .merge(openapi::routes())

@@ -15,7 +15,7 @@ use utoipa::{IntoParams, IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::problem::Problem;
 use super::representation::TenantView;
-use super::{edit, events, fleet, health, plan, stream, tenants};
+use super::{edit, events, fleet, health, plan, stream, tenants, upstreams};
 
 /// The description of the API. A handler that is missing here is missing there.
 #[derive(OpenApi)]
@@ -48,6 +48,7 @@ use super::{edit, events, fleet, health, plan, stream, tenants};
         fleet::stops,
         fleet::stop,
         fleet::start,
+        upstreams::list,
         health::live,
         health::ready,
     ),
@@ -56,7 +57,7 @@ use super::{edit, events, fleet, health, plan, stream, tenants};
     security(("token" = [])),
     tags(
         (name = "tenants", description = "The desired state of tenants, and how they are"),
-        (name = "fleet", description = "Stops, change guards and orphans of all tenants together"),
+        (name = "fleet", description = "Stops, change guards, orphans and upstreams of all tenants together"),
         (name = "health", description = "For probes"),
     ),
 )]

@@ -7,6 +7,7 @@ mod failure;
 mod follow;
 mod show;
 mod table;
+mod upstreams;
 mod watch;
 mod yaml;
 
@@ -20,6 +21,7 @@ use self::client::{Client, Connection};
 use self::desired::{Changes, Given};
 use self::failure::Failure;
 use self::show::Output;
+use self::upstreams::Upstreams;
 use crate::tenant::Slug;
 
 const EXIT_CODES: &str = "\
@@ -54,6 +56,9 @@ pub enum Command {
     /// Guards that hold changes back because too much would change at once
     #[command(after_help = EXIT_CODES)]
     Guards(Guards),
+    /// How the upstreams are, as the process that answers has seen them
+    #[command(after_help = EXIT_CODES)]
+    Upstreams(Upstreams),
 }
 
 const TENANTS_EXAMPLES: &str = "\
@@ -316,6 +321,7 @@ impl Command {
                 let client = Client::new(&list.connection).await?;
                 commands::list(&client, &["events"], &show::EVENTS, list.output).await
             }
+            Self::Upstreams(upstreams) => upstreams.run().await,
             Self::Guards(Guards { list, command }) => {
                 let client = Client::new(&list.connection).await?;
                 match command {

@@ -110,7 +110,9 @@ pub fn items(answer: &Value, columns: &[(&str, &str)], form: Form) -> String {
             let now = Timestamp::now();
             for item in items {
                 let field = |(_, field): &(&str, &str)| match *field {
-                    "at" | "since" | "firstSeenAt" => age(&item[*field], now),
+                    "at" | "since" | "firstSeenAt" | "nextProbeAt" | "credentialsAcceptedAt" => {
+                        age(&item[*field], now)
+                    }
                     "by" if form == Form::Table => names(&item[*field]),
                     field => cell(&item[field]),
                 };

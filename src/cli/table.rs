@@ -21,9 +21,9 @@ impl Style {
     /// A state, reason or status in the colour of how good it is.
     fn paint(self, text: &str, padded: &str) -> String {
         let colour = match text {
-            "ok" | "active" | "True" | "InSync" | "Normal" => 32,
+            "ok" | "active" | "True" | "InSync" | "Normal" | "healthy" => 32,
             "pending" | "deleting" | "paused" | "Unknown" | "Reconciling" => 33,
-            "error" | "invalid" | "False" | "Warning" => 31,
+            "error" | "invalid" | "False" | "Warning" | "unhealthy" => 31,
             "skipped" => 2,
             _ => return padded.to_owned(),
         };

@@ -12,11 +12,12 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 
 use super::{Checked, Error};
 use crate::metrics::Metrics;
-use crate::tenant::{FailureKind, PerStep, Reason, StepKind, UpstreamHealth};
+use crate::tenant::{Breaker, FailureKind, PerStep, Reason, StepKind, UpstreamHealth};
 
 /// Between probes after rejected credentials: at most two more tries in ten minutes, six an hour.
 const CREDENTIAL_PROBES: [Duration; 3] =
@@ -75,6 +76,19 @@ enum Health {
         in_a_row: usize,
         probe_at: Instant,
     },
+}
+
+impl Health {
+    /// The same for people.
+    fn breaker(&self) -> Breaker {
+        match self {
+            Self::Unproven => Breaker::Unproven,
+            Self::Healthy { .. } => Breaker::Closed,
+            Self::Down { probe_at, .. } | Self::Rejected { probe_at, .. } => Breaker::Open {
+                probe_at: Timestamp::now() + probe_at.saturating_duration_since(Instant::now()),
+            },
+        }
+    }
 }
 
 enum Entry<'a> {
@@ -270,11 +284,21 @@ impl Gate {
 
     /// Shows what the latest run says of the upstream.
     fn show(&self, error: Option<&Error>) {
-        let down = match &self.lock().health {
-            Health::Down { error, .. } => Some((error.failure.reason, error.failure.message.clone())),
-            _ => None,
+        let (down, breaker) = {
+            let state = self.lock();
+            let down = match &state.health {
+                Health::Down { error, .. } => {
+                    Some((error.failure.reason, error.failure.message.clone()))
+                }
+                _ => None,
+            };
+            (down, state.health.breaker())
         };
         self.amend(|health| {
+            health.breaker = breaker;
+            if error.is_none() {
+                health.accepted_at = Some(Timestamp::now());
+            }
             if down.is_some() {
                 health.problem.clone_from(&down);
                 return;
@@ -317,7 +341,7 @@ impl Gate {
             let before = board[self.step].clone().unwrap_or_default();
             let mut after = before.clone();
             change(&mut after);
-            let changed = before != after;
+            let changed = !before.says_the_same(&after);
             board[self.step] = Some(after);
             changed
         });

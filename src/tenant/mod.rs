@@ -29,7 +29,7 @@ pub use desired::{DeletionPolicy, Desired, Presence, Services, StepDesired};
 pub use due::{due_steps, starts_afresh, steps_to_observe};
 pub use event::{Change, Event, EventKind, Subject};
 pub use fingerprint::{Fingerprint, Part, UnknownFingerprint};
-pub use health::UpstreamHealth;
+pub use health::{Breaker, UpstreamHealth};
 pub use id::{IntentId, InvalidId, TenantId};
 pub use mail_domain::{InvalidMailDomain, MailDomain};
 pub use name::{InvalidTenantName, TenantName};

@@ -27,5 +27,6 @@ mod support;
 mod sweep;
 mod three;
 mod tls;
+mod upstreams;
 mod wait;
 mod watch;
