@@ -1,23 +1,36 @@
 //! Stops and change guards, as this process follows and works them.
 //!
 //! They are documents that every process watches, so that a stop holds everywhere within a moment, and
-//! survives restarts. What cannot be read stays as it was last known.
+//! survives restarts. What cannot be read stays as it was last known; before the first read nothing is
+//! known, and nothing may be done ([`Guards::known`]).
+//!
+//! # What a stop or a guard held back goes on when it is taken back
+//!
+//! * Taking it back makes due what is recorded as held.
+//! * A process may record a hold after that, because it has not learned of it yet. So each process makes
+//!   it due once more when it learns of it ([`Guards::wake`]).
+//! * A reconcile may record a hold after *that*, because its step ran before. So a reconcile asks again
+//!   around its commit ([`Guards::is_free_since`]).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::feed::Hint;
 use crate::integration::{Mode, RepairGuard};
 use crate::metrics::Metrics;
 use crate::store::{Store, WatchError};
 use crate::tenant::{Controls, Guard, GuardPolicy, PerStep, Reason, StepKind};
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
-const LONGEST_DELAY: Duration = Duration::from_secs(15);
+/// No longer than a stop may take to be known.
+const LONGEST_DELAY: Duration = Duration::from_secs(1);
+/// Before what was held is made due again, should that have failed.
+const WAKE_DELAY: Duration = Duration::from_secs(1);
 
 /// Follows the controls for this process, and decides about repairs.
 pub struct Guards {
@@ -29,6 +42,16 @@ pub struct Guards {
     controls: watch::Sender<Controls>,
     /// How many resources each upstream was last known to have.
     sizes: watch::Sender<PerStep<u64>>,
+    /// Where work may be, the database is asked at once.
+    hints: mpsc::Sender<Hint>,
+    /// One read at a time, so that none overwrites what a later one saw.
+    reading: Mutex<()>,
+    /// Whether the controls were ever read.
+    known: watch::Sender<bool>,
+    /// How often this process learned that nothing holds a step any more.
+    freed: watch::Sender<PerStep<u64>>,
+    /// Steps whose held tenants must still be made due.
+    owed: watch::Sender<PerStep<bool>>,
 }
 
 impl Guards {
@@ -38,9 +61,43 @@ impl Guards {
         policy: GuardPolicy,
         window: Duration,
         controls: watch::Sender<Controls>,
+        hints: mpsc::Sender<Hint>,
     ) -> Self {
-        let sizes = watch::Sender::new(PerStep::default());
-        Self { store, metrics, policy, window, controls, sizes }
+        Self {
+            store,
+            metrics,
+            policy,
+            window,
+            controls,
+            hints,
+            sizes: watch::Sender::default(),
+            reading: Mutex::default(),
+            known: watch::Sender::default(),
+            freed: watch::Sender::default(),
+            owed: watch::Sender::default(),
+        }
+    }
+
+    /// Waits until the controls have been read once: before that anything may be stopped.
+    pub async fn known(&self) {
+        // We hold the sender, so that it cannot fail.
+        let _ = self.known.subscribe().wait_for(|known| *known).await;
+    }
+
+    /// Stands for this moment in [`Guards::is_free_since`]. To be taken before [`Guards::mode`].
+    pub fn moment(&self, step: StepKind) -> u64 {
+        self.freed.borrow()[step]
+    }
+
+    /// Whether nothing holds the step now, and this process has learned that since `moment`: a run that
+    /// was held back then would not be now.
+    pub fn is_free_since(&self, step: StepKind, moment: u64) -> bool {
+        self.moment(step) != moment && !self.controls.borrow().hold(step)
+    }
+
+    /// What was held of the step must be made due, in all tenants.
+    pub fn owe(&self, step: StepKind) {
+        self.owed.send_modify(|owed| owed[step] = true);
     }
 
     /// How much a step may do now.
@@ -88,9 +145,10 @@ impl Guards {
         let following = async {
             let mut delay = FIRST_DELAY;
             loop {
-                match self.follow_one().await {
-                    Ok(()) => delay = FIRST_DELAY,
-                    Err(error) => tracing::debug!(%error, "the stream of stops and guards ended"),
+                // Also what cannot be followed, as often as following is tried.
+                self.read().await;
+                if let Err(error) = self.follow_one(&mut delay).await {
+                    tracing::debug!(%error, "the stream of stops and guards ended");
                 }
                 tokio::time::sleep(delay).await;
                 delay = (delay * 2).min(LONGEST_DELAY);
@@ -98,55 +156,84 @@ impl Guards {
         };
         tokio::select! {
             () = following => {}
+            () = self.wake() => {}
             () = shutdown.cancelled() => {}
         }
     }
 
     /// One stream, from its opening to its end. Reading comes after opening, so that nothing falls between.
-    async fn follow_one(&self) -> Result<(), WatchError> {
+    async fn follow_one(&self, delay: &mut Duration) -> Result<(), WatchError> {
         let mut changes = self.store.watch_controls().await?;
         loop {
             self.read().await;
             if !changes.changed().await? {
                 return Ok(());
             }
+            // It does not only open, it also tells.
+            *delay = FIRST_DELAY;
         }
     }
 
     /// Reads the controls as they are.
     pub async fn read(&self) {
+        let _reading = self.reading.lock().await;
         match self.store.controls().await {
-            Ok(controls) => {
-                for step in StepKind::ALL {
-                    let label = [step.name()];
-                    let stopped = controls.is_stopped(step);
-                    self.metrics.stopped.with_label_values(&label).set(i64::from(stopped));
-                    let tripped = controls.guards[step].is_tripped();
-                    self.metrics.guard_tripped.with_label_values(&label).set(i64::from(tripped));
+            Ok(controls) => self.learn(controls),
+            Err(error) if *self.known.borrow() => {
+                tracing::warn!(%error, "cannot read the stops and guards; they hold as they were last known");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the stops and guards; nothing is done until they were read");
+            }
+        }
+    }
+
+    fn learn(&self, controls: Controls) {
+        for step in StepKind::ALL {
+            let label = [step.name()];
+            self.metrics.stopped.with_label_values(&label).set(i64::from(controls.is_stopped(step)));
+            let tripped = controls.guards[step].is_tripped();
+            self.metrics.guard_tripped.with_label_values(&label).set(i64::from(tripped));
+        }
+        let mut freed = Vec::new();
+        self.controls.send_if_modified(|known| {
+            let changed = *known != controls;
+            if changed {
+                tell(known, &controls);
+                freed.extend(StepKind::ALL.into_iter().filter(|s| known.hold(*s) && !controls.hold(*s)));
+                // Before it can be seen: a run that begins in between is not held.
+                self.freed.send_modify(|times| freed.iter().for_each(|step| times[*step] += 1));
+                *known = controls;
+            }
+            changed
+        });
+        freed.into_iter().for_each(|step| self.owe(step));
+        self.known.send_replace(true);
+    }
+
+    /// Makes due what was held and no longer is. The process that took the stop or the guard back has done
+    /// that; but this one may have held more since, knowing no better.
+    async fn wake(&self) {
+        let mut owed = self.owed.subscribe();
+        loop {
+            // We hold the sender, so that it cannot fail.
+            let _ = owed.wait_for(|owed| owed.iter().any(|(_, owed)| *owed)).await;
+            for step in StepKind::ALL {
+                let mut owes = false;
+                // Before the work: what is owed meanwhile is done after it.
+                self.owed.send_modify(|owed| owes = std::mem::take(&mut owed[step]));
+                if !owes {
+                    continue;
                 }
-                let mut freed = Vec::new();
-                self.controls.send_if_modified(|known| {
-                    let changed = *known != controls;
-                    if changed {
-                        tell(known, &controls);
-                        let holds = |controls: &Controls, step: StepKind| {
-                            controls.is_stopped(step) || controls.guards[step].is_tripped()
-                        };
-                        let free = |step: &StepKind| holds(known, *step) && !holds(&controls, *step);
-                        freed.extend(StepKind::ALL.into_iter().filter(free));
-                        *known = controls;
-                    }
-                    changed
-                });
-                // Whoever took it back has woken what was held; but we may have held it again, knowing no
-                // better.
-                for step in freed {
-                    if let Err(error) = self.store.wake_held(step).await {
-                        tracing::warn!(upstream = %step, %error, "what was held back waits for its time");
+                match self.store.wake_held(step).await {
+                    Ok(()) => drop(self.hints.try_send(Hint::Scan)),
+                    Err(error) => {
+                        tracing::warn!(upstream = %step, %error, "cannot make due what was held back yet");
+                        self.owe(step);
+                        tokio::time::sleep(WAKE_DELAY).await;
                     }
                 }
             }
-            Err(error) => tracing::warn!(%error, "cannot read the stops and guards"),
         }
     }
 }

@@ -11,6 +11,7 @@ mod queue;
 mod reconcile;
 mod recovery;
 mod sketch;
+mod steps;
 mod sweep;
 mod vanished;
 
@@ -116,9 +117,8 @@ impl Controller {
             settings.guard,
             settings.sweep_interval,
             controls,
+            hints.clone(),
         ));
-        // Before anything is changed.
-        guards.read().await;
         let (following, ending) = (Arc::clone(&guards), shutdown.clone());
         feeding.spawn(async move { following.follow(&ending).await });
         let (checked, ending) = (Arc::clone(&integrations), shutdown.clone());
@@ -154,6 +154,11 @@ impl Controller {
         let ending = shutdown.clone();
         feeding.spawn(async move { sweeper.run(&ending).await });
         feeding.close();
+        // What is stopped must be known before anything is changed.
+        tokio::select! {
+            () = guards.known() => {}
+            () = shutdown.cancelled() => {}
+        }
         let reconciler = Arc::new(Reconciler {
             store: store.clone(),
             integrations,

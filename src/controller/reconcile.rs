@@ -3,21 +3,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use super::guard::Guards;
 use super::history;
+use super::steps::Steps;
 use crate::failpoint;
-use crate::integration::{Integrations, Intent, Mode, Target};
+use crate::integration::Integrations;
 use crate::metrics::Metrics;
 use crate::store::{
     Claim, ClaimAnswer, Commit, Holder, InvalidDocument, Journal, Plans, Store, StoreError, Urgency,
 };
 use crate::tenant::{
-    Basis, Failure, FailureKind, Jitter, Outcome, Phase, Policy, Reason, Status, StepKind, StepRun,
-    StepState, Tenant, TenantId, due_steps, starts_afresh, steps_to_observe, transition,
+    Basis, Jitter, Outcome, Phase, Policy, Reason, Status, StepKind, StepState, Tenant, TenantId,
+    starts_afresh, transition,
 };
 
 /// What reconciling needs; shared by all workers.
@@ -89,35 +89,27 @@ impl Reconciler {
     }
 
     async fn work(&self, claim: &Claim, started: Instant) -> (&'static str, Verdict) {
-        let mut due = due_steps(&claim.tenant, claim.now(), &self.policy);
-        let only_looks = steps_to_observe(&claim.tenant, &due);
-        due.extend(&only_looks);
-        let mut steps = self.start(claim, &due, &only_looks);
-        let mut runs: Vec<StepRun> = Vec::with_capacity(due.len());
-        let mut recorded = 0;
+        let (integrations, guards) = (&self.integrations, &self.guards);
+        let mut steps = Steps::start(claim, &self.policy, integrations, guards, &self.metrics);
         // Our own, cautious idea of how long the lease lasts: counted from before it was asked for.
         let mut held_until = started + self.lease_ttl;
         let renewal = self.lease_ttl / 3;
         let first = tokio::time::Instant::now() + PROGRESS_AFTER.min(renewal);
         let mut tick = interval_at(first, renewal);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Whether there is something to record that was not recorded yet.
+        let mut progress = false;
 
-        while !steps.is_empty() {
+        while steps.are_running() || steps.repeat_free() {
             tokio::select! {
-                Some(ended) = steps.join_next_with_id() => match ended {
-                    Ok((_, (step, outcome, took))) => runs.push(self.ran(claim, step, outcome, took)),
-                    Err(error) => {
-                        // A bug of ours in one step must not take the others with it.
-                        tracing::error!(slug = %claim.tenant.slug, %error, "a step panicked");
-                    }
-                },
+                _ = steps.next() => progress = true,
                 _ = tick.tick() => {
-                    let plans = (runs.len() > recorded).then(|| self.plans(claim, &due, &runs));
+                    let plans = progress.then(|| self.plans(claim, &steps));
                     let asked = Instant::now();
                     match self.store.renew(claim, self.lease_ttl, plans.as_ref()).await {
                         Ok(Commit::Done { .. }) => {
                             held_until = asked + self.lease_ttl;
-                            recorded = runs.len();
+                            progress = false;
                         }
                         Ok(Commit::Fenced) => return self.fenced(claim),
                         Err(error) if Instant::now() >= held_until => {
@@ -133,101 +125,47 @@ impl Reconciler {
             }
         }
         failpoint::reach(failpoint::RAN);
-        if !steps.is_empty() {
-            drop(steps);
-            return self.give_up(claim, &due, &runs).await;
+        if steps.are_running() {
+            steps.give_up();
+            return self.give_up(claim, &steps).await;
         }
-        for step in &due {
-            if !runs.iter().any(|run| run.step == *step) {
-                let outcome = Outcome::Failed(Failure {
-                    kind: FailureKind::Transient { retry_after: None },
-                    reason: Reason::UnexpectedAnswer,
-                    message: format!("{step}: tenantry itself failed; its log says more"),
-                    external_id: None,
-                    unresolved: true,
-                    parked: false,
-                });
-                runs.push(self.ran(claim, *step, outcome, Duration::ZERO));
-            }
-        }
-        self.commit(claim, &due, &runs, held_until).await
+        steps.account_for_all();
+        self.commit(claim, &steps, held_until).await
     }
 
     /// Writes down what is known and frees the tenant for others, who look again at the rest.
-    async fn give_up(
-        &self,
-        claim: &Claim,
-        due: &[StepKind],
-        runs: &[StepRun],
-    ) -> (&'static str, Verdict) {
-        let given_up = if runs.is_empty() {
+    async fn give_up(&self, claim: &Claim, steps: &Steps<'_>) -> (&'static str, Verdict) {
+        let given_up = if steps.runs().is_empty() {
             self.store.release(claim).await
         } else {
-            self.store.abandon(claim, &self.plans(claim, due, runs)).await
+            self.store.abandon(claim, &self.plans(claim, steps)).await
         };
         match given_up {
-            Ok(_) => ("abandoned", Verdict::Done),
+            Ok(_) => {
+                self.wake(claim, steps).await;
+                ("abandoned", Verdict::Done)
+            }
             Err(error) => self.store_failed(claim.tenant.id, &error),
         }
     }
 
-    fn start(
-        &self,
-        claim: &Claim,
-        due: &[StepKind],
-        only_looks: &[StepKind],
-    ) -> JoinSet<(StepKind, Outcome, Duration)> {
-        let mut steps = JoinSet::new();
-        let tenant = &claim.tenant;
-        for &step in due {
-            let recorded = &tenant.status.steps[step];
-            let now = claim.now().as_second();
-            let target = Target {
-                id: tenant.id,
-                slug: tenant.slug.clone(),
-                desired: tenant.desired.for_step(step),
-                observed: recorded.observed.clone(),
-                recorded: recorded.external_id.clone(),
-                may_exist: claim.may_have_made(step),
-                mode: match self.guards.mode(step) {
-                    // Whatever else holds: a look leaves nothing but what it saw.
-                    _ if only_looks.contains(&step) => Mode::Observe(None),
-                    _ if tenant.desired.paused => Mode::Observe(Some(Reason::Paused)),
-                    mode => mode,
-                },
-                intent: recorded.create_intent.map(|intent| Intent {
-                    id: intent.id,
-                    open: !intent.fresh,
-                    age: seconds(now - i64::from(intent.id.made_at_seconds())),
-                }),
-            };
-            let (integrations, guards) = (Arc::clone(&self.integrations), Arc::clone(&self.guards));
-            steps.spawn(async move {
-                let started = Instant::now();
-                let outcome = integrations.run(step, &target, &*guards).await;
-                (step, outcome, started.elapsed())
-            });
+    /// What held a step back may have been taken back while that was recorded: the step is made due then.
+    /// Whoever takes it back from here on finds it recorded. Returns whether it was so.
+    async fn wake(&self, claim: &Claim, steps: &Steps<'_>) -> bool {
+        let free = steps.free_again();
+        if free.is_empty() {
+            return false;
         }
-        steps
+        if let Err(error) = self.store.wake(claim.tenant.id, &free).await {
+            tracing::warn!(slug = %claim.tenant.slug, %error, "cannot make due what was held back yet");
+            free.into_iter().for_each(|step| self.guards.owe(step));
+        }
+        true
     }
 
-    fn ran(&self, claim: &Claim, step: StepKind, outcome: Outcome, took: Duration) -> StepRun {
-        let label = match &outcome {
-            Outcome::Ok { .. } => StepState::Ok.name(),
-            Outcome::Skipped(_) | Outcome::Released { .. } => StepState::Skipped.name(),
-            Outcome::Held { .. } | Outcome::Disbelieved => "held",
-            Outcome::Observed(_) => "observed",
-            Outcome::Failed(failure) => {
-                self.metrics.step_errors.with_label_values(&[step.name(), failure.reason.name()]).inc();
-                StepState::Error.name()
-            }
-        };
-        self.metrics.step_seconds.with_label_values(&[step.name(), label]).observe(took.as_secs_f64());
-        StepRun { step, outcome, at: claim.now(), jitter: jitter() }
-    }
-
-    fn plans(&self, claim: &Claim, due: &[StepKind], runs: &[StepRun]) -> Plans {
-        let spread = jitter();
+    fn plans(&self, claim: &Claim, steps: &Steps<'_>) -> Plans {
+        let spread = Jitter::new(rand::random());
+        let (due, runs) = (steps.due(), steps.runs());
         let plan =
             |basis| transition(&claim.tenant, due, runs, basis, claim.now(), &self.policy, spread);
         Plans {
@@ -243,11 +181,11 @@ impl Reconciler {
     async fn commit(
         &self,
         claim: &Claim,
-        due: &[StepKind],
-        runs: &[StepRun],
+        steps: &Steps<'_>,
         held_until: Instant,
     ) -> (&'static str, Verdict) {
-        let plans = self.plans(claim, due, runs);
+        let plans = self.plans(claim, steps);
+        let runs = steps.runs();
         let mut told = false;
         if nothing_left(claim, &plans.current.status) {
             // First, so that whoever sees the document go finds out that it went as it should. If somebody
@@ -289,6 +227,7 @@ impl Reconciler {
         match commit {
             // The first try was applied, and only its answer was lost.
             Ok(Commit::Fenced) if unclear && self.store.was_committed(claim).await.unwrap_or(false) => {
+                self.wake(claim, steps).await;
                 ("ok", Verdict::Again)
             }
             Ok(Commit::Fenced) => self.fenced(claim),
@@ -303,7 +242,7 @@ impl Reconciler {
                     self.journal.note(claim.tenant.subject(), event);
                 }
                 let failed = runs.iter().any(|run| matches!(run.outcome, Outcome::Failed(_)));
-                if interrupted {
+                if self.wake(claim, steps).await || interrupted {
                     return ("interrupted", Verdict::Again);
                 }
                 let wait =
@@ -380,12 +319,4 @@ fn nothing_left(claim: &Claim, after: &Status) -> bool {
     let tenant = Tenant { status: after.clone(), ..claim.tenant.clone() };
     tenant.desired.deletion.is_some()
         && StepKind::ALL.into_iter().all(|step| tenant.current_state(step).is_settled())
-}
-
-fn seconds(span: i64) -> Duration {
-    Duration::from_secs(u64::try_from(span).unwrap_or_default())
-}
-
-fn jitter() -> Jitter {
-    Jitter::new(rand::random())
 }

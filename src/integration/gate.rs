@@ -132,6 +132,11 @@ impl Gate {
         result.map_err(|error| self.until_probe(error))
     }
 
+    /// Whether a run would be let through now, and not as a probe.
+    pub fn is_open(&self) -> bool {
+        matches!(self.lock().health, Health::Healthy { .. })
+    }
+
     /// Whoever found out waits for the next probe like everybody else.
     fn until_probe(&self, error: Error) -> Error {
         match &self.lock().health {

@@ -135,6 +135,16 @@ impl Integrations {
         StepKind::ALL.into_iter().filter(has).collect()
     }
 
+    /// Whether an upstream's gate lets everything through.
+    pub fn is_open(&self, step: StepKind) -> bool {
+        let gate = match step {
+            StepKind::Authentik => self.authentik.as_ref().map(|it| &it.gate),
+            StepKind::Stalwart => self.stalwart.as_ref().map(|it| &it.gate),
+            StepKind::Ocis => self.ocis.as_ref().map(|it| &it.gate),
+        };
+        gate.is_some_and(Gate::is_open)
+    }
+
     /// Lists what tenants have in use in an upstream; see [`Integration::sweep`].
     pub async fn sweep(&self, step: StepKind, each: impl FnMut(Seen) + Send) -> Result<(), Error> {
         match (step, &self.authentik, &self.stalwart, &self.ocis) {

@@ -9,11 +9,11 @@ use mongodb::Collection;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::ReturnDocument;
 
-use super::document::{integer, timestamp};
+use super::document::{integer, object_id, timestamp};
 use super::lease::{Holder, millis};
 use super::stream::{ChangeStream, WatchError};
 use super::{Store, StoreError};
-use crate::tenant::{Controls, Event, EventKind, Guard, PerStep, Reason, StepKind, StepState};
+use crate::tenant::{Controls, Event, EventKind, Guard, PerStep, Reason, StepKind, StepState, TenantId};
 
 /// Name of the collection.
 pub const CONTROLS: &str = "tenantry_controls";
@@ -132,6 +132,19 @@ impl Store {
             "nextReconcileAt": "$$NOW", format!("steps.{step}.nextAttemptAt"): "$$NOW",
         } }];
         self.bounded("wake held tenants", self.tenants.update_many(held, due)).await.map(drop)
+    }
+
+    /// Lets these steps of one tenant be run now: what held them back, a stop, a guard or an outage, no
+    /// longer did when that was recorded.
+    pub async fn wake(&self, id: TenantId, steps: &[StepKind]) -> Result<(), StoreError> {
+        let mut due = doc! { "nextReconcileAt": "$$NOW" };
+        for step in steps {
+            due.insert(format!("steps.{step}.nextAttemptAt"), "$$NOW");
+            due.insert(format!("steps.{step}.parked"), "$$REMOVE");
+        }
+        let tenant = doc! { "_id": object_id(id) };
+        let update = self.tenants.update_one(tenant, vec![doc! { "$set": due }]);
+        self.bounded("wake a tenant", update).await.map(drop)
     }
 
     /// Trips an upstream's guard, unless a person has lifted it. Returns whether it was this that did.

@@ -18,6 +18,11 @@ impl Controls {
     pub fn is_stopped(&self, step: StepKind) -> bool {
         self.stopped || self.stopped_upstreams[step]
     }
+
+    /// Whether a stop or a guard holds anything of the step back.
+    pub fn hold(&self, step: StepKind) -> bool {
+        self.is_stopped(step) || self.guards[step].is_tripped()
+    }
 }
 
 /// An upstream's change guard.

@@ -11,6 +11,7 @@ mod cost;
 mod crash;
 mod due;
 mod edit;
+mod held;
 mod invariants;
 mod layers;
 mod lease;

@@ -384,8 +384,11 @@ impl Running {
 }
 
 /// Makes the server fail the next `times` of these commands with an error code; `None` is for ever.
+///
+/// A server has one such fault at a time: tests that need one take turns.
 pub struct ServerFault {
     admin: Database,
+    _turn: tokio::sync::MutexGuard<'static, ()>,
 }
 
 impl ServerFault {
@@ -406,26 +409,47 @@ impl ServerFault {
         code: i32,
         times: Option<i32>,
     ) -> Option<Self> {
+        Self::doing(world, collection, commands, doc! { "errorCode": code }, times).await
+    }
+
+    /// Makes the server wait before it obeys.
+    pub async fn delaying(
+        world: &World,
+        collection: &str,
+        commands: &[&str],
+        delay: Duration,
+        times: Option<i32>,
+    ) -> Option<Self> {
+        let millis = i64::try_from(delay.as_millis()).unwrap();
+        let wait = doc! { "blockConnection": true, "blockTimeMS": millis };
+        Self::doing(world, collection, commands, wait, times).await
+    }
+
+    /// Anything else that the failpoint `failCommand` can do.
+    pub async fn doing(
+        world: &World,
+        collection: &str,
+        commands: &[&str],
+        what: Document,
+        times: Option<i32>,
+    ) -> Option<Self> {
+        static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
         if !server().ours {
             eprintln!("skipped: the server behind MONGODB_URI is not ours to torment");
             return None;
         }
+        let turn = TURN.lock().await;
         let admin = world.mongo.client().database("admin");
         let mode = times.map_or_else(|| Bson::from("alwaysOn"), |times| doc! { "times": times }.into());
         let namespace = format!("{}.{collection}", world.database);
         let commands: Vec<Bson> = commands.iter().map(|command| Bson::from(*command)).collect();
-        admin
-            .run_command(doc! {
-                "configureFailPoint": "failCommand",
-                "mode": mode,
-                "data": {
-                    "failCommands": commands, "errorCode": code, "namespace": namespace,
-                    "failInternalCommands": false,
-                },
-            })
-            .await
-            .expect("the server lets itself be tormented");
-        Some(Self { admin })
+        let mut data = doc! {
+            "failCommands": commands, "namespace": namespace, "failInternalCommands": false,
+        };
+        data.extend(what);
+        let command = doc! { "configureFailPoint": "failCommand", "mode": mode, "data": data };
+        admin.run_command(command).await.expect("the server lets itself be tormented");
+        Some(Self { admin, _turn: turn })
     }
 
     pub async fn off(self) {

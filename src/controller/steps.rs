@@ -1,0 +1,205 @@
+//! The due steps of one reconcile: what each runs with, how it ended, and whether what held it back still
+//! does.
+//!
+//! A step is held back by what was known when it began. Until the commit that may have been taken back, and
+//! whoever took it back has made due what was recorded as held: not what is about to be. So a run that was
+//! held back by what no longer holds is repeated rather than recorded.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::guard::Guards;
+use crate::integration::{Integrations, Intent, Mode, Target};
+use crate::metrics::Metrics;
+use crate::store::Claim;
+use crate::tenant::{
+    Failure, FailureKind, Jitter, Outcome, PerStep, Policy, Reason, StepKind, StepRun, StepState,
+    due_steps, steps_to_observe,
+};
+
+/// Repetitions in one reconcile. What is still free then is left to the next one.
+const MOST_REPETITIONS: u32 = 3;
+
+/// See the module.
+pub struct Steps<'a> {
+    claim: &'a Claim,
+    integrations: &'a Arc<Integrations>,
+    guards: &'a Arc<Guards>,
+    metrics: &'a Metrics,
+    due: Vec<StepKind>,
+    only_looks: Vec<StepKind>,
+    running: JoinSet<(StepKind, Outcome, Duration)>,
+    runs: Vec<StepRun>,
+    /// When each run began, as the guards count.
+    moments: PerStep<u64>,
+    repetitions: u32,
+}
+
+impl<'a> Steps<'a> {
+    /// Starts what is due of the tenant.
+    pub fn start(
+        claim: &'a Claim,
+        policy: &Policy,
+        integrations: &'a Arc<Integrations>,
+        guards: &'a Arc<Guards>,
+        metrics: &'a Metrics,
+    ) -> Self {
+        let mut due = due_steps(&claim.tenant, claim.now(), policy);
+        let only_looks = steps_to_observe(&claim.tenant, &due);
+        due.extend(&only_looks);
+        let mut steps = Self {
+            claim,
+            integrations,
+            guards,
+            metrics,
+            due,
+            only_looks,
+            running: JoinSet::new(),
+            runs: Vec::new(),
+            moments: PerStep::default(),
+            repetitions: 0,
+        };
+        for step in steps.due.clone() {
+            steps.run(step);
+        }
+        steps
+    }
+
+    /// The steps that were due.
+    pub fn due(&self) -> &[StepKind] {
+        &self.due
+    }
+
+    /// Those that have ended, so far.
+    pub fn runs(&self) -> &[StepRun] {
+        &self.runs
+    }
+
+    /// Waits for the end of a run; `false` when none is left. Cancel-safe.
+    pub async fn next(&mut self) -> bool {
+        match self.running.join_next().await {
+            Some(Ok((step, outcome, took))) => self.ended(step, outcome, took),
+            Some(Err(error)) => {
+                // A bug of ours in one step must not take the others with it.
+                tracing::error!(slug = %self.claim.tenant.slug, %error, "a step panicked");
+            }
+            None => return false,
+        }
+        true
+    }
+
+    pub fn are_running(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    /// Stops waiting for those that run still.
+    pub fn give_up(&mut self) {
+        self.running = JoinSet::new();
+    }
+
+    /// Says of every step that ended without an outcome that it failed.
+    pub fn account_for_all(&mut self) {
+        for step in self.due.clone() {
+            if !self.runs.iter().any(|run| run.step == step) {
+                let outcome = Outcome::Failed(Failure {
+                    kind: FailureKind::Transient { retry_after: None },
+                    reason: Reason::UnexpectedAnswer,
+                    message: format!("{step}: tenantry itself failed; its log says more"),
+                    external_id: None,
+                    unresolved: true,
+                    parked: false,
+                });
+                self.ended(step, outcome, Duration::ZERO);
+            }
+        }
+    }
+
+    /// The steps that were held back by what no longer holds.
+    pub fn free_again(&self) -> Vec<StepKind> {
+        self.runs.iter().filter(|run| self.is_free_again(run)).map(|run| run.step).collect()
+    }
+
+    /// Runs those once more; `false` when there are none.
+    pub fn repeat_free(&mut self) -> bool {
+        let free = self.free_again();
+        if free.is_empty() || self.repetitions == MOST_REPETITIONS {
+            return false;
+        }
+        self.repetitions += 1;
+        self.runs.retain(|run| !free.contains(&run.step));
+        for step in free {
+            tracing::debug!(slug = %self.claim.tenant.slug, upstream = %step, "no longer held back");
+            self.run(step);
+        }
+        true
+    }
+
+    fn is_free_again(&self, run: &StepRun) -> bool {
+        match &run.outcome {
+            // Whether it still is, is part of the desired state, which the commit compares.
+            Outcome::Held { reason: Reason::Paused, .. } => false,
+            Outcome::Held { .. } | Outcome::Disbelieved => {
+                self.guards.is_free_since(run.step, self.moments[run.step])
+            }
+            Outcome::Failed(failure) => failure.parked && self.integrations.is_open(run.step),
+            Outcome::Ok { .. }
+            | Outcome::Skipped(_)
+            | Outcome::Released { .. }
+            | Outcome::Observed(_) => false,
+        }
+    }
+
+    fn run(&mut self, step: StepKind) {
+        self.moments[step] = self.guards.moment(step);
+        let tenant = &self.claim.tenant;
+        let recorded = &tenant.status.steps[step];
+        let now = self.claim.now().as_second();
+        let target = Target {
+            id: tenant.id,
+            slug: tenant.slug.clone(),
+            desired: tenant.desired.for_step(step),
+            observed: recorded.observed.clone(),
+            recorded: recorded.external_id.clone(),
+            may_exist: self.claim.may_have_made(step),
+            mode: match self.guards.mode(step) {
+                // Whatever else holds: a look leaves nothing but what it saw.
+                _ if self.only_looks.contains(&step) => Mode::Observe(None),
+                _ if tenant.desired.paused => Mode::Observe(Some(Reason::Paused)),
+                mode => mode,
+            },
+            intent: recorded.create_intent.map(|intent| Intent {
+                id: intent.id,
+                open: !intent.fresh,
+                age: seconds(now - i64::from(intent.id.made_at_seconds())),
+            }),
+        };
+        let (integrations, guards) = (Arc::clone(self.integrations), Arc::clone(self.guards));
+        self.running.spawn(async move {
+            let started = Instant::now();
+            let outcome = integrations.run(step, &target, &*guards).await;
+            (step, outcome, started.elapsed())
+        });
+    }
+
+    fn ended(&mut self, step: StepKind, outcome: Outcome, took: Duration) {
+        let label = match &outcome {
+            Outcome::Ok { .. } => StepState::Ok.name(),
+            Outcome::Skipped(_) | Outcome::Released { .. } => StepState::Skipped.name(),
+            Outcome::Held { .. } | Outcome::Disbelieved => "held",
+            Outcome::Observed(_) => "observed",
+            Outcome::Failed(failure) => {
+                self.metrics.step_errors.with_label_values(&[step.name(), failure.reason.name()]).inc();
+                StepState::Error.name()
+            }
+        };
+        self.metrics.step_seconds.with_label_values(&[step.name(), label]).observe(took.as_secs_f64());
+        let jitter = Jitter::new(rand::random());
+        self.runs.push(StepRun { step, outcome, at: self.claim.now(), jitter });
+    }
+}
+
+fn seconds(span: i64) -> Duration {
+    Duration::from_secs(u64::try_from(span).unwrap_or_default())
+}
