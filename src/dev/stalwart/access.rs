@@ -1,4 +1,4 @@
-//! Who may do what, how often, and who is locked out.
+//! Who may do what, and how often.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -97,7 +97,8 @@ pub enum Login {
     /// No `Authorization` header. No attempt either: it is not counted.
     Anonymous,
     Known(Permissions),
-    Wrong,
+    /// With the login name, where there is one.
+    Wrong(Option<String>),
     /// A key past its time: refused without telling how to authenticate (observed).
     Expired,
 }
@@ -113,9 +114,6 @@ pub struct Access {
     /// Keys made through the API, by their id.
     pub key_ids: BTreeMap<u64, String>,
     pub users: BTreeMap<String, String>,
-    pub failed_logins: u64,
-    /// The caller's address is refused at the socket, whatever it brings.
-    pub banned: bool,
     /// The minute that is counted, and the requests in it.
     window: (i64, u32),
 }
@@ -129,23 +127,26 @@ impl Access {
         let Some(value) = headers.get(header::AUTHORIZATION) else { return Login::Anonymous };
         let Some((scheme, credential)) = value.to_str().ok().and_then(|value| value.split_once(' '))
         else {
-            return Login::Wrong;
+            return Login::Wrong(None);
         };
         if scheme.eq_ignore_ascii_case("bearer") {
             return match self.keys.get(credential) {
-                None => Login::Wrong,
+                None => Login::Wrong(None),
                 Some(key) if key.expires.is_some_and(|end| end <= Timestamp::now()) => Login::Expired,
                 Some(key) => Login::Known(key.permissions.clone()),
             };
         }
-        let known = scheme.eq_ignore_ascii_case("basic") && {
-            let decoded = decode_base64(credential).and_then(|bytes| String::from_utf8(bytes).ok());
-            let pair = decoded.as_deref().and_then(|text| text.split_once(':'));
-            pair.is_some_and(|(name, password)| {
-                self.users.get(name).is_some_and(|expected| expected == password)
-            })
-        };
-        if known { Login::Known(Permissions::All) } else { Login::Wrong }
+        if !scheme.eq_ignore_ascii_case("basic") {
+            return Login::Wrong(None);
+        }
+        let decoded = decode_base64(credential).and_then(|bytes| String::from_utf8(bytes).ok());
+        match decoded.as_deref().and_then(|text| text.split_once(':')) {
+            Some((name, password)) if self.users.get(name).is_some_and(|it| it == password) => {
+                Login::Known(Permissions::All)
+            }
+            Some((name, _)) => Login::Wrong(Some(name.to_owned())),
+            None => Login::Wrong(None),
+        }
     }
 
     /// Counts a request; the seconds until the window ends when it is one too many. The windows are

@@ -1,10 +1,11 @@
 //! The addresses of the server, who is let in at them, and what becomes of a request as a whole.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Request as HttpRequest, State as Shares};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request as HttpRequest, State as Shares};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -14,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::Shared;
 use super::access::{Login, Permissions};
+use super::ban::Greeting;
 use super::jmap::{ACCOUNT, CAPABILITIES, MANAGEMENT, MAX_CALLS, Request, SESSION_STATE};
 use super::registry::Object;
 use crate::dev::faults::{self, Faults};
@@ -47,19 +49,33 @@ pub fn router(shared: Shared, faults: &Faults) -> Router {
         .merge(tormentor)
 }
 
-/// A banned caller gets no answer at all: the connection closes, valid credential or not (observed).
-async fn shut_out(Shares(shared): Shares<Shared>, request: HttpRequest, next: Next) -> Response {
-    let banned = {
+/// What a banned caller gets, valid credential or not: 403 on a connection that was open, and none at all
+/// on a new one (observed).
+async fn shut_out(
+    Shares(shared): Shares<Shared>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: HttpRequest,
+    next: Next,
+) -> Response {
+    let greeting = {
         let mut state = shared.lock();
-        state.dropped += u64::from(state.access.banned);
-        state.access.banned
+        let greeting = state.bans.greet(peer);
+        state.dropped += u64::from(greeting == Greeting::Closed);
+        greeting
     };
-    if banned {
+    match greeting {
+        Greeting::Welcome => next.run(request).await,
+        Greeting::Forbidden => forbidden(),
         // Nothing else ends a connection from within a handler. No hook sees it, and no message is
         // printed; the task of this one connection ends.
-        std::panic::resume_unwind(Box::new("banned"));
+        Greeting::Closed => std::panic::resume_unwind(Box::new("banned")),
     }
-    next.run(request).await
+}
+
+/// For a banned address and for a key that may not authenticate alike.
+fn forbidden() -> Response {
+    let text = "You do not have enough permissions to access this resource.";
+    plain_problem(StatusCode::FORBIDDEN, "Forbidden", text)
 }
 
 async fn inspect(Shares(shared): Shares<Shared>) -> Json<Vec<Value>> {
@@ -139,26 +155,27 @@ fn challenged() -> Response {
 }
 
 /// Who asks, `None` for nobody; or the refusal.
-fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Option<Permissions>, Refusal> {
+fn authenticate(
+    shared: &Shared,
+    address: IpAddr,
+    headers: &HeaderMap,
+) -> Result<Option<Permissions>, Refusal> {
     let mut state = shared.lock();
     let permissions = match state.access.login(headers) {
         Login::Anonymous => return Ok(None),
         Login::Known(permissions) => permissions,
         Login::Expired => return Err(Box::new(unauthorized())),
-        Login::Wrong => {
-            state.access.failed_logins += 1;
-            if state.access.failed_logins <= shared.options.max_failed_logins {
+        Login::Wrong(login) => {
+            if !state.bans.count(address, login.as_deref(), shared.options.max_failed_logins) {
                 return Err(Box::new(challenged()));
             }
-            state.access.banned = true;
             let title = "Too Many Authentication Attempts";
             let text = "Your request has been rate limited. Please try again in a few minutes.";
             return Err(Box::new(plain_problem(StatusCode::TOO_MANY_REQUESTS, title, text)));
         }
     };
     if !permissions.have("authenticate") {
-        let text = "You do not have enough permissions to access this resource.";
-        return Err(Box::new(plain_problem(StatusCode::FORBIDDEN, "Forbidden", text)));
+        return Err(Box::new(forbidden()));
     }
     if !permissions.have("unlimitedRequests") {
         let limit = shared.options.requests_per_minute;
@@ -184,8 +201,12 @@ fn rate_limited(limit: u32, seconds: i64) -> Response {
     response
 }
 
-async fn session(Shares(shared): Shares<Shared>, headers: HeaderMap) -> Response {
-    let known = match authenticate(&shared, &headers) {
+async fn session(
+    Shares(shared): Shares<Shared>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Response {
+    let known = match authenticate(&shared, peer.ip(), &headers) {
         Ok(who) => who.is_some(),
         Err(refusal) => return *refusal,
     };
@@ -224,8 +245,12 @@ async fn session(Shares(shared): Shares<Shared>, headers: HeaderMap) -> Response
     }))
 }
 
-async fn account(Shares(shared): Shares<Shared>, headers: HeaderMap) -> Response {
-    match authenticate(&shared, &headers) {
+async fn account(
+    Shares(shared): Shares<Shared>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Response {
+    match authenticate(&shared, peer.ip(), &headers) {
         Ok(Some(permissions)) => {
             json(&json!({ "permissions": permissions.list(), "edition": "oss", "locale": "en_US" }))
         }
@@ -250,8 +275,13 @@ impl Drop for Place {
     }
 }
 
-async fn jmap(Shares(shared): Shares<Shared>, headers: HeaderMap, body: Bytes) -> Response {
-    let permissions = match authenticate(&shared, &headers) {
+async fn jmap(
+    Shares(shared): Shares<Shared>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let permissions = match authenticate(&shared, peer.ip(), &headers) {
         Ok(Some(permissions)) => permissions,
         Ok(None) => return challenged(),
         Err(refusal) => return *refusal,

@@ -180,6 +180,11 @@ impl Context<'_> {
             (Some(object), "query") => query(&self.state.registry, object, &arguments)?,
             (Some(object), _) => self.set(Target::Object(object), &arguments)?,
             (None, "set") if name == "ApiKey" => self.set(Target::ApiKey, &arguments)?,
+            (None, "set") if name == "BlockedIp" => self.set(Target::BlockedIp, &arguments)?,
+            (None, "set") if name == "Action" => self.set(Target::Action, &arguments)?,
+            (None, "get") if name == "BlockedIp" => {
+                json!({ "list": self.state.bans.show(), "notFound": [] })
+            }
             // Real, but not simulated.
             (None, _) => return Err(unknown()),
         };
@@ -350,6 +355,12 @@ impl Context<'_> {
                 Ok(json!({ "id": id.to_string() }))
             }
             Target::ApiKey => self.create_key(properties),
+            Target::Action if properties.get("@type") == Some(&json!("ReloadBlockedIps")) => {
+                self.state.bans.reload();
+                Ok(json!({ "id": "bvqjoak" }))
+            }
+            // Not simulated: bans come by themselves, and of the actions only this one.
+            Target::BlockedIp | Target::Action => Err(not_found()),
         }
     }
 
@@ -357,8 +368,8 @@ impl Context<'_> {
         self.may(target, "Update")?;
         match target {
             Target::Object(object) => self.state.registry.update(object, id, patch),
-            // Not simulated: keys are made and destroyed.
-            Target::ApiKey => Err(not_found()),
+            // Not simulated: they are made and destroyed.
+            Target::ApiKey | Target::BlockedIp | Target::Action => Err(not_found()),
         }
     }
 
@@ -372,6 +383,8 @@ impl Context<'_> {
                 access.keys.remove(&key);
                 Ok(())
             }
+            Target::BlockedIp if self.state.bans.destroy(id.0) => Ok(()),
+            Target::BlockedIp | Target::Action => Err(not_found()),
         }
     }
 
@@ -417,6 +430,8 @@ impl Context<'_> {
 enum Target {
     Object(Object),
     ApiKey,
+    BlockedIp,
+    Action,
 }
 
 impl Target {
@@ -424,6 +439,8 @@ impl Target {
         match self {
             Self::Object(object) => object.name(),
             Self::ApiKey => "ApiKey",
+            Self::BlockedIp => "BlockedIp",
+            Self::Action => "Action",
         }
     }
 }

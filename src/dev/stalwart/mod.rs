@@ -5,7 +5,8 @@
 //! `/set`, and `x:ApiKey/set`. Other objects are known only to the permissions. Differences that remain:
 //!
 //! * of the public suffixes it knows some, and takes any two letters for a country;
-//! * limits and bans count callers on loopback too, whom the real server exempts;
+//! * limits and bans count callers on loopback too, whom the real server exempts; failed logins are never
+//!   forgotten, which takes the real one a day;
 //! * wrong logins are refused without the real delay of up to half a second;
 //! * passwords are only measured, not weighed, and accounts cannot log in; they have no aliases and no
 //!   groups, there are no tenants, and DKIM signatures are only made by the server;
@@ -13,6 +14,7 @@
 //! * JSON members are in alphabetical order, and creates of one `/set` are done in that order.
 
 mod access;
+mod ban;
 mod domain;
 mod error;
 mod http;
@@ -29,6 +31,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use self::access::{Access, PROVISIONER, Permissions};
+use self::ban::Bans;
 use self::http::router;
 use self::registry::{Object, Registry};
 use super::faults::Faults;
@@ -80,6 +83,7 @@ struct Shared {
 
 struct State {
     access: Access,
+    bans: Bans,
     registry: Registry,
     bootstrap: bool,
     /// The next `x:Domain/set` commits so many objects and then loses a race.
@@ -96,7 +100,8 @@ impl Simulator {
         let unlimited = options.unlimited_requests.then_some("unlimitedRequests");
         access.add_key(key, Permissions::only(PROVISIONER.into_iter().chain(unlimited)));
         let registry = Registry::new(options.dkim_delay);
-        let state = State { access, registry, bootstrap: false, race: None, dropped: 0 };
+        let bans = Bans::default();
+        let state = State { access, bans, registry, bootstrap: false, race: None, dropped: 0 };
         let shared = Shared {
             state: Arc::new(Mutex::new(state)),
             in_flight: Arc::default(),
@@ -202,7 +207,7 @@ impl Simulator {
 
     /// Wrong logins so far.
     pub fn failed_logins(&self) -> u64 {
-        self.lock().access.failed_logins
+        self.lock().bans.failed
     }
 
     /// Connections that a ban has closed without an answer.
@@ -210,11 +215,15 @@ impl Simulator {
         self.lock().dropped
     }
 
-    /// Ends the ban and forgets the wrong logins. The real server would go on counting them for a day.
+    /// Lifts all bans, as an administrator does: the blocks are destroyed and read again. The wrong logins
+    /// stay counted.
     pub fn lift_ban(&self) {
-        let mut state = self.lock();
-        state.access.banned = false;
-        state.access.failed_logins = 0;
+        self.lock().bans.lift();
+    }
+
+    /// Addresses that are blocked.
+    pub fn bans(&self) -> usize {
+        self.lock().bans.show().len()
     }
 
     /// Being (or no longer being) a server that was never set up.

@@ -144,7 +144,7 @@ async fn too_many_requests_in_a_minute_are_a_429_that_says_how_long_to_wait() {
 }
 
 #[tokio::test]
-async fn too_many_wrong_logins_shut_out_even_the_right_one_without_an_answer() {
+async fn too_many_wrong_logins_shut_out_even_the_right_one_by_403_and_then_without_an_answer() {
     alone(Options { max_failed_logins: 3, ..Options::default() }, async |server| {
         let wrong = Credential::Bearer("API_wrong".into());
         let body = request(json!([])).to_string();
@@ -157,17 +157,62 @@ async fn too_many_wrong_logins_shut_out_even_the_right_one_without_an_answer() {
         assert_eq!(response.headers().get(RETRY_AFTER), None);
         let problem = assert_problem(response, 429, "about:blank").await;
         assert_eq!(problem["title"], "Too Many Authentication Attempts");
-        // From now on there is no HTTP to be had.
-        let posted = server.request_as(&server.credential, Method::POST, "/jmap").body(body.clone());
+        // On the connection that is open, the same words as for a key that may not authenticate.
+        let shut_out = server.post_as(&server.credential, body.clone()).await;
+        let problem = assert_problem(shut_out, 403, "about:blank").await;
+        assert_eq!(problem["title"], "Forbidden");
+        // On a new one there is no HTTP to be had.
+        let posted = from(None).post(format!("{}/jmap", server.url)).body(body.clone());
         let error = posted.send().await.unwrap_err();
         assert!(error.is_request() && error.status().is_none(), "{error:?}");
         assert!(server.simulator().dropped() >= 1);
         assert_eq!(server.simulator().failed_logins(), 4);
-
-        server.simulator().lift_ban();
-        assert_eq!(server.post_as(&server.credential, body).await.status(), StatusCode::OK);
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_ban_ends_when_its_block_is_destroyed_and_the_blocks_are_read_again_and_not_before() {
+    alone(Options { max_failed_logins: 3, ..Options::default() }, async |server| {
+        server.simulator().add_user("root@lab.test", "secret");
+        let wrong = Credential::Bearer("API_wrong".into());
+        let body = request(json!([])).to_string();
+        for _ in 0..4 {
+            server.post_as(&wrong, body.clone()).await;
+        }
+        // An administrator comes from elsewhere.
+        let elsewhere = from(Some("127.0.0.2"));
+        let administer = async |calls: Value| {
+            let asked = elsewhere.post(format!("{}/jmap", server.url)).body(request(calls).to_string());
+            let answer = asked.basic_auth("root@lab.test", Some("secret")).send().await.unwrap();
+            read(answer).await["methodResponses"][0][1].clone()
+        };
+        let status = async || server.post_as(&server.credential, body.clone()).await.status();
+        let blocks = administer(json!([["x:BlockedIp/get", {}, "0"]])).await;
+        let block = &blocks["list"][0];
+        assert_eq!(
+            (&block["address"], &block["reason"], &block["expiresAt"]),
+            (&json!("127.0.0.1"), &json!("authFailure"), &Value::Null)
+        );
+        let destroy = json!([["x:BlockedIp/set", { "destroy": [block["id"]] }, "0"]]);
+        assert_eq!(administer(destroy).await["destroyed"], json!([block["id"]]));
+        assert_eq!(status().await, StatusCode::FORBIDDEN);
+        let reload = json!({ "create": { "a": { "@type": "ReloadBlockedIps" } } });
+        let done = administer(json!([["x:Action/set", reload, "0"]])).await;
+        assert!(done["created"]["a"]["id"].is_string(), "{done}");
+        assert_eq!(status().await, StatusCode::OK);
+        // The count goes on: one more wrong login bans again.
+        let again = server.post_as(&wrong, body.clone()).await;
+        assert_eq!(again.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(status().await, StatusCode::FORBIDDEN);
+    })
+    .await;
+}
+
+/// Connections of their own, maybe from another address of loopback.
+fn from(address: Option<&str>) -> reqwest::Client {
+    let address = address.map(|address| address.parse().expect("an address"));
+    reqwest::Client::builder().local_address(address).build().expect("a client can be made")
 }
 
 #[tokio::test]
