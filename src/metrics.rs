@@ -48,6 +48,8 @@ pub struct Metrics {
     pub sweep_seen: IntGaugeVec,
     /// Tenants that sweeps flagged, by `upstream` and what `differs`.
     pub drift_found: IntCounterVec,
+    /// Elements of an `upstream`'s lists that could not be understood.
+    pub unreadable: IntCounterVec,
     /// Resources marked for tenants that do not exist, by `upstream`.
     pub orphans: IntGaugeVec,
     pub queue_depth: IntGaugeVec,
@@ -171,6 +173,11 @@ impl Metrics {
                 "drift_found_total",
                 "Tenants that sweeps found to differ from their upstream.",
                 &["upstream", "differs"],
+            ),
+            unreadable: add.counters(
+                "unreadable_elements_total",
+                "Elements of an upstream's lists that could not be understood.",
+                &["upstream"],
             ),
             orphans: add.gauges(
                 "orphans",

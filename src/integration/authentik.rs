@@ -59,12 +59,16 @@ pub struct Group {
     /// Other groups that carry the same mark.
     #[serde(skip)]
     twins: Vec<Group>,
+    /// Why it could not be understood: then only its id, its name and its marks are as the server shows
+    /// them.
+    #[serde(skip)]
+    fault: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct Listing {
     pagination: Pagination,
-    results: Vec<Group>,
+    results: Vec<Box<RawValue>>,
 }
 
 #[derive(Deserialize)]
@@ -135,7 +139,8 @@ impl Authentik {
                 _ => return Err(self.refused(&call, &answer)),
             }
             let listing: Listing = self.parse(&call, &answer)?;
-            groups.extend(listing.results.into_iter().filter(&mut wanted));
+            let results = listing.results.iter().map(|element| self.read_element(&call, element));
+            groups.extend(results.filter(&mut wanted));
             page = listing.pagination.next;
             if page == 0 {
                 return Ok(groups);
@@ -145,14 +150,29 @@ impl Authentik {
         Err(Error::transient(Reason::UnexpectedAnswer, message))
     }
 
+    /// A group of a list. One that cannot be understood does not spoil the others.
+    fn read_element(&self, call: &Call<'_>, element: &RawValue) -> Group {
+        serde_json::from_str(element.get()).unwrap_or_else(|error: serde_json::Error| {
+            let group = Group::of_odd(element, error.to_string());
+            self.upstream.skipped(call, &group.pk, &error.to_string());
+            group
+        })
+    }
+
     async fn named(&self, name: &str) -> Result<Vec<Group>, Error> {
-        self.list("find_group_by_name", ("name", name), |group| group.name == name).await
+        // One whose name cannot be read may be it.
+        let wanted =
+            |group: &Group| group.name == name || group.fault.is_some() && group.name.is_empty();
+        self.list("find_group_by_name", ("name", name), wanted).await
     }
 
     async fn marked(&self, id: TenantId) -> Result<Vec<Group>, Error> {
         let mark = id.to_string();
         let filter = serde_json::json!({ MARK: mark }).to_string();
-        let wanted = |group: &Group| group.text(MARK).as_deref() == Some(&mark);
+        let wanted = |group: &Group| {
+            let unreadable = group.fault.is_some() && group.attributes.is_empty();
+            unreadable || group.text(MARK).as_deref() == Some(&mark)
+        };
         self.list("find_group_by_mark", ("attributes", &filter), wanted).await
     }
 
@@ -233,6 +253,12 @@ impl Authentik {
 
     /// Picks the tenant's group among those that could be it.
     fn choose(&self, target: &Target, mut groups: Vec<Group>) -> Result<Option<Group>, Error> {
+        if let Some((group, fault)) = groups.iter().find_map(|it| Some((it, it.fault.as_ref()?))) {
+            // It is there, so nothing is made in its place.
+            let fault = self.upstream.printable(fault);
+            let message = format!("authentik: the group {:?} cannot be understood: {fault}", group.pk);
+            return Err(Error::transient(Reason::UnexpectedAnswer, message));
+        }
         groups.sort_by(|a, b| a.pk.cmp(&b.pk));
         groups.dedup_by(|a, b| a.pk == b.pk);
         let recorded = |group: &Group| target.recorded.as_ref() == Some(&group.pk);
@@ -278,6 +304,32 @@ fn purpose(call: &Call<'_>) -> Purpose {
 }
 
 impl Group {
+    /// Of an element of a list that is no group as we know one: what it is and whose, as far as that can be
+    /// read, so that it is never taken for absent.
+    fn of_odd(element: &RawValue, fault: String) -> Self {
+        #[derive(Deserialize, Default)]
+        #[serde(default)]
+        struct Odd {
+            pk: Option<Box<RawValue>>,
+            name: Option<Box<RawValue>>,
+            attributes: Option<Box<RawValue>>,
+        }
+        fn read<T: serde::de::DeserializeOwned + Default>(value: Option<Box<RawValue>>) -> T {
+            value.and_then(|value| serde_json::from_str(value.get()).ok()).unwrap_or_default()
+        }
+        let odd: Odd = serde_json::from_str(element.get()).unwrap_or_default();
+        Self {
+            pk: read(odd.pk),
+            name: read(odd.name),
+            attributes: read(odd.attributes),
+            users: Vec::new(),
+            is_superuser: false,
+            parents: None,
+            twins: Vec::new(),
+            fault: Some(fault),
+        }
+    }
+
     fn usage(&self) -> Usage {
         self.text(USAGE).and_then(|usage| Usage::parse(&usage)).unwrap_or_default()
     }
@@ -505,7 +557,8 @@ impl Integration for Authentik {
         match answer.status {
             StatusCode::OK => {
                 let listing: Listing = self.parse(&call, &answer)?;
-                let newer = listing.results.first().map(|group| group.parents.is_some());
+                let first = listing.results.first().map(|element| self.read_element(&call, element));
+                let newer = first.map(|group| group.parents.is_some());
                 let version = newer
                     .map(|newer| if newer { "2025.12 or newer" } else { "before 2025.12" }.to_owned());
                 Ok(Checked { version, lacks: Vec::new(), remedy })

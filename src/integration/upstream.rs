@@ -400,6 +400,16 @@ impl Upstream {
         format!("{}: {}: {}", self.what(call), answer.status, self.words(&answer.body))
     }
 
+    /// An element of a list could not be understood, and the others are read all the same.
+    pub fn skipped(&self, call: &Call<'_>, id: &str, why: &str) {
+        self.metrics.unreadable.with_label_values(&[self.step.name()]).inc();
+        let id = if id.is_empty() { "(without a readable id)" } else { id };
+        tracing::warn!(
+            upstream = %self.step, operation = call.operation, id,
+            "an element of a list cannot be understood and is passed over: {}", self.printable(why)
+        );
+    }
+
     pub fn what(&self, call: &Call<'_>) -> String {
         format!("{}: {}", self.step, call.operation.replace('_', " "))
     }

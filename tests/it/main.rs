@@ -18,6 +18,7 @@ mod lease;
 mod life;
 mod oauth;
 mod ocis;
+mod odd_answers;
 mod openapi;
 mod outage;
 mod plan;

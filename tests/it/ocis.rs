@@ -23,7 +23,7 @@ use crate::support::eventually;
 
 pub const ACCOUNT: &str = "tenantry";
 pub const PASSWORD: &str = "app-password-of-the-account";
-const FLAVOURS: [Flavour; 2] = [Flavour::Ocis31, Flavour::OpenCloud];
+const FLAVOURS: [Flavour; 4] = Flavour::ALL;
 
 /// An issuer and a file server that trusts it, as they are recommended to be set up.
 pub struct FileServer {
@@ -418,7 +418,9 @@ async fn searches_that_come_together_share_the_lists() {
 
 #[tokio::test]
 async fn a_group_gets_its_role_when_ocis_knows_it_and_until_then_that_is_a_note() {
-    for (flavour, requests) in [(Flavour::Ocis31, 1), (Flavour::OpenCloud, 2)] {
+    for (flavour, requests) in
+        [(Flavour::Ocis31, 1), (Flavour::Ocis5, 3), (Flavour::Ocis7, 2), (Flavour::OpenCloud, 2)]
+    {
         let groups = GroupTemplate::parse("tenant-{slug}").unwrap();
         let membership = Membership { role: SpaceRole::Editor, groups };
         let bench = Bench::with(flavour, Some(membership)).await;
@@ -442,6 +444,26 @@ async fn a_group_gets_its_role_when_ocis_knows_it_and_until_then_that_is_a_note(
         bench.server().faults.forget_requests();
         assert_eq!(bench.converge(&next(&target, &made)).await.unwrap().repaired, []);
         assert_eq!(bench.requests().len(), 1, "{:?}", bench.requests());
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_invitations_gets_ocs_shares_and_that_is_remembered() {
+    let groups = GroupTemplate::parse("tenant-{slug}").unwrap();
+    let membership = Membership { role: SpaceRole::Editor, groups };
+    let bench = Bench::with(Flavour::Ocis5, Some(membership)).await;
+    bench.ocis.check().await.unwrap();
+    for (slug, writes) in [("acme", 3), ("globex", 2)] {
+        bench.server().add_group(&format!("tenant-{slug}"));
+        bench.server().faults.forget_requests();
+        let target = Target { slug: slug.parse().unwrap(), ..target() };
+        let made = bench.converge(&target).await.unwrap();
+        assert_eq!(made.remarks.note, None);
+        let members = bench.drive(&made.external_id)["root"]["permissions"].to_string();
+        assert!(members.contains(&format!("\"tenant-{slug}\"")), "{members}");
+        let requests = bench.requests();
+        let sent = requests.iter().filter(|request| request.starts_with("POST")).count();
+        assert_eq!(sent, writes, "{requests:?}");
     }
 }
 

@@ -47,6 +47,19 @@ impl Bench {
         converge(&self.stalwart, target).await
     }
 
+    /// The names of all domains, page by page.
+    async fn list(&self) -> Vec<String> {
+        let (mut names, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.stalwart.list(after.as_deref()).await.unwrap();
+            names.extend(page.domains.into_iter().map(|domain| domain.name));
+            match page.next {
+                Some(_) => after = page.next,
+                None => return names,
+            }
+        }
+    }
+
     fn domain(&self, name: &str) -> Value {
         let mut found = self.server.domains();
         found.retain(|domain| domain["name"] == name);
@@ -460,17 +473,60 @@ async fn every_domain_is_listed_once_though_pages_have_traps() {
     for name in &names {
         bench.server.plant(name, json!({}));
     }
-    let mut listed = Vec::new();
-    loop {
-        let page = bench.stalwart.list(listed.len()).await.unwrap();
-        if page.is_empty() {
-            break;
-        }
-        listed.extend(page.into_iter().map(|domain| domain.name));
-    }
-    assert_eq!(bench.server.faults.total(), 4);
+    let listed = bench.list().await;
+    assert_eq!(bench.server.faults.total(), 3);
     assert_eq!(listed.len(), names.len());
     assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), names);
+}
+
+#[tokio::test]
+async fn a_page_that_a_destroyed_domain_made_shorter_is_not_the_last() {
+    let bench = Bench::new().await;
+    let names: BTreeSet<String> = (0..700).map(|n| format!("d{n:03}.test")).collect();
+    for name in &names {
+        bench.server.plant(name, json!({}));
+    }
+    // One of the first five hundred is found, and destroyed before it is read.
+    let domains = bench.server.domains();
+    let ids: Vec<_> = domains[..500].iter().map(|domain| domain["id"].clone()).collect();
+    for gone in [0, 250, 499] {
+        let mut read = domains[..500].to_vec();
+        read.remove(gone);
+        // The server answers in an order of its own.
+        read.reverse();
+        let page = json!({ "methodResponses": [
+            ["x:Domain/query", { "ids": ids, "total": 700 }, "list"],
+            ["x:Domain/get", { "list": read, "notFound": [ids[gone]] }, "list.get"],
+        ] });
+        let answer = FaultAnswer::Status { status: 200, body: page.to_string(), retry_after: None };
+        bench.server.faults.add(Fault { times: Some(1), answer, ..Fault::default() });
+        let listed: BTreeSet<String> = bench.list().await.into_iter().collect();
+        let expected: BTreeSet<String> = if gone == 499 {
+            // It was the last, so the next page begins with it: here it is there again.
+            names.clone()
+        } else {
+            names.iter().filter(|name| **name != format!("d{gone:03}.test")).cloned().collect()
+        };
+        assert_eq!(listed, expected);
+    }
+}
+
+#[tokio::test]
+async fn domains_that_come_and_go_between_two_pages_hide_no_other() {
+    let bench = Bench::new().await;
+    for number in 0..600 {
+        bench.server.plant(&format!("d{number:03}.test"), json!({}));
+    }
+    let first = bench.stalwart.list(None).await.unwrap();
+    for number in 0..50 {
+        assert!(bench.server.delete(&format!("d{number:03}.test")));
+        bench.server.plant(&format!("a{number:03}.test"), json!({}));
+    }
+    assert!(bench.server.delete("d051.test"));
+    let second = bench.stalwart.list(first.next.as_deref()).await.unwrap();
+    assert_eq!(second.next, None);
+    let names: Vec<_> = first.domains.iter().chain(&second.domains).map(|it| it.name.as_str()).collect();
+    assert_eq!(names, (0..600).map(|number| format!("d{number:03}.test")).collect::<Vec<_>>());
 }
 
 #[tokio::test]

@@ -173,7 +173,7 @@ impl Proxy {
         let claims = match flavour {
             // Only what userinfo says (observed).
             Flavour::Ocis31 => told,
-            Flavour::OpenCloud => {
+            Flavour::Ocis5 | Flavour::Ocis7 | Flavour::OpenCloud => {
                 let mut claims = signed.clone();
                 claims.extend(told);
                 claims
@@ -221,8 +221,8 @@ pub async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<User, 
     let role = role.map(|(_, role)| *role).ok_or(Refusal::BadClaims)?;
     let mut spaces = shared.lock();
     let copied = match shared.flavour {
-        Flavour::OpenCloud => copy_groups(&mut spaces, &claims),
-        Flavour::Ocis31 => None,
+        Flavour::Ocis7 | Flavour::OpenCloud => copy_groups(&mut spaces, &claims),
+        Flavour::Ocis31 | Flavour::Ocis5 => None,
     };
     // Somebody may have removed it in between.
     let user = spaces.users.get_mut(name).ok_or(Refusal::Unauthorized)?;
@@ -253,7 +253,7 @@ async fn provision(shared: &Shared, name: &str, claims: &Claims) -> Result<(), R
     let text = |claim: &str| claims.get(claim).and_then(Value::as_str);
     let display_name = text("name").filter(|name| !name.is_empty()).ok_or(Refusal::BadClaims)?;
     let mail = match (claims.get("email"), shared.flavour) {
-        (None, Flavour::OpenCloud) => "",
+        (None, Flavour::Ocis5 | Flavour::Ocis7 | Flavour::OpenCloud) => "",
         _ => text("email").filter(|mail| is_mail(mail)).ok_or(Refusal::BadClaims)?,
     };
     if !is_user_name(name) {
@@ -360,11 +360,12 @@ pub fn refuse(
         _ if headers.contains_key("x-requested-with") => 0,
         Flavour::Ocis31 if path.starts_with("/ocs/") => 2,
         Flavour::Ocis31 => 0,
-        Flavour::OpenCloud => 1,
+        Flavour::Ocis5 | Flavour::Ocis7 | Flavour::OpenCloud => 1,
     };
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     for _ in 0..times {
-        for scheme in ["Bearer", "Basic"] {
+        let schemes = ["Bearer", "Basic"];
+        for scheme in schemes.into_iter().filter(|it| *it == "Bearer" || shared.options.basic_auth) {
             let challenge = format!("{scheme} realm=\"{host}\", charset=\"UTF-8\"");
             if let Ok(challenge) = HeaderValue::try_from(challenge) {
                 response.headers_mut().append(header::WWW_AUTHENTICATE, challenge);

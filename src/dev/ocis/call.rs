@@ -84,7 +84,7 @@ impl Call<'_> {
     pub fn json_type(&self) -> [(HeaderName, &'static str); 1] {
         let kind = match self.flavour() {
             Flavour::Ocis31 => "application/json; charset=utf-8",
-            Flavour::OpenCloud => "application/json",
+            Flavour::Ocis5 | Flavour::Ocis7 | Flavour::OpenCloud => "application/json",
         };
         [(header::CONTENT_TYPE, kind)]
     }
@@ -92,7 +92,7 @@ impl Call<'_> {
     /// A method that the path does not know: empty in both, and OpenCloud names the ones it knows.
     pub fn not_allowed(&self, allowed: &[&'static str]) -> Response {
         let mut response = StatusCode::METHOD_NOT_ALLOWED.into_response();
-        if self.flavour() == Flavour::OpenCloud {
+        if self.flavour() != Flavour::Ocis31 {
             for method in allowed {
                 response.headers_mut().append(header::ALLOW, HeaderValue::from_static(method));
             }
@@ -119,7 +119,7 @@ pub async fn answer(
     let (mut response, by_graph) = if method == Method::OPTIONS {
         let status = match shared.flavour {
             Flavour::Ocis31 => StatusCode::OK,
-            Flavour::OpenCloud => StatusCode::NO_CONTENT,
+            Flavour::Ocis5 | Flavour::Ocis7 | Flavour::OpenCloud => StatusCode::NO_CONTENT,
         };
         (status.into_response(), false)
     } else {
@@ -156,7 +156,8 @@ fn route(call: &Call, path: &str) -> Response {
     let segments: Vec<String> =
         path.split('/').filter(|segment| !segment.is_empty()).map(percent_decoded).collect();
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
-    let beta = call.flavour() == Flavour::OpenCloud;
+    let beta = call.flavour() != Flavour::Ocis31;
+    let invites = call.flavour().invites();
     match segments.as_slice() {
         ["graph", "v1.0", "drives"] => drives::collection(call, text::Shape::Full),
         ["graph", "v1.0", "drives", id] => drives::member(call, id),
@@ -169,11 +170,11 @@ fn route(call: &Call, path: &str) -> Response {
         ["graph", "v1.0", "users"] => directory::users(call),
         ["graph", "v1.0", "users", id] => directory::user(call, id),
         ["graph", "v1beta1", "drives"] if beta => drives::collection(call, text::Shape::Beta),
-        ["graph", "v1beta1", "drives", id, "root", "invite"] if beta => members::invite(call, id),
-        ["graph", "v1beta1", "drives", id, "root", "permissions"] if beta => {
+        ["graph", "v1beta1", "drives", id, "root", "invite"] if invites => members::invite(call, id),
+        ["graph", "v1beta1", "drives", id, "root", "permissions"] if invites => {
             members::permissions(call, id)
         }
-        ["graph", "v1beta1", "drives", id, "root", "permissions", permission] if beta => {
+        ["graph", "v1beta1", "drives", id, "root", "permissions", permission] if invites => {
             members::permission(call, id, permission)
         }
         ["graph", "v1beta1", "roleManagement", "permissions", "roleDefinitions"] if beta => {

@@ -21,7 +21,9 @@ fn is_admin(call: &Call) -> bool {
 fn denied(call: &Call) -> Response {
     match call.flavour() {
         Flavour::Ocis31 => call.error(StatusCode::UNAUTHORIZED, "accessDenied", "Unauthorized"),
-        Flavour::OpenCloud => call.error(StatusCode::FORBIDDEN, "accessDenied", "Forbidden"),
+        Flavour::Ocis5 | Flavour::Ocis7 | Flavour::OpenCloud => {
+            call.error(StatusCode::FORBIDDEN, "accessDenied", "Forbidden")
+        }
     }
 }
 
@@ -39,7 +41,7 @@ fn show_user(call: &Call, user: &User) -> Value {
     if !user.mail.is_empty() {
         shown["mail"] = json!(user.mail);
     }
-    if call.flavour() == Flavour::OpenCloud {
+    if call.flavour() != Flavour::Ocis31 {
         let issuer = call.shared.url.get().cloned().unwrap_or_default();
         shown["identities"] = json!([{ "issuer": issuer, "issuerAssignedId": user.id }]);
         shown["preferredLanguage"] = json!("en");
@@ -54,7 +56,7 @@ fn show_group(group: &Group) -> Value {
 
 fn product(call: &Call) -> &'static str {
     match call.flavour() {
-        Flavour::Ocis31 => "ownCloud Infinite Scale",
+        Flavour::Ocis31 | Flavour::Ocis5 | Flavour::Ocis7 => "ownCloud Infinite Scale",
         Flavour::OpenCloud => "OpenCloud",
     }
 }
@@ -169,7 +171,7 @@ pub fn groups(call: &Call) -> Response {
 fn made(call: &Call) -> StatusCode {
     match call.flavour() {
         Flavour::Ocis31 => StatusCode::OK,
-        Flavour::OpenCloud => StatusCode::CREATED,
+        Flavour::Ocis5 | Flavour::Ocis7 | Flavour::OpenCloud => StatusCode::CREATED,
     }
 }
 
@@ -274,7 +276,7 @@ pub fn user(call: &Call, key: &str) -> Response {
 pub fn capabilities(call: &Call) -> Response {
     let version = call.flavour().graph_version();
     let product = match call.flavour() {
-        Flavour::Ocis31 => "Infinite Scale",
+        Flavour::Ocis31 | Flavour::Ocis5 | Flavour::Ocis7 => "Infinite Scale",
         Flavour::OpenCloud => "OpenCloud",
     };
     let status = json!({

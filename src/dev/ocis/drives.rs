@@ -163,7 +163,7 @@ fn show(call: &Call, id: &str) -> Response {
     if !away && (id == call.user.id || id == format!("{}${}", scene.storage, call.user.id)) {
         return call.json(StatusCode::OK, text::personal(&scene, &call.user) + "\n");
     }
-    let sees_all = call.is_provisioner() && call.flavour() == Flavour::OpenCloud;
+    let sees_all = call.is_provisioner() && call.flavour() != Flavour::Ocis31;
     match found.filter(|drive| !away && (sees_all || is_mine(call, drive))) {
         Some(drive) => show_drive(call, StatusCode::OK, &drive, Shape::Full),
         None => not_returned(call),
@@ -186,7 +186,7 @@ fn create(call: &Call) -> Response {
         return invalid(schema);
     };
     let Ok(written) = read(&body) else { return invalid(schema) };
-    if call.flavour() == Flavour::OpenCloud && !body.contains_key("name") {
+    if call.flavour() != Flavour::Ocis31 && !body.contains_key("name") {
         return invalid(schema);
     }
     let name = written.name.unwrap_or_default().trim().to_owned();
@@ -200,7 +200,7 @@ fn create(call: &Call) -> Response {
     if spaces.away {
         drop(spaces);
         let service = match call.flavour() {
-            Flavour::Ocis31 => "com.owncloud",
+            Flavour::Ocis31 | Flavour::Ocis5 | Flavour::Ocis7 => "com.owncloud",
             Flavour::OpenCloud => "eu.opencloud",
         };
         let text = format!(

@@ -1,4 +1,4 @@
-//! Members of a space: OCS shares on both servers, invitations and permissions on OpenCloud only.
+//! Members of a space: OCS shares on all servers, invitations and permissions on oCIS 7 and OpenCloud only.
 //!
 //! Both ask for a manager member: who may change all spaces but is no member is told that there is none
 //! (observed).

@@ -1,10 +1,10 @@
-//! A simulated oCIS 3.1, or OpenCloud: spaces in LibreGraph, their members, and who may do what, as real
+//! A simulated oCIS 3.1, 5.0 or 7.1, or OpenCloud: spaces in LibreGraph, their members, and who may do what, as real
 //! servers were observed to behave, quirks included. It is never lenient: what the real one refuses, it
 //! refuses, and where the real one lies, it lies the same.
 //!
 //! * `call`: the way of a request; `auth`: from a bearer token to a user with a role, or the refusal of the proxy in front;
 //! * `drives`: spaces; `query`: what their lists understand of OData; `text`: how they look;
-//! * `members`: OCS shares and the invitations of OpenCloud; `directory`: users and groups;
+//! * `members`: OCS shares and invitations; `directory`: users and groups;
 //! * `state`: what there is.
 //!
 //! Whoever torments it finds, beside faults and requests, `/_sim/drives`: `GET` lists all project spaces,
@@ -41,17 +41,31 @@ use super::server::Server;
 pub enum Flavour {
     /// oCIS 3.1.0-next.2 of July 2023.
     Ocis31,
+    /// oCIS 5.0.9: it tells the role definitions of v1beta1, but has no route to invite (observed). What
+    /// was not compared with 3.1 is as in OpenCloud, whose graph descends from it.
+    Ocis5,
+    /// oCIS 7.1.0: as [`Self::Ocis5`], with the route.
+    Ocis7,
     /// OpenCloud 0.1.0 of February 2025, whose graph descends from oCIS 5 to 7.
     OpenCloud,
 }
 
 impl Flavour {
+    pub const ALL: [Self; 4] = [Self::Ocis31, Self::Ocis5, Self::Ocis7, Self::OpenCloud];
+
     /// What it says in `X-Graph-Version`.
     fn graph_version(self) -> &'static str {
         match self {
             Self::Ocis31 => "3.1.0-next.2+ca929abd3",
+            Self::Ocis5 => "5.0.9",
+            Self::Ocis7 => "7.1.0",
             Self::OpenCloud => "0.1.0+ebba86148",
         }
+    }
+
+    /// Whether members can be invited; else there are only OCS shares.
+    pub fn invites(self) -> bool {
+        matches!(self, Self::Ocis7 | Self::OpenCloud)
     }
 }
 
@@ -85,6 +99,8 @@ pub struct Options {
     pub autoprovision: bool,
     /// Whether parallel first requests of a new user fail now and then, as they do (observed: 1 to 3 of 8).
     pub autoprovision_race: bool,
+    /// Whether a 401 also challenges to basic authentication, as by default (observed; without, once).
+    pub basic_auth: bool,
     /// After the JWKS was read again for an unknown kid, it is not read again for so long.
     pub jwks_refresh_limit: Duration,
     /// What the server believes to be its own address; where it listens, by default.
@@ -104,6 +120,7 @@ impl Default for Options {
             role_claim: "groups".into(),
             autoprovision: true,
             autoprovision_race: false,
+            basic_auth: true,
             jwks_refresh_limit: Duration::from_secs(60),
             public_url: None,
         }

@@ -152,7 +152,7 @@ fn write_drive(out: &mut String, scene: &Scene, drive: &Drive, shape: Shape) {
         } else {
             let identity = identity(scene.flavour, &member.who, &member.display_name);
             let _ = write!(out, "{{\"grantedToIdentities\":[{identity}],");
-            if scene.flavour == Flavour::OpenCloud {
+            if scene.flavour != Flavour::Ocis31 {
                 let _ = write!(out, "\"grantedToV2\":{identity},");
             }
             let _ = write!(out, "\"roles\":[\"{}\"]}}", member.rank.name());
@@ -168,7 +168,7 @@ fn write_drive(out: &mut String, scene: &Scene, drive: &Drive, shape: Shape) {
 fn write_quota(out: &mut String, scene: &Scene, total: i64, used: i64) {
     let remaining = match (total, scene.flavour) {
         (0, Flavour::Ocis31) => FREE,
-        (0, Flavour::OpenCloud) => i64::MAX,
+        (0, Flavour::Ocis5 | Flavour::Ocis7 | Flavour::OpenCloud) => i64::MAX,
         _ => total.saturating_sub(used),
     };
     let _ = write!(
@@ -183,7 +183,7 @@ fn identity(flavour: Flavour, who: &Grantee, display_name: &str) -> String {
     match who {
         Grantee::User(id) => {
             out.push_str("{\"user\":{");
-            if flavour == Flavour::OpenCloud {
+            if flavour != Flavour::Ocis31 {
                 out.push_str("\"@libre.graph.userType\":\"Member\",");
             }
             field(&mut out, "displayName", display_name);

@@ -1,28 +1,42 @@
 //! A drive (a space) as LibreGraph shows it, the marks that it carries, and the names that it may have.
 
-use serde::Deserialize;
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use crate::integration::Usage;
 use crate::tenant::{IntentId, Slug, TenantId, TenantName};
 
-/// A drive, as far as we look at it.
-#[derive(Debug, Clone, Deserialize)]
+/// A drive, as far as we look at it. Where a server says `null`, it says nothing.
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Drive {
     pub id: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub name: String,
     #[serde(default)]
     pub drive_alias: Option<String>,
     /// Absent when it is empty (observed).
     #[serde(default)]
     pub description: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub drive_type: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub quota: Quota,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub root: Root,
+    /// Why it could not be understood: then only its id and its marks are as the server shows them.
+    #[serde(skip)]
+    pub fault: Option<String>,
+}
+
+fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// Of a disabled drive, and in oCIS 3.1's answer to a create, only `total` (observed).
@@ -39,39 +53,65 @@ pub struct Quota {
 pub struct Root {
     #[serde(default)]
     pub deleted: Option<Deleted>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub permissions: Vec<Permission>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Deleted {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub state: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Permission {
+    /// To be removed, says the source of oCIS 7.
+    #[serde(default, deserialize_with = "or_default")]
+    granted_to_identities: Vec<Identities>,
+    /// The same, since oCIS 7 (observed beside the other).
     #[serde(default)]
-    pub granted_to_identities: Vec<Identities>,
-    #[serde(default)]
-    pub roles: Vec<String>,
+    granted_to_v2: Option<Identities>,
+    #[serde(default, deserialize_with = "or_default")]
+    roles: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-pub struct Identities {
+struct Identities {
     #[serde(default)]
-    pub group: Option<Identity>,
+    group: Option<Identity>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Identity {
-    #[serde(default)]
-    pub display_name: String,
+struct Identity {
+    #[serde(default, deserialize_with = "or_default")]
+    display_name: String,
+}
+
+impl Permission {
+    /// The names of the groups that have it, each once.
+    fn groups(&self) -> BTreeSet<&str> {
+        let all = self.granted_to_identities.iter().chain(&self.granted_to_v2);
+        all.filter_map(|who| who.group.as_ref()).map(|group| group.display_name.as_str()).collect()
+    }
 }
 
 impl Drive {
+    /// Of an element of a list that is no drive as we know one: what it is and whose, as far as that can be
+    /// read, so that it is never taken for absent.
+    pub fn of_odd(element: &Value, fault: String) -> Self {
+        let text = |field: &str| element.get(field).and_then(Value::as_str).map(ToOwned::to_owned);
+        Self {
+            id: text("id").unwrap_or_default(),
+            drive_alias: text("driveAlias"),
+            description: text("description"),
+            drive_type: text("driveType").unwrap_or_default(),
+            fault: Some(fault),
+            ..Self::default()
+        }
+    }
+
     /// Whether somebody disabled it. It is still listed, and can be restored.
     pub fn is_disabled(&self) -> bool {
         self.root.deleted.as_ref().is_some_and(|deleted| deleted.state == "trashed")
@@ -95,8 +135,7 @@ impl Drive {
     pub fn group_roles(&self) -> String {
         let groups = self.root.permissions.iter().flat_map(|permission| {
             let roles = permission.roles.join("+");
-            let groups = permission.granted_to_identities.iter().filter_map(|who| who.group.as_ref());
-            groups.map(move |group| format!("{}={roles}", group.display_name))
+            permission.groups().into_iter().map(move |group| format!("{group}={roles}"))
         });
         let mut groups: Vec<_> = groups.collect();
         groups.sort_unstable();
@@ -105,11 +144,7 @@ impl Drive {
 
     /// The roles that a group of this name has in it.
     pub fn roles_of_group<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        let is_it = move |permission: &&Permission| {
-            permission.granted_to_identities.iter().any(|identities| {
-                identities.group.as_ref().is_some_and(|group| group.display_name == name)
-            })
-        };
+        let is_it = move |permission: &&Permission| permission.groups().contains(name);
         self.root.permissions.iter().filter(is_it).flat_map(|p| p.roles.iter().map(String::as_str))
     }
 }
@@ -251,6 +286,8 @@ pub fn legal_name(name: &TenantName, otherwise: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn mark() -> Mark {
@@ -292,6 +329,35 @@ mod tests {
             mark.describe(Some(&format!("{once} More."))),
             format!("Our files. More. {}", mark.word())
         );
+    }
+
+    #[test]
+    fn a_groups_role_is_read_from_either_form_of_identities_and_is_the_same_in_both() {
+        let drive = |permission: Value| -> Drive {
+            let root = json!({ "permissions": [permission] });
+            serde_json::from_value(json!({ "id": "a$b", "root": root })).unwrap()
+        };
+        let group = json!({ "group": { "displayName": "tenant-acme", "id": "1" } });
+        let roles = json!(["editor"]);
+        for permission in [
+            json!({ "grantedToIdentities": [group], "roles": roles }),
+            json!({ "grantedToIdentities": [group], "grantedToV2": group, "roles": roles }),
+            json!({ "grantedToV2": group, "roles": roles }),
+            json!({ "grantedToIdentities": null, "grantedToV2": group, "roles": roles }),
+        ] {
+            let drive = drive(permission);
+            assert_eq!(drive.roles_of_group("tenant-acme").collect::<Vec<_>>(), ["editor"]);
+            assert_eq!(drive.group_roles(), "tenant-acme=editor");
+        }
+    }
+
+    #[test]
+    fn a_field_that_is_null_says_nothing() {
+        let odd = json!({ "id": "a$b", "name": null, "driveType": null, "quota": null, "root": null });
+        let drive: Drive = serde_json::from_value(odd).unwrap();
+        assert_eq!((drive.name.as_str(), drive.quota.total, drive.is_disabled()), ("", None, false));
+        let without_an_id = serde_json::from_value::<Drive>(json!({ "id": null }));
+        assert!(without_an_id.is_err(), "what has no id is no drive");
     }
 
     #[test]

@@ -7,9 +7,11 @@
 //!
 //! * No more than one element is held, and none above [`LARGEST`].
 //! * A list that was cut off is an error, never a short list.
+//! * An element that is not of the known form is passed on as [`Element::Odd`], and the others are read.
 //! * `null`, `{}` and a missing `value`, which some servers answer when there is nothing, are empty lists.
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// The largest element that is held, in bytes; a description of 100,000 characters was taken (observed).
 pub const LARGEST: usize = 4 << 20;
@@ -18,12 +20,33 @@ pub const LARGEST: usize = 4 << 20;
 pub enum ListError {
     #[error("an element is longer than {LARGEST} bytes")]
     TooLong,
-    #[error("an element is not of the known form: {0}")]
-    Element(serde_json::Error),
+    #[error("an element is no JSON: {0}")]
+    Syntax(serde_json::Error),
     #[error("it is no list")]
     NoList,
     #[error("it ends in the middle")]
     CutOff,
+}
+
+/// An element of the list.
+#[derive(Debug, PartialEq)]
+pub enum Element<T> {
+    Known(T),
+    /// Not of the known form; why.
+    Odd(Value, String),
+}
+
+impl<T: DeserializeOwned> Element<T> {
+    fn parse(text: &[u8]) -> Result<Self, ListError> {
+        match serde_json::from_slice(text) {
+            Ok(known) => Ok(Self::Known(known)),
+            Err(error) if error.is_data() => {
+                let value = serde_json::from_slice(text).map_err(ListError::Syntax)?;
+                Ok(Self::Odd(value, error.to_string()))
+            }
+            Err(error) => Err(ListError::Syntax(error)),
+        }
+    }
 }
 
 /// See the module.
@@ -51,7 +74,7 @@ impl ListReader {
     pub fn feed<T: DeserializeOwned>(
         &mut self,
         piece: &[u8],
-        mut each: impl FnMut(T),
+        mut each: impl FnMut(Element<T>),
     ) -> Result<(), ListError> {
         // Where in this piece the element began.
         let mut start = 0;
@@ -96,13 +119,13 @@ impl ListReader {
                         self.in_element = false;
                         let rest = &piece[start..=at];
                         let element = if self.element.is_empty() {
-                            serde_json::from_slice(rest)
+                            Element::parse(rest)
                         } else {
                             self.element.extend_from_slice(rest);
-                            serde_json::from_slice(&self.element)
+                            Element::parse(&self.element)
                         };
                         self.element.clear();
-                        each(element.map_err(ListError::Element)?);
+                        each(element?);
                     } else if self.depth == 1 {
                         self.in_list = false;
                     }
@@ -142,7 +165,7 @@ mod tests {
 
     use super::*;
 
-    fn read(text: &str, piece: usize) -> Result<Vec<Value>, ListError> {
+    fn read<T: DeserializeOwned>(text: &str, piece: usize) -> Result<Vec<Element<T>>, ListError> {
         let mut reader = ListReader::default();
         let mut elements = Vec::new();
         for piece in text.as_bytes().chunks(piece) {
@@ -152,9 +175,22 @@ mod tests {
     }
 
     #[test]
+    fn an_element_of_another_form_is_told_apart_and_those_around_it_are_read() {
+        let list = r#"{"value":[{"a":1},{"a":"x","id":"odd"},[2],{"a":3}]}"#;
+        for piece in 1..list.len() {
+            let read: Vec<Element<std::collections::BTreeMap<String, u8>>> = read(list, piece).unwrap();
+            let known = |element: &Element<_>| matches!(element, Element::Known(_));
+            assert_eq!(read.iter().map(known).collect::<Vec<_>>(), [true, false, false, true]);
+            let Element::Odd(value, why) = &read[1] else { panic!("{read:?}") };
+            assert_eq!(value["id"], "odd");
+            assert!(why.contains("invalid type"), "{why}");
+        }
+    }
+
+    #[test]
     fn nothing_is_an_empty_list_in_all_the_ways_that_servers_say_it() {
         for nothing in ["null", " null\n", "{}", r#"{"value":[]}"#, r#"{"other":[{"a":1}]}"#] {
-            assert_eq!(read(nothing, 1).unwrap(), Vec::<Value>::new(), "{nothing}");
+            assert_eq!(read::<Value>(nothing, 1).unwrap(), [], "{nothing}");
         }
     }
 
@@ -162,19 +198,19 @@ mod tests {
     fn a_list_that_is_cut_off_or_is_none_is_an_error() {
         let whole = r#"{"value":[{"a":"}]"},{"b":[{}]}]}"#;
         for end in 0..whole.len() {
-            assert!(read(&whole[..end], 3).is_err(), "{}", &whole[..end]);
+            assert!(read::<Value>(&whole[..end], 3).is_err(), "{}", &whole[..end]);
         }
         for odd in ["", "[]", "nul", "nullx", "Unauthorized", r#"{"value":[{"a":}]}"#] {
-            assert!(read(odd, 2).is_err(), "{odd}");
+            assert!(read::<Value>(odd, 2).is_err(), "{odd}");
         }
     }
 
     #[test]
     fn an_element_beyond_all_measure_is_refused_before_it_is_held() {
         let mut reader = ListReader::default();
-        reader.feed(br#"{"value":[{"name":""#, |_: Value| {}).unwrap();
+        reader.feed(br#"{"value":[{"name":""#, |_: Element<Value>| {}).unwrap();
         let piece = vec![b'x'; 1 << 16];
-        let refused = (0..=LARGEST >> 16).any(|_| reader.feed(&piece, |_: Value| {}).is_err());
+        let refused = (0..=LARGEST >> 16).any(|_| reader.feed(&piece, |_: Element<Value>| {}).is_err());
         assert!(refused);
         assert!(reader.element.len() <= LARGEST + piece.len());
     }
@@ -192,7 +228,8 @@ mod tests {
                 .collect();
             let list = json!({ "@odata.context": "\"value\":[{", "value": elements, "value2": [{}] });
             for text in [list.to_string(), serde_json::to_string_pretty(&list).unwrap()] {
-                prop_assert_eq!(&read(&text, piece).unwrap(), &elements);
+                let read = read::<Value>(&text, piece).unwrap();
+                prop_assert_eq!(read, elements.iter().cloned().map(Element::Known).collect::<Vec<_>>());
             }
         }
     }

@@ -1,24 +1,25 @@
 //! Giving the tenant's group a role in its space.
 //!
 //! oCIS 3.1 does it by OCS shares and the group's name; where LibreGraph's `v1beta1` exists, it is an
-//! invitation with the group's id, which has to be looked up (both observed). Which it is shows on the
-//! first try, whatever the server calls itself.
+//! invitation with the group's id, which has to be looked up (both observed). oCIS 5.0 has the roles of
+//! `v1beta1` but no route to invite, and takes OCS shares (observed). Which it is shows on the first try,
+//! whatever the server calls itself, and is remembered for as long as the process runs.
 //!
 //! A group that oCIS does not know yet (it learns of it when its first member logs in, or never) is no
 //! failure: the space is there, and the group is tried again with every look.
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::refused;
+use super::{graph_code, refused};
 use crate::integration::upstream::{Call, Purpose, Upstream};
 use crate::integration::{Error, GroupTemplate};
-use crate::tenant::Slug;
+use crate::tenant::{Reason, Slug};
 
 /// What the group may do in the space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,11 +87,19 @@ enum Api {
 /// Adds groups to spaces.
 pub struct Members {
     pub membership: Membership,
-    api: OnceLock<Api>,
+    /// As far as it is known.
+    api: Mutex<Option<Api>>,
 }
 
-/// Whether the group has its role now, or what a person should know.
-pub type Added = Result<(), String>;
+/// What came of giving a group its role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Added {
+    Given,
+    /// The server does not know the group: it learns of it when its first member signs in.
+    UnknownGroup,
+    /// For a person, why it could not be given.
+    Refused(String),
+}
 
 const SHARES: [&str; 7] = ["ocs", "v2.php", "apps", "files_sharing", "api", "v1", "shares"];
 /// OCS' way of saying that there is no such user or group (observed).
@@ -98,7 +107,7 @@ const NO_GRANTEE: i64 = 998;
 
 impl Members {
     pub fn new(membership: Membership) -> Self {
-        Self { membership, api: OnceLock::new() }
+        Self { membership, api: Mutex::default() }
     }
 
     pub fn group(&self, slug: &Slug) -> String {
@@ -108,13 +117,16 @@ impl Members {
     /// Gives the group its role. Repeating it changes nothing.
     pub async fn add(&self, upstream: &Upstream, drive: &str, slug: &Slug) -> Result<Added, Error> {
         let group = self.group(slug);
-        if self.api(upstream).await? == Api::Shares {
-            return self.share(upstream, drive, &group).await;
+        if self.api(upstream).await? == Api::Invitations {
+            let Some(id) = find_group(upstream, &group).await? else {
+                return Ok(Added::UnknownGroup);
+            };
+            if let Some(added) = self.invite(upstream, drive, &group, &id).await? {
+                return Ok(added);
+            }
+            self.remember(Api::Shares);
         }
-        let Some(id) = find_group(upstream, &group).await? else {
-            return Ok(Err(unknown(&group)));
-        };
-        self.invite(upstream, drive, &group, &id).await
+        self.share(upstream, drive, &group).await
     }
 
     /// Asks which API there is, once.
@@ -123,8 +135,8 @@ impl Members {
     }
 
     async fn api(&self, upstream: &Upstream) -> Result<Api, Error> {
-        if let Some(api) = self.api.get() {
-            return Ok(*api);
+        if let Some(api) = *self.api.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(api);
         }
         let path = ["graph", "v1beta1", "roleManagement", "permissions", "roleDefinitions"];
         let call = Call::get("find_member_api", &path);
@@ -134,7 +146,12 @@ impl Members {
             StatusCode::NOT_FOUND => Api::Shares,
             _ => return Err(refused(upstream, &call, Purpose::Read, answer)),
         };
-        Ok(*self.api.get_or_init(|| api))
+        self.remember(api);
+        Ok(api)
+    }
+
+    fn remember(&self, api: Api) {
+        *self.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(api);
     }
 
     async fn share(&self, upstream: &Upstream, drive: &str, group: &str) -> Result<Added, Error> {
@@ -160,25 +177,26 @@ impl Members {
         let answer = upstream.write(&call).await?;
         let meta = answer.json::<Reply>().map(|reply| reply.ocs.meta);
         match (answer.status, meta) {
-            (StatusCode::OK, _) => Ok(Ok(())),
+            (StatusCode::OK, _) => Ok(Added::Given),
             (StatusCode::NOT_FOUND, Some(meta)) if meta.statuscode == NO_GRANTEE => {
-                Ok(Err(unknown(group)))
+                Ok(Added::UnknownGroup)
             }
             // Only members of a space may share it.
             (StatusCode::NOT_FOUND | StatusCode::FORBIDDEN, Some(meta)) => {
-                Ok(Err(not_ours(group, &upstream.printable(&meta.message))))
+                Ok(not_ours(group, &upstream.printable(&meta.message)))
             }
             _ => Err(refused(upstream, &call, Purpose::Write, answer)),
         }
     }
 
+    /// `None` where there is no such route: oCIS 5.0 (observed).
     async fn invite(
         &self,
         upstream: &Upstream,
         drive: &str,
         group: &str,
         id: &str,
-    ) -> Result<Added, Error> {
+    ) -> Result<Option<Added>, Error> {
         let role = self.membership.role.id();
         let path = ["graph", "v1beta1", "drives", drive, "root", "invite"];
         let body = json!({
@@ -188,11 +206,12 @@ impl Members {
         let call = Call::new("invite_group", Method::POST, &path).json(&body);
         let answer = upstream.write(&call).await?;
         match answer.status {
-            StatusCode::OK | StatusCode::CREATED => return Ok(Ok(())),
+            StatusCode::OK | StatusCode::CREATED => return Ok(Some(Added::Given)),
             // It is a member, with another role.
             StatusCode::CONFLICT => {}
+            StatusCode::NOT_FOUND if graph_code(&answer).is_none() => return Ok(None),
             StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => {
-                return Ok(Err(not_ours(group, &upstream.refusal(&call, &answer))));
+                return Ok(Some(not_ours(group, &upstream.refusal(&call, &answer))));
             }
             _ => return Err(refused(upstream, &call, Purpose::Write, answer)),
         }
@@ -202,9 +221,9 @@ impl Members {
             Call::new("change_group_role", Method::PATCH, &path).json(&json!({ "roles": [role] }));
         let answer = upstream.write(&call).await?;
         match answer.status {
-            StatusCode::OK => Ok(Ok(())),
+            StatusCode::OK => Ok(Some(Added::Given)),
             StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => {
-                Ok(Err(not_ours(group, &upstream.refusal(&call, &answer))))
+                Ok(Some(not_ours(group, &upstream.refusal(&call, &answer))))
             }
             _ => Err(refused(upstream, &call, Purpose::Write, answer)),
         }
@@ -217,7 +236,7 @@ async fn find_group(upstream: &Upstream, name: &str) -> Result<Option<String>, E
     #[derive(Deserialize)]
     struct Groups {
         #[serde(default)]
-        value: Vec<Group>,
+        value: Vec<Value>,
     }
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -231,22 +250,38 @@ async fn find_group(upstream: &Upstream, name: &str) -> Result<Option<String>, E
     let call = Call::get("find_group", &["graph", "v1.0", "groups"]).query(&query);
     let answer = upstream.read(&call).await?;
     match answer.status {
-        StatusCode::OK => {
-            let groups = answer.json::<Groups>().map(|groups| groups.value).unwrap_or_default();
-            let found = groups.into_iter().find(|group| group.display_name == name);
-            Ok(found.map(|group| group.id))
-        }
-        _ => Err(refused(upstream, &call, Purpose::Read, answer)),
+        StatusCode::OK => {}
+        _ => return Err(refused(upstream, &call, Purpose::Read, answer)),
     }
+    let unreadable = || {
+        let message = format!("{}: the answer cannot be understood", upstream.what(&call));
+        Error::transient(Reason::UnexpectedAnswer, message)
+    };
+    let groups = answer.json::<Groups>().ok_or_else(unreadable)?.value;
+    let mut odd = false;
+    for element in groups {
+        match Group::deserialize(&element) {
+            Ok(group) if group.display_name == name => return Ok(Some(group.id)),
+            Ok(_) => {}
+            Err(why) => {
+                let id = element.get("id").and_then(Value::as_str).unwrap_or_default();
+                upstream.skipped(&call, id, &why.to_string());
+                odd = true;
+            }
+        }
+    }
+    // The one that was passed over may be it.
+    if odd { Err(unreadable()) } else { Ok(None) }
 }
 
-fn unknown(group: &str) -> String {
+/// For a person: what the tenant waits for.
+pub fn unknown(group: &str) -> String {
     format!("the group {group:?} is not known to oCIS yet, and so has no access to the space")
 }
 
-fn not_ours(group: &str, why: &str) -> String {
-    format!(
+fn not_ours(group: &str, why: &str) -> Added {
+    Added::Refused(format!(
         "the group {group:?} could not be given access, because our account is no manager of the space \
          any more ({why})"
-    )
+    ))
 }

@@ -30,7 +30,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::drive::{Mark, legal_name};
-use self::members::Members;
+use self::members::{Added, Members};
 use self::search::{Search, Wanted};
 use super::Error;
 use super::converge::{
@@ -127,6 +127,16 @@ impl Ocis {
         answer.json().ok_or_else(|| {
             let message = self.upstream.refusal(call, answer);
             Error::transient(Reason::UnexpectedAnswer, message).after(purpose)
+        })
+    }
+
+    /// What is the tenant's by its id or a mark, but cannot be understood, is neither gone nor empty.
+    fn understood(&self, drives: &[Drive]) -> Result<(), Error> {
+        let odd = drives.iter().find_map(|drive| Some((drive, drive.fault.as_ref()?)));
+        odd.map_or(Ok(()), |(drive, fault)| {
+            let fault = self.upstream.printable(fault);
+            let message = format!("ocis: the space {} cannot be understood: {fault}", drive.id);
+            Err(Error::transient(Reason::UnexpectedAnswer, message))
         })
     }
 
@@ -326,6 +336,7 @@ impl Integration for Ocis {
         let released_by = adopts.then(|| target.slug.clone());
         let wanted = Wanted { tenant: target.id, id: target.recorded.clone(), released_by };
         let mut drives = self.search.find(wanted).await?;
+        self.understood(&drives)?;
         // What could be got says more than the list.
         let twin_possible = open && got.is_some();
         if let Some(got) = got {
@@ -376,8 +387,10 @@ impl Integration for Ocis {
         if let Some(members) = self.members.as_ref().filter(|_| space.group_missing) {
             // Whatever came of it, it is not tried again in this run.
             space.group_missing = false;
-            if let Err(note) = members.add(&self.upstream, &space.drive.id, &target.slug).await? {
-                notes.push(note);
+            match members.add(&self.upstream, &space.drive.id, &target.slug).await? {
+                Added::Given => {}
+                Added::UnknownGroup => notes.push(members::unknown(&members.group(&target.slug))),
+                Added::Refused(why) => notes.push(why),
             }
         }
         space.notes = notes;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::drive::Drive;
-use super::list_reader::ListReader;
+use super::list_reader::{Element, ListReader};
 use super::{DRIVES, refused};
 use crate::integration::Error;
 use crate::integration::upstream::{Broken, Call, Purpose, Upstream};
@@ -39,6 +39,10 @@ impl Wanted {
 }
 
 type Found = Result<Vec<Drive>, Error>;
+
+fn is_project(drive: &Drive) -> bool {
+    drive.drive_type == "project"
+}
 
 /// Answers searches with as few lists as can be. Clones share them.
 #[derive(Clone)]
@@ -184,7 +188,7 @@ impl Search {
     }
 
     /// Reads the list of all project spaces, holding one of them at a time. An error means that there
-    /// may be others.
+    /// may be others. One that cannot be understood is passed on with its fault.
     pub async fn each_project(
         &self,
         operation: &'static str,
@@ -208,10 +212,16 @@ impl Search {
             let piece = piece.map_err(|_| broken(Broken::Timeout))?.map_err(broken)?;
             match piece {
                 Some(piece) => reader
-                    .feed(&piece, |drive: Drive| {
+                    .feed(&piece, |element| match element {
                         // The filter works, but that is the server's word.
-                        if drive.drive_type == "project" {
-                            each(drive);
+                        Element::Known(drive) if is_project(&drive) => each(drive),
+                        Element::Known(_) => {}
+                        Element::Odd(element, why) => {
+                            let drive = Drive::of_odd(&element, why.clone());
+                            self.upstream.skipped(&call, &drive.id, &why);
+                            if drive.drive_type.is_empty() || is_project(&drive) {
+                                each(drive);
+                            }
                         }
                     })
                     .map_err(odd)?,

@@ -202,10 +202,27 @@ impl Answers {
         })
     }
 
-    /// The list of a `/get`.
+    /// The list of a `/get`, each object of which must be of the known form.
     pub fn list<T: DeserializeOwned>(&self, id: &str) -> Result<Vec<T>, Error> {
-        let list = self.of(id)?.get("list").cloned().unwrap_or_else(|| json!([]));
-        serde_json::from_value(list).map_err(|_| self.unexpected("an object is not of the known form"))
+        let known = |object: &Value| {
+            T::deserialize(object).map_err(|why| {
+                let id = object.get("id").and_then(Value::as_str).unwrap_or("(without an id)");
+                self.unexpected(&format!("the object {id} is not of the known form: {why}"))
+            })
+        };
+        self.objects(id)?.iter().map(known).collect()
+    }
+
+    /// The same, whatever the form of its objects.
+    pub fn objects(&self, id: &str) -> Result<&[Value], Error> {
+        let list = self.of(id)?.get("list").and_then(Value::as_array);
+        Ok(list.map(Vec::as_slice).unwrap_or_default())
+    }
+
+    /// The answer to call `id` as a value of this form.
+    pub fn read<T: DeserializeOwned>(&self, id: &str) -> Result<T, Error> {
+        let unexpected = |why| self.unexpected(&format!("an answer is not of the known form: {why}"));
+        T::deserialize(self.of(id)?).map_err(unexpected)
     }
 
     /// What became of creation `id` of a `/set`.
@@ -243,7 +260,7 @@ impl Answers {
         format!("stalwart: {}", self.operation.replace('_', " "))
     }
 
-    fn unexpected(&self, why: &str) -> Error {
+    pub fn unexpected(&self, why: &str) -> Error {
         let message = format!("{}: {why}", self.what());
         Error::transient(Reason::UnexpectedAnswer, message).after(self.purpose)
     }

@@ -82,10 +82,21 @@ pub struct Domain {
     pub is_enabled: bool,
     #[serde(default)]
     aliases: serde_json::Map<String, Value>,
+    /// Why it could not be understood: then only its id, name and mark are as the server shows them.
+    #[serde(skip)]
+    pub fault: Option<String>,
 }
 
 fn enabled() -> bool {
     true
+}
+
+/// A part of the list of all domains.
+#[derive(Debug)]
+pub struct Page {
+    pub domains: Vec<Domain>,
+    /// The name after which the next part begins; none after the last.
+    pub next: Option<String>,
 }
 
 /// What a tenant has.
@@ -125,14 +136,47 @@ impl Stalwart {
         Self { upstream, dkim }
     }
 
-    /// A page of all domains, in order of their names, after the first `position`.
+    /// A page of all domains, in order of their names, after the name `after`.
     ///
     /// The order is given because the default one, cut into pages, repeats some and never shows others
-    /// (observed).
-    pub async fn list(&self, position: usize) -> Result<Vec<Domain>, Error> {
+    /// (observed). A page begins after a name rather than at a position, so that domains that come and go
+    /// meanwhile move nothing. Which page is the last the server says: one may have fewer domains than were
+    /// found, because some were destroyed in between.
+    pub async fn list(&self, after: Option<&str>) -> Result<Page, Error> {
+        #[derive(Deserialize)]
+        struct Ids {
+            ids: Vec<String>,
+            total: usize,
+        }
         let mut batch = Batch::new("list_domains", Purpose::Read);
-        query(&mut batch, json!({ "position": position, "limit": PAGE }), "list");
-        send(&self.upstream, &batch).await?.list("list.get")
+        let mut arguments = json!({ "limit": PAGE, "calculateTotal": true });
+        if let Some(after) = after {
+            arguments["filter"] = json!({ "nameIsGreaterThan": after });
+        }
+        query(&mut batch, arguments, "list");
+        let answers = send(&self.upstream, &batch).await?;
+        let Ids { ids, total } = answers.read("list")?;
+        let objects = answers.objects("list.get")?;
+        let domains: Vec<Domain> = objects.iter().map(|object| self.read_object(object)).collect();
+        if total <= ids.len() {
+            return Ok(Page { domains, next: None });
+        }
+        // The order of the answer to `/get` is the server's own.
+        let named = |id: &String| domains.iter().find(|it| it.id == *id && !it.name.is_empty());
+        let last = ids.iter().rev().find_map(named).map(|domain| domain.name.clone());
+        let none = || answers.unexpected("none of the domains that were found can be read");
+        let next = Some(last.ok_or_else(none)?);
+        Ok(Page { domains, next })
+    }
+
+    /// A domain of a list. One that cannot be understood does not spoil the others.
+    fn read_object(&self, object: &Value) -> Domain {
+        Domain::deserialize(object).unwrap_or_else(|error| {
+            let domain = Domain::of_odd(object, error.to_string());
+            let call = Call::get("list_domains", &[]);
+            self.upstream.skipped(&call, &domain.id, &error.to_string());
+            domain
+        })
     }
 
     /// Asks for everything that could be the tenant's, in one request.
@@ -267,6 +311,20 @@ fn what_is_in(name: &str, linked: &[ObjectRef]) -> String {
 }
 
 impl Domain {
+    /// Of an object that is no domain as we know one: what it is and whose, as far as that can be read, so
+    /// that it is never taken for absent.
+    fn of_odd(object: &Value, fault: String) -> Self {
+        let text = |field: &str| object.get(field).and_then(Value::as_str).map(ToOwned::to_owned);
+        Self {
+            id: text("id").unwrap_or_default(),
+            name: text("name").unwrap_or_default(),
+            description: text("description"),
+            is_enabled: true,
+            aliases: serde_json::Map::new(),
+            fault: Some(fault),
+        }
+    }
+
     /// The tenant that the description names as the owner.
     pub fn owner(&self) -> Option<TenantId> {
         self.mark().map(|(tenant, _)| tenant)
@@ -514,18 +572,17 @@ impl Integration for Stalwart {
     }
 
     async fn sweep(&self, mut each: impl FnMut(Seen) + Send) -> Result<(), Error> {
-        let mut position = 0;
+        let mut after = None;
         loop {
-            let page = self.list(position).await?;
-            position += page.len();
-            for domain in &page {
+            let Page { domains, next } = self.list(after.as_deref()).await?;
+            for domain in &domains {
                 if let Some((tenant, Usage::InUse)) = domain.mark() {
                     each(Seen { tenant, fingerprint: domain.fingerprint() });
                 }
             }
-            // A page that is not full is the last.
-            if page.len() < PAGE {
-                return Ok(());
+            match next {
+                Some(_) => after = next,
+                None => return Ok(()),
             }
         }
     }
@@ -635,6 +692,7 @@ mod tests {
             description: Some(text.to_owned()),
             is_enabled: true,
             aliases: serde_json::Map::new(),
+            fault: None,
         };
         assert_eq!(domain(&format!("Acme [tenantry {id}]")).mark(), Some((id, Usage::InUse)));
         assert_eq!(domain(&format!("[tenantry x] [tenantry {id}]")).owner(), Some(id));

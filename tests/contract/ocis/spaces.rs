@@ -50,7 +50,7 @@ async fn a_new_space_has_its_maker_for_manager_and_itself_for_owner() {
                 assert_eq!(made["quota"]["remaining"], 5000);
                 assert_eq!(*v2, me["id"]);
             }
-            None => assert_eq!(made["quota"]["total"], 5000),
+            _ => assert_eq!(made["quota"]["total"], 5000),
         }
         let shown = server.show(&id).await.must_be(200).json();
         let quota = json!({ "remaining": 5000, "state": "normal", "total": 5000, "used": 0 });
@@ -120,7 +120,7 @@ async fn a_space_without_a_name_is_refused() {
         let text = match server.flavour {
             Some(Flavour::Ocis31) => "invalid spacename: spacename must not be empty",
             Some(Flavour::OpenCloud) => "invalid body schema definition",
-            None => {
+            _ => {
                 assert_eq!(answer.status, 400);
                 return;
             }
