@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::guard::Guards;
-use crate::integration::{Integrations, Intent, Mode, Target};
+use crate::integration::{Integrations, Mode, Target};
 use crate::metrics::Metrics;
 use crate::store::Claim;
 use crate::tenant::{
@@ -154,27 +154,14 @@ impl<'a> Steps<'a> {
     fn run(&mut self, step: StepKind) {
         self.moments[step] = self.guards.moment(step);
         let tenant = &self.claim.tenant;
-        let recorded = &tenant.status.steps[step];
-        let now = self.claim.now().as_second();
-        let target = Target {
-            id: tenant.id,
-            slug: tenant.slug.clone(),
-            desired: tenant.desired.for_step(step),
-            observed: recorded.observed.clone(),
-            recorded: recorded.external_id.clone(),
-            may_exist: self.claim.may_have_made(step),
-            mode: match self.guards.mode(step) {
-                // Whatever else holds: a look leaves nothing but what it saw.
-                _ if self.only_looks.contains(&step) => Mode::Observe(None),
-                _ if tenant.desired.paused => Mode::Observe(Some(Reason::Paused)),
-                mode => mode,
-            },
-            intent: recorded.create_intent.map(|intent| Intent {
-                id: intent.id,
-                open: !intent.fresh,
-                age: seconds(now - i64::from(intent.id.made_at_seconds())),
-            }),
+        let mode = match self.guards.mode(step) {
+            // Whatever else holds: a look leaves nothing but what it saw.
+            _ if self.only_looks.contains(&step) => Mode::Observe(None),
+            _ if tenant.desired.paused => Mode::Observe(Some(Reason::Paused)),
+            mode => mode,
         };
+        let may_exist = self.claim.may_have_made(step);
+        let target = Target::of(tenant, step, may_exist, mode, self.claim.now());
         let (integrations, guards) = (Arc::clone(self.integrations), Arc::clone(self.guards));
         self.running.spawn(async move {
             let started = Instant::now();
@@ -198,8 +185,4 @@ impl<'a> Steps<'a> {
         let jitter = Jitter::new(rand::random());
         self.runs.push(StepRun { step, outcome, at: self.claim.now(), jitter });
     }
-}
-
-fn seconds(span: i64) -> Duration {
-    Duration::from_secs(u64::try_from(span).unwrap_or_default())
 }

@@ -385,7 +385,8 @@ impl Integration for Authentik {
                 }
                 // Before 2025.12 a lost race makes two groups of one name, and tells neither
                 // (observed). Look who else was there; both sides keep the same one.
-                let mut all = self.named(&name).await?;
+                let looked = self.named(&name).await;
+                let mut all = looked.map_err(|error| error.about(&group.pk))?;
                 if !all.iter().any(|other| other.pk == group.pk) {
                     all.push(group);
                 }

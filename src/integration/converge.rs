@@ -8,6 +8,10 @@
 //! * After a write whose outcome is unknown nothing is written again in this run: if looking does not
 //!   show that it worked, the run fails, and a later one looks again. A create that is applied late
 //!   therefore meets no second create right behind it.
+//! * From the moment that a resource is known to be the tenant's, every failure of the run carries its id, so
+//!   that the id is recorded and the next run begins with it.
+//! * After a create that was answered with yes, nothing is created again in this run, even if a look does not
+//!   show what was made: that is for the next run, which searches by id and by mark.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -15,12 +19,13 @@ use std::future::Future;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 
 use super::{Effect, Error};
 use crate::failpoint;
 use crate::tenant::{
     DeletionPolicy, Field, Fingerprint, Found, IntentId, Presence, Reason, Slug, StepDesired, StepKind,
-    TenantId,
+    Tenant, TenantId,
 };
 
 /// What one step should bring about for one tenant.
@@ -38,6 +43,30 @@ pub struct Target {
     /// What a create is marked with, where the upstream needs that.
     pub intent: Option<Intent>,
     pub mode: Mode,
+}
+
+impl Target {
+    /// What a reconcile of `tenant` at the time `now` is to bring about by a step.
+    ///
+    /// `may_exist`: an earlier run may have made something that nobody recorded.
+    pub fn of(tenant: &Tenant, step: StepKind, may_exist: bool, mode: Mode, now: Timestamp) -> Self {
+        let recorded = &tenant.status.steps[step];
+        let age = |intent: IntentId| now.as_second() - i64::from(intent.made_at_seconds());
+        Self {
+            id: tenant.id,
+            slug: tenant.slug.clone(),
+            desired: tenant.desired.for_step(step),
+            observed: recorded.observed.clone(),
+            recorded: recorded.external_id.clone(),
+            may_exist,
+            intent: recorded.create_intent.map(|intent| Intent {
+                id: intent.id,
+                open: !intent.fresh,
+                age: Duration::from_secs(u64::try_from(age(intent.id)).unwrap_or_default()),
+            }),
+            mode,
+        }
+    }
 }
 
 /// How much a run may do.
@@ -306,7 +335,9 @@ pub async fn run<I: Integration>(
     };
     match integration.owner(target, &resource) {
         Owner::Us => {
-            let released = integration.release(target, resource, how).await?;
+            let id = I::external_id(&resource).to_owned();
+            let released = integration.release(target, resource, how).await;
+            let released = released.map_err(|error| error.at_least_about(Some(&id)))?;
             failpoint::reach(failpoint::RELEASED);
             Ok(Reached::LetGo(released))
         }
@@ -373,79 +404,130 @@ pub async fn converge<I: Integration>(integration: &I, target: &Target) -> Resul
 async fn converge_from<I: Integration>(
     integration: &I,
     target: &Target,
-    mut found: Option<I::Resource>,
+    found: Option<I::Resource>,
 ) -> Result<Converged, Error> {
-    let mut target = target.clone();
-    let mut repaired = Vec::new();
-    let mut unclear: Option<Error> = None;
-    let mut stale = false;
-    // One round more, to judge the answer to the last write.
-    for round in 0..=MAX_WRITES {
-        let wrote = match found {
-            Some(resource) => {
-                let id = I::external_id(&resource).to_owned();
-                if let Owner::Other(why) = integration.owner(&target, &resource) {
-                    return Err(Error::terminal(Reason::Conflict, why));
+    let mut run = Run { integration, target: target.clone(), made: false, repaired: Vec::new() };
+    let ended = run.go_on_from(found).await;
+    ended.map_err(|error| error.at_least_about(run.target.recorded.as_deref()))
+}
+
+/// One run of a step, with what it has found out so far.
+struct Run<'a, I> {
+    integration: &'a I,
+    /// As given; but its `recorded` is what is known by now.
+    target: Target,
+    /// A create was answered with yes.
+    made: bool,
+    repaired: Vec<Field>,
+}
+
+impl<I: Integration> Run<'_, I> {
+    async fn go_on_from(&mut self, mut found: Option<I::Resource>) -> Result<Converged, Error> {
+        let mut unclear: Option<Error> = None;
+        let mut stale = false;
+        // One round more, to judge the answer to the last write.
+        for round in 0..=MAX_WRITES {
+            let wrote = match found {
+                Some(resource) => {
+                    let drift = self.judge(&resource)?;
+                    if drift.is_empty() {
+                        return Ok(self.converged(&resource));
+                    }
+                    if let Some(error) = unclear {
+                        return Err(error.about(I::external_id(&resource)));
+                    }
+                    if round == MAX_WRITES {
+                        break;
+                    }
+                    self.repaired.extend(drift);
+                    self.update(resource).await
                 }
-                let drift = integration.drift(&target, &resource);
-                if drift.is_empty() {
-                    let remarks = integration.remarks(&target, &resource);
-                    let fingerprint = Some(integration.fingerprint(&resource));
-                    return Ok(Converged { external_id: id, repaired, remarks, fingerprint });
-                }
-                if let Some(error) = unclear {
-                    return Err(error.about(&id));
-                }
-                if round == MAX_WRITES {
-                    break;
-                }
-                repaired.extend(drift);
-                let updated = integration.update(&target, resource).await;
-                if updated.is_ok() {
-                    failpoint::reach(failpoint::UPDATED);
-                }
-                updated
-            }
-            None => {
-                if let Some(error) = unclear {
-                    return Err(error);
-                }
-                failpoint::reach(failpoint::CREATING);
-                let created = integration.create(&target).await;
-                if created.is_ok() {
-                    failpoint::reach(failpoint::CREATED);
-                }
-                created.map_err(Error::of_create)
-            }
-        };
-        found = match wrote {
-            Ok(resource) => Some(resource),
-            Err(error) => {
-                match error.effect {
+                None => match unclear {
+                    Some(error) => return Err(error),
+                    None => self.create().await,
+                },
+            };
+            found = match wrote {
+                Ok(resource) => Some(resource),
+                Err(error) => match error.effect {
                     Effect::None => return Err(error),
                     // Once, somebody was faster. Twice, looking does not show what is there.
                     Effect::Stale if stale => return Err(error),
-                    Effect::Stale => stale = true,
-                    Effect::Unknown => {
-                        // From here on there may be something, and who stops now must say so.
-                        target.may_exist = true;
-                        if let Some(intent) = &mut target.intent {
-                            intent.open = true;
-                        }
-                        let unresolved = error.failure.unresolved;
-                        unclear = Some(error);
-                        found = integration
-                            .observe(&target)
-                            .await
-                            .map_err(|error| if unresolved { error.unresolved() } else { error })?;
-                        continue;
+                    Effect::Stale => {
+                        stale = true;
+                        self.integration.observe(&self.target).await?
                     }
-                }
-                integration.observe(&target).await?
-            }
-        };
+                    Effect::Unknown => {
+                        let found = self.look_after(&error).await?;
+                        unclear = Some(error);
+                        found
+                    }
+                },
+            };
+        }
+        let step = self.integration.step();
+        let message = format!("{step}: the answers to our changes do not show them");
+        Err(Error::transient(Reason::UnexpectedAnswer, message))
     }
-    let step = integration.step();
-    let message = format!("{step}: the answers to our changes do not show them");
-    Err(Error::transient(Reason::UnexpectedAnswer, message))
+
+    /// Whether it is the tenant's, and what of it differs.
+    fn judge(&mut self, resource: &I::Resource) -> Result<Vec<Field>, Error> {
+        match self.integration.owner(&self.target, resource) {
+            Owner::Other(why) => return Err(Error::terminal(Reason::Conflict, why)),
+            Owner::Us => self.target.recorded = Some(I::external_id(resource).to_owned()),
+            Owner::Nobody => {}
+        }
+        Ok(self.integration.drift(&self.target, resource))
+    }
+
+    fn converged(&mut self, resource: &I::Resource) -> Converged {
+        Converged {
+            external_id: I::external_id(resource).to_owned(),
+            repaired: std::mem::take(&mut self.repaired),
+            remarks: self.integration.remarks(&self.target, resource),
+            fingerprint: Some(self.integration.fingerprint(resource)),
+        }
+    }
+
+    async fn update(&mut self, resource: I::Resource) -> Result<I::Resource, Error> {
+        let updated = self.integration.update(&self.target, resource).await?;
+        failpoint::reach(failpoint::UPDATED);
+        Ok(updated)
+    }
+
+    async fn create(&mut self) -> Result<I::Resource, Error> {
+        if self.made {
+            let step = self.integration.step();
+            let id = self.target.recorded.as_deref().unwrap_or_default();
+            let message = format!(
+                "{step}: {id} was just made, and a look does not show it. The next attempt searches for it \
+                 before anything else is made"
+            );
+            return Err(Error::transient(Reason::UnexpectedAnswer, message));
+        }
+        failpoint::reach(failpoint::CREATING);
+        let made = self.integration.create(&self.target).await.map_err(Error::of_create)?;
+        self.made = true;
+        self.target.recorded = Some(I::external_id(&made).to_owned());
+        failpoint::reach(failpoint::CREATED);
+        Ok(made)
+    }
+
+    /// Looks for what a write of unknown outcome did.
+    async fn look_after(&mut self, error: &Error) -> Result<Option<I::Resource>, Error> {
+        // From here on there may be something, and the run that stops now must say so.
+        self.target.may_exist = true;
+        if let Some(intent) = &mut self.target.intent {
+            intent.open = true;
+        }
+        if let Some(id) = &error.failure.external_id {
+            self.target.recorded = Some(id.clone());
+        }
+        let unresolved = error.failure.unresolved;
+        let looked = self.integration.observe(&self.target).await;
+        looked.map_err(|error| if unresolved { error.unresolved() } else { error })
+    }
 }
+
+#[cfg(test)]
+mod tests;

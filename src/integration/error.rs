@@ -88,6 +88,15 @@ impl Error {
         self
     }
 
+    /// Records which resource this is about, unless it says so itself.
+    #[must_use]
+    pub fn at_least_about(mut self, external_id: Option<&str>) -> Self {
+        if self.failure.external_id.is_none() {
+            self.failure.external_id = external_id.map(ToOwned::to_owned);
+        }
+        self
+    }
+
     /// The same, without what concerns only the tenant that met it.
     #[must_use]
     pub fn for_everybody(&self) -> Self {

@@ -61,7 +61,7 @@ fn gate() -> Gate {
     Gate::new(StepKind::Authentik, Arc::new(Metrics::new()), board)
 }
 
-fn target() -> Target {
+pub fn target() -> Target {
     let desired = Desired {
         name: "Acme".parse().unwrap(),
         domain: Some("acme.test".parse().unwrap()),

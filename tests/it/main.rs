@@ -16,6 +16,8 @@ mod invariants;
 mod layers;
 mod lease;
 mod life;
+mod made_once;
+mod mail_domain;
 mod oauth;
 mod ocis;
 mod odd_answers;

@@ -27,13 +27,13 @@ fn options() -> Options {
     Options { dkim_delay: Duration::from_millis(20), ..Options::default() }
 }
 
-struct Bench {
-    server: Simulator,
+pub struct Bench {
+    pub server: Simulator,
     stalwart: Stalwart,
 }
 
 impl Bench {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         Self::with(Credentials::Bearer(SecretString::from(KEY))).await
     }
 
@@ -43,7 +43,7 @@ impl Bench {
         Self { server, stalwart }
     }
 
-    async fn converge(&self, target: &Target) -> Result<Converged, Error> {
+    pub async fn converge(&self, target: &Target) -> Result<Converged, Error> {
         converge(&self.stalwart, target).await
     }
 
@@ -60,14 +60,14 @@ impl Bench {
         }
     }
 
-    fn domain(&self, name: &str) -> Value {
+    pub fn domain(&self, name: &str) -> Value {
         let mut found = self.server.domains();
         found.retain(|domain| domain["name"] == name);
         assert_eq!(found.len(), 1, "domains called {name}: {found:?}");
         found.remove(0)
     }
 
-    fn names(&self) -> BTreeSet<String> {
+    pub fn names(&self) -> BTreeSet<String> {
         let domains = self.server.domains();
         domains.iter().map(|domain| domain["name"].as_str().unwrap().to_owned()).collect()
     }
@@ -89,7 +89,7 @@ pub fn connect_with(url: &str, credentials: Credentials, limits: Limits, timeout
     Stalwart::new(upstream, DkimManagement::Automatic)
 }
 
-fn desired(domain: &str) -> StepDesired {
+pub fn desired(domain: &str) -> StepDesired {
     let desired = Desired {
         name: "Acme Corporation".parse().unwrap(),
         domain: Some(domain.parse().unwrap()),
@@ -102,7 +102,7 @@ fn desired(domain: &str) -> StepDesired {
     desired.for_step(StepKind::Stalwart)
 }
 
-fn target() -> Target {
+pub fn target() -> Target {
     Target {
         id: TenantId::from_bytes(ObjectId::new().bytes()),
         slug: "acme".parse().unwrap(),
@@ -116,7 +116,7 @@ fn target() -> Target {
 }
 
 /// The target of the next run.
-fn next(target: &Target, converged: &Converged) -> Target {
+pub fn next(target: &Target, converged: &Converged) -> Target {
     Target {
         recorded: Some(converged.external_id.clone()),
         observed: Some(target.desired.clone()),
@@ -125,7 +125,7 @@ fn next(target: &Target, converged: &Converged) -> Target {
     }
 }
 
-fn set(operation: &str) -> Fault {
+pub fn set(operation: &str) -> Fault {
     Fault { body: Some(format!("\"{operation}\":")), times: Some(1), ..Fault::default() }
 }
 
@@ -178,16 +178,13 @@ async fn a_domain_that_is_merely_an_alias_of_another_is_a_conflict_that_names_th
 }
 
 #[tokio::test]
-async fn a_renamed_changed_or_disabled_domain_is_put_back() {
+async fn a_changed_or_disabled_domain_is_put_back() {
     let bench = Bench::new().await;
     let target = target();
     let made = bench.converge(&target).await.unwrap();
     let target = next(&target, &made);
-    let changes = [
-        (json!({ "name": "acme-old.test" }), "name"),
-        (json!({ "description": null }), "description"),
-        (json!({ "isEnabled": false }), "isEnabled"),
-    ];
+    let changes =
+        [(json!({ "description": null }), "description"), (json!({ "isEnabled": false }), "isEnabled")];
     for (change, field) in changes {
         assert!(bench.server.change("acme.test", change));
         let repaired = bench.converge(&target).await.unwrap();

@@ -24,6 +24,7 @@ mod mailbox;
 mod query;
 mod registry;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -179,6 +180,15 @@ impl Simulator {
         let mut state = self.lock();
         let Some(id) = state.registry.account_named(domain, local) else { return false };
         state.registry.destroy(Object::Account, id).is_ok()
+    }
+
+    /// The addresses of all accounts, by the accounts' ids.
+    pub fn addresses(&self) -> BTreeMap<String, String> {
+        let state = self.lock();
+        let show = |id| state.registry.show(Object::Account, id, |_| true);
+        let shown = state.registry.ids(Object::Account).filter_map(show);
+        let text = |account: &Value, name: &str| account[name].as_str().unwrap_or_default().to_owned();
+        shown.map(|account| (text(&account, "id"), text(&account, "emailAddress"))).collect()
     }
 
     /// Puts a mailing list into a domain; returns its id.

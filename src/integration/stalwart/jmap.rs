@@ -230,6 +230,11 @@ impl Answers {
         self.written(call, id, "created", "notCreated")
     }
 
+    /// The id that creation `id` of a `/set` was given.
+    pub fn created_id(&self, call: &str, id: &str) -> Option<&str> {
+        self.of(call).ok()?.get("created")?.get(id)?.get("id")?.as_str()
+    }
+
     /// What became of the update of object `id`.
     pub fn updated(&self, call: &str, id: &str) -> Result<Written, Error> {
         self.written(call, id, "updated", "notUpdated")

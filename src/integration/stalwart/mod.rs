@@ -7,9 +7,11 @@
 //!   so that a domain is found by its mark, which is therefore one unbroken word.
 //! * Filters are exact and not normalised; results are compared again here.
 //! * There is no state and no version: to notice a change is to look again.
-//! * A tenant whose domain changes gets the new one first. The former one is removed as soon as nothing is
-//!   in it but what the server itself put there (DKIM signatures); accounts, lists and aliases are never
-//!   touched.
+//! * The tenant's domain is the one of its name. A domain is never renamed: its accounts' addresses, which are
+//!   also their logins, would change with it.
+//! * A tenant whose domain changes gets the new one first. The former one, and one of ours that a person
+//!   renamed, is removed as soon as nothing is in it but what the server itself put there (DKIM signatures);
+//!   accounts, lists and aliases are never touched.
 
 mod jmap;
 
@@ -393,16 +395,9 @@ impl Integration for Stalwart {
             }));
         };
         let Found { mut domains, alias_of } = self.look(target, Some(name)).await?;
-        // The same name as before on a domain that now has another one: somebody renamed it. Another name
-        // than before: the tenant moves.
-        let moves = target.observed.as_ref().and_then(|last| last.domain.as_ref()) != Some(name);
-        let recorded = |domain: &Domain| target.recorded.as_ref() == Some(&domain.id);
-        let chosen = domains
-            .iter()
-            .position(|domain| domain.name == name.as_str())
-            .or_else(|| domains.iter().position(|domain| !moves && recorded(domain)))
-            .or_else(|| domains.iter().position(|domain| !moves && domain.owner() == Some(target.id)));
-        if let Some(chosen) = chosen {
+        // By its name alone. One of ours that has another name, because the tenant moves or because a person
+        // renamed it, is a former one: to give it this name would change the addresses of all accounts in it.
+        if let Some(chosen) = domains.iter().position(|domain| domain.name == name.as_str()) {
             let domain = domains.swap_remove(chosen);
             let former = Self::former(name.as_str(), domains, target.id);
             return Ok(Some(MailService { domain, former }));
@@ -449,7 +444,8 @@ impl Integration for Stalwart {
         let domain = answers.list::<Domain>("read").ok().and_then(|mut list| list.pop());
         let domain = domain.ok_or_else(|| {
             let message = format!("stalwart: domain {name} cannot be read after its creation");
-            Error::transient(Reason::UnexpectedAnswer, message).after(Purpose::Write)
+            let error = Error::transient(Reason::UnexpectedAnswer, message).after(Purpose::Write);
+            error.at_least_about(answers.created_id("create", "new"))
         })?;
         // Whether or not that worked, the domain is there; the next look finds the former ones too.
         let ours = self.marked_by(&answers, target).unwrap_or_default();
@@ -459,10 +455,8 @@ impl Integration for Stalwart {
     async fn update(&self, target: &Target, service: MailService) -> Result<MailService, Error> {
         let MailService { mut domain, mut former } = service;
         let name = wanted(target)?;
+        // Never the name: a domain that is renamed takes the addresses of its accounts along (observed).
         let mut patch = serde_json::Map::new();
-        if domain.name != name.as_str() {
-            patch.insert("name".into(), name.as_str().into());
-        }
         let description = description(target, Usage::InUse);
         if domain.description.as_ref() != Some(&description) {
             patch.insert("description".into(), description.into());
@@ -481,14 +475,6 @@ impl Integration for Stalwart {
                 Written::Refused(refused) => match refused.r#type.as_str() {
                     // Gone since we looked.
                     "notFound" => return Err(refused.terminal(&answers.what()).stale()),
-                    "primaryKeyViolation" => {
-                        let message = format!(
-                            "stalwart: the tenant's domain was renamed to {}, and {name} is taken by \
-                             another domain",
-                            domain.name
-                        );
-                        return Err(Error::terminal(Reason::Conflict, message).about(id));
-                    }
                     _ => return Err(refused.terminal(&answers.what()).about(id)),
                 },
             }
