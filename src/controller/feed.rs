@@ -1,9 +1,9 @@
 //! Follows the change stream and tells the dispatcher which tenants changed.
 //!
 //! It survives whatever ends a stream (primary changes, network cuts, lost history, a dropped or
-//! renamed collection): it opens a new one after a growing delay, and where events may have been
-//! missed, marks by one query what they would have told. Opening comes first, so that nothing falls
-//! between the two.
+//! renamed collection, a place too far back to go on from): it opens a new one after a growing delay, and
+//! where events may have been missed, reports a gap, which a relist makes good. Opening comes first, so that
+//! nothing falls between the two.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +12,9 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::relist::Gaps;
 use crate::metrics::Metrics;
-use crate::store::{Change, Relist, ResumeToken, Store, Urgency, Watch, WatchError};
+use crate::store::{Change, ResumeToken, Store, Urgency, Watch, WatchError};
 use crate::tenant::TenantId;
 
 /// Says that a tenant may need work, or, without one, that any may.
@@ -31,31 +32,40 @@ const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
 /// A stream that lived this long was healthy: the next delay begins anew.
 const HEALTHY_AFTER: Duration = Duration::from_secs(30);
+/// After so many vain attempts to catch up in time, what is between is taken for missed.
+const VAIN: u32 = 2;
 
-/// Owns the stream; its only output are hints, and whether a stream is open.
+/// Owns the stream; its only output are hints, gaps, and whether a stream is open.
 pub struct Feed {
     pub store: Store,
     pub metrics: Arc<Metrics>,
     pub hints: mpsc::Sender<Hint>,
+    /// Told when changes were missed.
+    pub gaps: Gaps,
     /// Told of tenants whose documents are gone, as far as there is room; nobody waits for that.
     pub gone: mpsc::Sender<TenantId>,
     pub open: watch::Sender<bool>,
     pub shutdown: CancellationToken,
 }
 
-/// What has to be made good before hints can be relied on.
+/// What the next stream has to make good.
 struct Lost {
     /// The collection may be gone, and its indexes and validator with it.
     collection: bool,
-    /// Changes that no event told, at the start those made while nobody watched; and how far looking
-    /// for them has come.
-    events: Option<Relist>,
+    /// Changes that no event told, at the start those made while nobody watched.
+    events: bool,
+    /// How often going on from where the stream was took too long.
+    vain: u32,
 }
 
 /// How a stream ended, and so how to go on.
 enum End {
     Resume(Option<ResumeToken>),
-    StartOver { cause: &'static str },
+    /// The same, but it took too long to get further.
+    Slow(Option<ResumeToken>),
+    StartOver {
+        cause: &'static str,
+    },
     Shutdown,
 }
 
@@ -63,7 +73,7 @@ impl Feed {
     /// Runs until shutdown.
     pub async fn run(self) {
         let mut resume = None;
-        let mut lost = Lost { collection: false, events: Some(Relist::default()) };
+        let mut lost = Lost { collection: false, events: true, vain: 0 };
         let mut delay = FIRST_DELAY;
         loop {
             let opened = Instant::now();
@@ -75,8 +85,18 @@ impl Feed {
                     resume = token;
                     "interrupted"
                 }
+                End::Slow(token) => {
+                    lost.vain += 1;
+                    if lost.vain < VAIN {
+                        resume = token;
+                    } else {
+                        tracing::warn!("giving up to go on from where the change stream was");
+                        lost.events = true;
+                    }
+                    "slow"
+                }
                 End::StartOver { cause } => {
-                    lost = Lost { collection: true, events: Some(Relist::default()) };
+                    lost = Lost { collection: true, events: true, vain: 0 };
                     cause
                 }
             };
@@ -102,6 +122,10 @@ impl Feed {
             Ok(watch) => watch,
             Err(end) => return end,
         };
+        lost.vain = 0;
+        if std::mem::take(&mut lost.events) {
+            self.gaps.send_modify(|gaps| *gaps += 1);
+        }
         if self.hints.send(Hint::Scan).await.is_err() {
             return End::Shutdown;
         }
@@ -114,7 +138,7 @@ impl Feed {
         end
     }
 
-    /// Opens a stream, and asks the database for what earlier ones may have missed.
+    /// Opens a stream, on a collection that is as it has to be.
     async fn open(&self, resume: Option<ResumeToken>, lost: &mut Lost) -> Result<Watch, End> {
         if lost.collection {
             if let Err(error) = self.store.prepare().await {
@@ -123,20 +147,7 @@ impl Feed {
             }
             lost.collection = false;
         }
-        let watch = self.store.watch(resume.clone()).await.map_err(|error| ended(error, resume))?;
-        if let Some(relist) = &mut lost.events {
-            if let Err(error) = self.store.relist(relist).await {
-                tracing::warn!(%error, "cannot look for missed changes");
-                // What is missed from here on is told by this stream's continuation.
-                return Err(End::Resume(watch.token()));
-            }
-            if relist.marked > 0 {
-                tracing::info!(marked = relist.marked, "found changes that no event had told");
-            }
-            self.metrics.relists.inc();
-            lost.events = None;
-        }
-        Ok(watch)
+        self.store.watch(resume.clone()).await.map_err(|error| ended(error, resume))
     }
 
     async fn read(&self, watch: &mut Watch) -> End {
@@ -182,6 +193,10 @@ fn ended(error: WatchError, token: Option<ResumeToken>) -> End {
         WatchError::Interrupted(error) => {
             tracing::warn!(%error, "the change stream was interrupted");
             End::Resume(token)
+        }
+        WatchError::Slow(error) => {
+            tracing::warn!(%error, "the change stream does not get on");
+            End::Slow(token)
         }
         WatchError::Unresumable(error) => {
             tracing::warn!(%error, "the change stream cannot be resumed; asking the database instead");

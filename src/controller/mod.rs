@@ -10,6 +10,7 @@ mod history;
 mod queue;
 mod reconcile;
 mod recovery;
+mod relist;
 mod sketch;
 mod steps;
 mod sweep;
@@ -31,11 +32,12 @@ use self::feed::{Feed, Hint};
 use self::guard::Guards;
 use self::reconcile::{Reconciler, Verdict};
 use self::recovery::Recovery;
+use self::relist::{Gaps, Relister};
 use self::sweep::Sweeper;
 use self::vanished::Vanished;
 use crate::integration::Integrations;
 use crate::metrics::Metrics;
-use crate::store::{DueScan, Holder, Journal, Relist, Store, StoreError, Urgency};
+use crate::store::{DueScan, Holder, Journal, Store, StoreError, Urgency};
 use crate::tenant::{Controls, GuardPolicy, Policy, TenantId};
 
 /// How the loop runs.
@@ -100,11 +102,22 @@ impl Controller {
         let (gone, went) = mpsc::channel(vanished::WAITING);
         let abandon = CancellationToken::new();
         let feeding = TaskTracker::new();
+        let (gaps, gap) = watch::channel(0);
+        let relister = Relister {
+            store: store.clone(),
+            metrics: Arc::clone(&metrics),
+            holder: settings.holder.clone(),
+            hints: hints.clone(),
+            gaps: gap,
+        };
+        let ending = shutdown.clone();
+        feeding.spawn(async move { relister.run(&ending).await });
         feeding.spawn(
             Feed {
                 store: store.clone(),
                 metrics: Arc::clone(&metrics),
                 hints: hints.clone(),
+                gaps: gaps.clone(),
                 gone,
                 open: watch_open,
                 shutdown: shutdown.clone(),
@@ -178,6 +191,7 @@ impl Controller {
             running: JoinSet::new(),
             scanning: JoinSet::new(),
             scan_wanted: true,
+            gaps,
             overflowed: false,
             next_poll: Instant::now() + settings.poll_interval,
             paused_until: None,
@@ -205,13 +219,6 @@ impl Controller {
     }
 }
 
-/// What came of a due scan.
-struct Scanned {
-    result: Result<DueScan, StoreError>,
-    /// What hints were dropped for has not been marked: it must be tried again.
-    relist_failed: bool,
-}
-
 /// Owns the queue.
 struct Dispatcher {
     queue: Queue,
@@ -221,10 +228,12 @@ struct Dispatcher {
     settings: Settings,
     running: JoinSet<(TenantId, Verdict)>,
     /// At most one due scan.
-    scanning: JoinSet<Scanned>,
+    scanning: JoinSet<Result<DueScan, StoreError>>,
     scan_wanted: bool,
-    /// Hints were dropped. An edit by a shell is in no index: a poll marks what nobody has handled
-    /// before it scans.
+    /// Told when hints were dropped. An edit by a shell is in no index: a relist marks what nobody has
+    /// handled.
+    gaps: Gaps,
+    /// They were, and nobody has been told yet.
     overflowed: bool,
     next_poll: Instant,
     /// Set while the database does not answer: no work is handed out until then.
@@ -285,23 +294,15 @@ impl Dispatcher {
         {
             self.scan_wanted = false;
             self.next_poll = now + self.settings.poll_interval;
-            let store = self.store.clone();
-            let invalid_retry = self.settings.policy.terminal();
-            let metrics = Arc::clone(&self.metrics);
             // A pass over the collection is for when the rush is over, and not for every poll.
-            let relist =
-                poll && self.queue.ready_len() < LOW_WATER && std::mem::take(&mut self.overflowed);
+            if poll && self.queue.ready_len() < LOW_WATER && std::mem::take(&mut self.overflowed) {
+                self.gaps.send_modify(|gaps| *gaps += 1);
+            }
             // Those that wait for their time are found too, and must not hide the others.
             let limit = SCAN_LIMIT + u32::try_from(self.queue.delayed_len()).unwrap_or(u32::MAX / 2);
-            self.scanning.spawn(async move {
-                if relist {
-                    if let Err(error) = store.relist(&mut Relist::default()).await {
-                        return Scanned { result: Err(error), relist_failed: true };
-                    }
-                    metrics.relists.inc();
-                }
-                Scanned { result: store.due(limit, invalid_retry).await, relist_failed: false }
-            });
+            let store = self.store.clone();
+            let invalid_retry = self.settings.policy.terminal();
+            self.scanning.spawn(async move { store.due(limit, invalid_retry).await });
         }
     }
 
@@ -343,14 +344,13 @@ impl Dispatcher {
         self.pause = FIRST_PAUSE;
     }
 
-    fn scanned(&mut self, scanned: Result<Scanned, tokio::task::JoinError>) {
+    fn scanned(&mut self, scanned: Result<Result<DueScan, StoreError>, tokio::task::JoinError>) {
         let now = Instant::now();
         let scanned = match scanned {
             Ok(scanned) => scanned,
             Err(error) => return tracing::error!(%error, "a due scan panicked"),
         };
-        self.overflowed |= scanned.relist_failed;
-        match scanned.result {
+        match scanned {
             Ok(scan) => {
                 for invalid in &scan.misfits {
                     self.reconciler.report(invalid);

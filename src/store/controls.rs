@@ -63,7 +63,7 @@ impl Scope {
 }
 
 impl Store {
-    fn controls_collection(&self) -> Collection<Document> {
+    pub(super) fn controls_collection(&self) -> Collection<Document> {
         self.database.collection(CONTROLS)
     }
 

@@ -3,11 +3,10 @@
 //! "Due" is `nextReconcileAt` in the past or missing, which an index answers. Writers that know
 //! nothing of it (a shell that sets `name`) make a tenant due by content: the desired state differs
 //! from the snapshot of the last commit, `lastHandledDesired`. That is noticed by the change stream,
-//! by [`Store::relist`] whenever the stream may have missed something, and by the routine re-check.
+//! by [`Store::relist`](super::relist) whenever the stream may have missed something, and by the routine re-check.
 
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
 use mongodb::bson::{Bson, Document, doc};
 
 use super::document::{DESIRED, InvalidDocument, timestamp};
@@ -46,18 +45,6 @@ pub struct DueTenant {
     pub urgency: Urgency,
 }
 
-/// How far a [`Store::relist`] has come.
-#[derive(Debug, Clone, Default)]
-pub struct Relist {
-    /// The last `_id` of the slices that are done.
-    after: Option<Bson>,
-    /// Tenants marked so far.
-    pub marked: u64,
-}
-
-/// Documents that one slice of a relist reads: few enough for the time limit of one operation.
-const RELIST_SLICE: u64 = 10_000;
-
 /// What a due scan found.
 #[derive(Debug, Default)]
 pub struct DueScan {
@@ -81,21 +68,17 @@ impl Store {
             "reconcileRequestedAt": 1, "lastHandledReconcileAt": 1, "lastHandledDesired.slug": 1,
             "steps.authentik.state": 1, "steps.stalwart.state": 1, "steps.ocis.state": 1,
         };
-        let find = async {
-            let cursor = self
-                .tenants
-                .find(filter)
-                .projection(fields)
-                .sort(doc! { "nextReconcileAt": 1 })
-                .limit(i64::from(limit))
-                .batch_size(limit)
-                .await?;
-            cursor.try_collect::<Vec<_>>().await
-        };
-        let found = self.bounded("due scan", find).await?;
+        let find = self
+            .tenants
+            .find(filter)
+            .projection(fields)
+            .sort(doc! { "nextReconcileAt": 1 })
+            .limit(i64::from(limit))
+            .batch_size(limit);
+        let found = self.read_all("due scan", find, due_tenant).await?;
         let mut scan = DueScan { full: found.len() == limit as usize, ..DueScan::default() };
-        for document in &found {
-            match due_tenant(document) {
+        for tenant in found {
+            match tenant {
                 Ok(tenant) => scan.tenants.push(tenant),
                 Err(id) => match self.reject_misfit(&id, invalid_retry).await {
                     Ok(invalid) => scan.misfits.push(invalid),
@@ -106,45 +89,6 @@ impl Store {
         }
         Ok(scan)
     }
-
-    /// Marks as due every tenant whose desired state or reconcile request nobody has handled yet: one
-    /// pass over the collection in slices, and no write for tenants that are as they should be.
-    ///
-    /// After an error, call it again with the same `progress` to go on from there.
-    pub async fn relist(&self, progress: &mut Relist) -> Result<(), StoreError> {
-        let scheduled = doc! { "$and": [
-            { "$eq": [{ "$type": "$nextReconcileAt" }, "date"] },
-            { "$gt": ["$nextReconcileAt", "$$NOW"] },
-        ] };
-        let odd_type = doc! { "$not": [
-            { "$in": [{ "$type": "$nextReconcileAt" }, ["date", "null", "missing"]] },
-        ] };
-        let unhandled = doc! { "$or": [{ "$and": [scheduled, content_due("$")] }, odd_type] };
-        loop {
-            // As expressions, because ids of all types are meant.
-            let after = progress.after.as_ref().map(|id| doc! { "$gt": ["$_id", { "$literal": id }] });
-            let rest = after.iter().map(|after| ("$expr".to_owned(), after.clone().into()));
-            let last = self
-                .tenants
-                .find_one(rest.collect::<Document>())
-                .projection(doc! { "_id": 1 })
-                .sort(doc! { "_id": 1 })
-                .skip(RELIST_SLICE - 1);
-            let last = self.bounded("relist", last).await?;
-            let last = last.and_then(|document| document.get("_id").cloned());
-            let until = last.as_ref().map(|id| doc! { "$lte": ["$_id", { "$literal": id }] });
-            let slice: Vec<Document> =
-                [after, until, Some(unhandled.clone())].into_iter().flatten().collect();
-            let filter = doc! { "$expr": { "$and": slice } };
-            let mark = vec![doc! { "$set": { "nextReconcileAt": "$$NOW" } }];
-            let result = self.bounded("relist", self.tenants.update_many(filter, mark)).await?;
-            progress.marked += result.modified_count;
-            match last {
-                Some(last) => progress.after = Some(last),
-                None => return Ok(()),
-            }
-        }
-    }
 }
 
 impl Store {
@@ -152,15 +96,11 @@ impl Store {
     /// looked for only after an outage.
     pub async fn unpark(&self, step: StepKind, most: u32) -> Result<u64, StoreError> {
         let parked = doc! { format!("steps.{step}.parked"): true };
-        let find = async {
-            let found = self.tenants.find(parked.clone()).projection(doc! { "_id": 1 });
-            found.limit(i64::from(most)).await?.try_collect::<Vec<_>>().await
-        };
-        let found = self.bounded("unpark", find).await?;
-        if found.is_empty() {
+        let find = self.tenants.find(parked.clone()).projection(doc! { "_id": 1 });
+        let ids = self.read_all("unpark", find.limit(i64::from(most)), id_of).await?;
+        if ids.is_empty() {
             return Ok(0);
         }
-        let ids: Vec<Bson> = found.iter().filter_map(|found| found.get("_id").cloned()).collect();
         let mut these = parked;
         these.insert("_id", doc! { "$in": ids });
         let due = vec![doc! { "$set": {
@@ -171,6 +111,10 @@ impl Store {
         let update = self.bounded("unpark", self.tenants.update_many(these, due)).await?;
         Ok(update.modified_count)
     }
+}
+
+fn id_of(document: &Document) -> Bson {
+    document.get("_id").cloned().unwrap_or(Bson::Null)
 }
 
 fn due_tenant(document: &Document) -> Result<DueTenant, Bson> {

@@ -7,6 +7,7 @@
 //! * [`lease`](self::lease): claim, renew, commit, release: what a reconcile needs.
 //! * [`due`](self::due): which tenants need work, by query.
 //! * [`watch`](self::watch): the same, sooner, by change stream.
+//! * [`relist`](self::relist): one pass over all of them, for what the stream did not tell.
 //! * [`sweep`](self::sweep): what comparing whole upstreams with the tenants needs.
 //! * [`history`](self::history): what happened to each tenant.
 //! * [`controls`](self::controls): stops, guards, the sweep's lease.
@@ -23,6 +24,7 @@ mod follow;
 mod history;
 mod idempotency;
 mod lease;
+mod relist;
 mod schema;
 mod stream;
 mod sweep;
@@ -31,12 +33,13 @@ mod watch;
 
 pub use controls::{ControlsWatch, Scope};
 pub use document::{InvalidDocument, Record};
-pub use due::{DueScan, DueTenant, Relist, Urgency};
+pub use due::{DueScan, DueTenant, Urgency};
 pub use edit::{Edit, Edited, Put};
 pub use follow::{Follow, Told};
 pub use history::{Journal, KEPT};
 pub use idempotency::{IdempotencyKey, Inserted, InvalidIdempotencyKey};
 pub use lease::{Claim, ClaimAnswer, Commit, Holder, Plans};
+pub use relist::{Relist, Turn};
 pub use schema::SCHEMA_VERSION;
 pub use stream::{ResumeToken, WatchError};
 pub use sweep::{BATCH, Orphan, SweptTenant};
@@ -47,12 +50,13 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryStreamExt;
 use mongodb::bson::{Document, doc};
 use mongodb::error::{Error as DriverError, ErrorKind, WriteFailure};
 use mongodb::event::EventHandler;
 use mongodb::event::command::CommandEvent;
 use mongodb::options::{ClientOptions, SelectionCriteria, WriteConcern};
-use mongodb::{Client, Collection, Database};
+use mongodb::{Client, Collection, Cursor, Database};
 
 /// Name of the collection that holds the tenants.
 pub const TENANTS: &str = "tenants";
@@ -63,6 +67,9 @@ pub enum StoreError {
     /// No answer, or no primary: worth trying again. Whether a write was applied is unknown.
     #[error("MongoDB is unavailable ({operation}): {message}")]
     Unavailable { operation: &'static str, message: String },
+    /// No answer in time: the same, and perhaps it was too much at once.
+    #[error("MongoDB is unavailable ({operation}): no answer within {limit:?}")]
+    Late { operation: &'static str, limit: Duration },
     /// The server answered, and refused.
     #[error("MongoDB refused {operation}: {message}")]
     Refused { operation: &'static str, message: String, code: Option<i32> },
@@ -70,7 +77,7 @@ pub enum StoreError {
 
 impl StoreError {
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
+        matches!(self, Self::Unavailable { .. } | Self::Late { .. })
     }
 }
 
@@ -203,6 +210,25 @@ impl Store {
         self.bounded(operation, self.database.run_command(command).selection_criteria(primary)).await
     }
 
+    /// Reads all that a query finds, each document as it comes: parsed, it takes many times the room of what
+    /// `read` makes of it.
+    async fn read_all<T>(
+        &self,
+        operation: &'static str,
+        find: impl IntoFuture<Output = Result<Cursor<Document>, DriverError>>,
+        mut read: impl FnMut(&Document) -> T,
+    ) -> Result<Vec<T>, StoreError> {
+        let reading = async {
+            let mut cursor = find.await?;
+            let mut all = Vec::new();
+            while let Some(document) = cursor.try_next().await? {
+                all.push(read(&document));
+            }
+            Ok(all)
+        };
+        self.bounded(operation, reading).await
+    }
+
     /// Runs one operation within the time limit. The driver itself would wait for ever on a
     /// connection that the network swallowed.
     async fn bounded<T>(
@@ -234,9 +260,7 @@ async fn within<T>(
 ) -> Result<T, StoreError> {
     match tokio::time::timeout(limit, run).await {
         Ok(result) => result.map_err(|error| classify(operation, &error)),
-        Err(_) => {
-            Err(StoreError::Unavailable { operation, message: format!("no answer within {limit:?}") })
-        }
+        Err(_) => Err(StoreError::Late { operation, limit }),
     }
 }
 

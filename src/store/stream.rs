@@ -5,6 +5,14 @@
 //! It resumes by itself, at once and without a limit, so that a server whose `getMore` keeps failing
 //! is asked thousands of times a second. Here an error ends the stream, and how soon the next one is
 //! opened is the caller's decision.
+//!
+//! # Bounds
+//!
+//! * Memory: a reply has at most [`BATCH`] events. Without that the server fills replies of 16 MiB, and a
+//!   parsed reply takes many times its size.
+//! * Time: opening answers at once. Going on from an earlier place does not: the server answers when it has
+//!   found an event or read all that was written since, of all databases. That has the time limit of any
+//!   operation, and [`WatchError::Slow`] says that it was not enough.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -17,6 +25,8 @@ use super::{Store, StoreError, within};
 
 /// How long the server holds a `getMore` open for an event to come.
 const AWAIT: Duration = Duration::from_secs(10);
+/// Events in one reply.
+const BATCH: i32 = 100;
 
 /// Why a stream ended.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -24,6 +34,9 @@ pub enum WatchError {
     /// It may be resumed where it was.
     #[error("{0}")]
     Interrupted(StoreError),
+    /// It did not get from where it was to the next event in time. Another try may take as long.
+    #[error("the change stream does not catch up: {0}")]
+    Slow(StoreError),
     /// Events were missed, or cannot be read: open a new stream and ask the database.
     #[error("the change stream cannot be resumed: {0}")]
     Unresumable(StoreError),
@@ -53,6 +66,7 @@ fn interrupted(error: StoreError) -> WatchError {
         StoreError::Refused { code: Some(code), .. } if UNRESUMABLE.contains(code) => {
             WatchError::Unresumable(error)
         }
+        StoreError::Late { .. } => WatchError::Slow(error),
         _ => WatchError::Interrupted(error),
     }
 }
@@ -77,7 +91,8 @@ impl ChangeStream {
         }
         let mut pipeline = vec![doc! { "$changeStream": stage }];
         pipeline.extend(stages);
-        let open = doc! { "aggregate": collection, "pipeline": pipeline, "cursor": {} };
+        // A first batch of none: otherwise the server looks for events before it answers.
+        let open = doc! { "aggregate": collection, "pipeline": pipeline, "cursor": { "batchSize": 0 } };
         let run =
             store.database.run_command(open).selection_criteria(selection.clone()).session(&mut session);
         let opened = store.bounded("open change stream", run).await;
@@ -92,10 +107,13 @@ impl ChangeStream {
             session,
             selection,
             cursor: 0,
-            token: resume,
+            token: resume.clone(),
             first: Vec::new(),
         };
-        stream.first = stream.batch(&reply);
+        stream.first = stream.batch(reply);
+        if resume.is_some() && stream.cursor != 0 {
+            stream.first = stream.more(Duration::from_millis(1), store.timeout).await?;
+        }
         Ok(stream)
     }
 
@@ -114,10 +132,16 @@ impl ChangeStream {
         if self.cursor == 0 {
             return Ok(None);
         }
+        self.more(AWAIT, AWAIT + self.store.timeout).await.map(Some)
+    }
+
+    /// Events that there are, or that come within `wait`.
+    async fn more(&mut self, wait: Duration, limit: Duration) -> Result<Vec<Document>, WatchError> {
         let more = doc! {
             "getMore": self.cursor,
             "collection": self.collection,
-            "maxTimeMS": i64::try_from(AWAIT.as_millis()).unwrap_or(i64::MAX),
+            "batchSize": BATCH,
+            "maxTimeMS": i64::try_from(wait.as_millis()).unwrap_or(i64::MAX),
         };
         let run = self
             .store
@@ -125,10 +149,8 @@ impl ChangeStream {
             .run_command(more)
             .selection_criteria(self.selection.clone())
             .session(&mut self.session);
-        let reply = within(AWAIT + self.store.timeout, "read change stream", run.into_future())
-            .await
-            .map_err(interrupted)?;
-        Ok(Some(self.batch(&reply)))
+        let reply = within(limit, "read change stream", run.into_future()).await.map_err(interrupted)?;
+        Ok(self.batch(reply))
     }
 
     /// Ends the stream on the server too.
@@ -146,16 +168,17 @@ impl ChangeStream {
         }
     }
 
-    fn batch(&mut self, reply: &Document) -> Vec<Document> {
-        let empty = Document::new();
-        let cursor = reply.get_document("cursor").unwrap_or(&empty);
+    /// Takes the reply apart: what it holds is not there twice.
+    fn batch(&mut self, mut reply: Document) -> Vec<Document> {
+        let Some(Bson::Document(mut cursor)) = reply.remove("cursor") else { return Vec::new() };
         self.cursor = cursor.get_i64("id").unwrap_or_default();
-        if let Some(token) = cursor.get("postBatchResumeToken") {
-            self.token = Some(ResumeToken(token.clone()));
+        if let Some(token) = cursor.remove("postBatchResumeToken") {
+            self.token = Some(ResumeToken(token));
         }
-        let events = cursor.get_array("nextBatch").or_else(|_| cursor.get_array("firstBatch"));
-        let events = events.map(Vec::as_slice).unwrap_or_default();
-        events.iter().filter_map(Bson::as_document).cloned().collect()
+        let events = cursor.remove("nextBatch").or_else(|| cursor.remove("firstBatch"));
+        let Some(Bson::Array(events)) = events else { return Vec::new() };
+        let event = |event| if let Bson::Document(event) = event { Some(event) } else { None };
+        events.into_iter().filter_map(event).collect()
     }
 }
 

@@ -85,26 +85,20 @@ impl Store {
             }
             None => {}
         }
-        let limit = i64::from(query.limit.max(1));
-        let find = async {
-            let cursor = self
-                .tenants
-                .find(filter)
-                .projection(projection())
-                .sort(doc! { "slug": 1 })
-                // One more than asked for tells whether there is a next page.
-                .limit(limit + 1)
-                .await?;
-            cursor.try_collect::<Vec<_>>().await
-        };
-        let mut found = self.bounded("list", find).await?;
-        let more = found.len() > usize::from(query.limit.max(1));
-        if more {
-            found.pop();
-        }
-        let last = found.last().and_then(|last| last.get_str("slug").ok());
-        let next = if more { last.map(ToOwned::to_owned) } else { None };
-        Ok(Page { records: found.iter().map(read).collect(), next })
+        let most = usize::from(query.limit.max(1));
+        let find = self
+            .tenants
+            .find(filter)
+            .projection(projection())
+            .sort(doc! { "slug": 1 })
+            // One more than asked for tells whether there is a next page.
+            .limit(i64::from(query.limit.max(1)) + 1);
+        let slug = |document: &Document| document.get_str("slug").ok().map(ToOwned::to_owned);
+        let mut found = self.read_all("list", find, |document| (slug(document), read(document))).await?;
+        let more = found.len() > most;
+        found.truncate(most);
+        let next = if more { found.last().and_then(|(slug, _)| slug.clone()) } else { None };
+        Ok(Page { records: found.into_iter().map(|(_, record)| record).collect(), next })
     }
 
     /// Asks for a tenant's deletion: from now on its resources are released, and the document goes last.

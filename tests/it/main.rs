@@ -6,6 +6,7 @@
 mod api;
 mod auth;
 mod authentik;
+mod bounded;
 mod cli;
 mod cost;
 mod crash;
@@ -26,6 +27,7 @@ mod outage;
 mod plan;
 mod process;
 mod protect;
+mod relist;
 mod stalwart;
 mod support;
 mod sweep;

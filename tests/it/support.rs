@@ -271,11 +271,21 @@ impl Drop for World {
 }
 
 pub async fn open_store(uri: &str, database: &str, commands: &Commands) -> Store {
+    open_hasty_store(uri, database, commands, Duration::from_secs(4)).await
+}
+
+/// A store whose operations have no more time than this.
+pub async fn open_hasty_store(
+    uri: &str,
+    database: &str,
+    commands: &Commands,
+    operation_timeout: Duration,
+) -> Store {
     let seen = commands.clone();
     Store::new(StoreOptions {
         uri: uri.to_owned(),
         database: database.to_owned(),
-        operation_timeout: Duration::from_secs(4),
+        operation_timeout,
         max_connections: 40,
         on_command: Some(Arc::new(move |name, collection| {
             // Written whenever they have waited long enough, so that tests of what a reconcile costs must
