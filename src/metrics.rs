@@ -33,6 +33,8 @@ pub struct Metrics {
     pub twins_disabled: IntCounter,
     /// 1 while an `upstream` is taken to be down, and nobody is let through but probes.
     pub upstream_down: IntGaugeVec,
+    /// 1 while the fleet has an `upstream` whose setting this process lacks.
+    pub upstream_not_configured: IntGaugeVec,
     /// Events that could not be written to the tenants' histories in time.
     pub events_dropped: IntCounter,
     /// 1 while people have stopped an `upstream`.
@@ -142,6 +144,11 @@ impl Metrics {
             upstream_down: add.gauges(
                 "upstream_down",
                 "1 while the upstream is taken to be down, and its steps wait.",
+                &["upstream"],
+            ),
+            upstream_not_configured: add.gauges(
+                "upstream_not_configured",
+                "1 while the fleet has the upstream and this process lacks its setting.",
                 &["upstream"],
             ),
             events_dropped: add

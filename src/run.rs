@@ -115,7 +115,11 @@ pub async fn run(
             controls: controls.subscribe(),
             draining: shutdown.clone(),
         },
-        upstreams: Upstreams { process: holder.to_string().into(), board: integrations.health() },
+        upstreams: Upstreams {
+            process: holder.to_string().into(),
+            board: integrations.health(),
+            controls: controls.subscribe(),
+        },
         guard,
     };
     // Written until everything else has ended.
@@ -176,7 +180,9 @@ fn integrations(config: &Config, http: &HttpClient, metrics: &Arc<Metrics>) -> A
     let upstream = |step, url: &BaseUrl, credentials, limits| {
         Upstream::new(step, http.clone(), url.clone(), credentials, limits, Arc::clone(metrics))
     };
-    let not_set = |variable, step| tracing::info!("{variable} is not set: the step {step} is skipped");
+    let not_set = |variable, step| {
+        tracing::info!("{variable} is not set: the step {step} is skipped, or held if the fleet has it");
+    };
     let mut integrations = Integrations::new(Arc::clone(metrics));
     match &config.authentik {
         Some(AuthentikConfig { url, token, group_template, limits }) => {

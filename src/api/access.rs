@@ -41,6 +41,7 @@ mod tests {
             (Method::POST, Some("/tenants/{slug}/reconcile"), Role::Operator),
             (Method::DELETE, Some("/tenants/{slug}"), Role::Admin),
             (Method::POST, Some("/tenants/{slug}/purge"), Role::Admin),
+            (Method::POST, Some("/upstreams/{upstream}/retire"), Role::Admin),
             (Method::POST, None, Role::Admin),
         ] {
             assert_eq!(needed(&method, route), role, "{method} {route:?}");

@@ -15,7 +15,7 @@ use super::fleet::{GuardView, Stops, guards_of};
 use super::problem::Problem;
 use crate::auth::{Principal, Role};
 use crate::store::Store;
-use crate::tenant::{StepKind, UpstreamHealth};
+use crate::tenant::{Reason, StepKind, UpstreamHealth, lacking};
 
 /// How long the database may take to answer a probe.
 const PING: Duration = Duration::from_secs(2);
@@ -44,7 +44,7 @@ pub struct Ready {
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Detail {
-    /// Each configured upstream; they do not make the process unready.
+    /// Each upstream that is configured, or that the fleet has (`NotConfigured`); they do not make the process unready.
     upstreams: BTreeMap<&'static str, Upstream>,
     /// What people have stopped.
     stops: Stops,
@@ -68,6 +68,14 @@ pub struct Upstream {
     /// What is wrong, and what to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
+}
+
+impl Upstream {
+    /// The fleet has it, and this process cannot reach it.
+    fn lacking(step: StepKind) -> Self {
+        let problem = Some((Reason::NotConfigured, lacking(step)));
+        UpstreamHealth { problem, ..UpstreamHealth::default() }.into()
+    }
 }
 
 impl From<UpstreamHealth> for Upstream {
@@ -100,9 +108,12 @@ pub async fn ready(
     let detail = may_see.then(|| {
         let upstreams = readiness.upstreams.borrow().clone();
         let steps = StepKind::ALL.into_iter();
-        let upstreams =
-            steps.filter_map(|step| Some((step.name(), upstreams[step].clone()?.into()))).collect();
         let controls = readiness.controls.borrow().clone();
+        let of = |step: StepKind| match upstreams[step].clone() {
+            Some(health) => Some((step.name(), Upstream::from(health))),
+            None => controls.fleet_has(step).then(|| (step.name(), Upstream::lacking(step))),
+        };
+        let upstreams = steps.filter_map(of).collect();
         Detail { upstreams, stops: Stops::from(&controls), guards: guards_of(&controls) }
     });
     (status, Json(Ready { ready, store, watch, draining, detail })).into_response()

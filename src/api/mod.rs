@@ -101,6 +101,7 @@ impl Api {
             .route("/stops", get(fleet::stops))
             .route("/stops/{what}", put(fleet::stop).delete(fleet::start))
             .route("/upstreams", get(upstreams::list))
+            .route("/upstreams/{upstream}/retire", post(upstreams::retire))
             .route("/livez", get(health::live))
             .route("/readyz", get(health::ready))
             .merge(openapi::routes())

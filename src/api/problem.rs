@@ -138,6 +138,19 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "No such upstream", detail)
     }
 
+    pub fn upstream_in_use(upstream: &str, setting: &str) -> Self {
+        let detail = format!(
+            "a process that runs has {upstream}; remove {setting} from every process, wait a minute, and \
+             retire it then"
+        );
+        Self::new(StatusCode::CONFLICT, "Upstream in use", detail)
+    }
+
+    pub fn upstream_not_known(upstream: &str) -> Self {
+        let detail = format!("this fleet does not have {upstream}, so there is nothing to retire");
+        Self::new(StatusCode::CONFLICT, "Upstream not known", detail)
+    }
+
     pub fn guard_not_tripped(upstream: &str) -> Self {
         let detail =
             format!("the change guard of {upstream} has not tripped, so there is nothing to lift");

@@ -6,15 +6,18 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
 use super::health::Upstream;
-use super::openapi::Reading;
-use crate::tenant::{Breaker, PerStep, StepKind, UpstreamHealth};
+use super::openapi::{Deciding, Reading};
+use super::problem::Problem;
+use super::tenants::Acting;
+use crate::store::Retired;
+use crate::tenant::{Breaker, Controls, PerStep, Standing, StepKind, UpstreamHealth};
 
 /// What is known of the upstreams, and by which process.
 #[derive(Clone)]
@@ -23,6 +26,8 @@ pub struct Upstreams {
     pub process: Arc<str>,
     /// `None` for an upstream that is not configured.
     pub board: watch::Receiver<PerStep<Option<UpstreamHealth>>>,
+    /// Which upstreams the fleet has.
+    pub controls: watch::Receiver<Controls>,
 }
 
 /// All upstreams, as one process sees them.
@@ -40,6 +45,11 @@ pub struct UpstreamView {
     upstream: &'static str,
     /// Whether this process has its address and credentials.
     configured: bool,
+    /// Whether the fleet has it: `known`, `retired`, or `never` if no process ever had its address
+    fleet: &'static str,
+    /// Since when that is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<Timestamp>,
     /// `healthy`, `unhealthy` (the reason says why), or `unknown`
     health: &'static str,
     /// What is known of a configured one.
@@ -83,9 +93,17 @@ impl Upstreams {
             Some(known) if known.problem.is_some() || known.reachable == Some(false) => "unhealthy",
             _ => "unknown",
         };
+        let standing = self.controls.borrow().fleet.as_ref().map(|fleet| fleet.upstreams[step]);
+        let (fleet, since) = match standing.unwrap_or_default() {
+            Standing::Never => ("never", None),
+            Standing::Known { since } => ("known", Some(since)),
+            Standing::Retired { at } => ("retired", Some(at)),
+        };
         UpstreamView {
             upstream: step.name(),
             configured: known.is_some(),
+            fleet,
+            since,
             health,
             detail: known.map(Into::into),
         }
@@ -100,4 +118,38 @@ impl Upstreams {
 pub async fn list(State(upstreams): State<Upstreams>) -> Json<UpstreamList> {
     let items = StepKind::ALL.into_iter().map(|step| upstreams.view(step)).collect();
     Json(UpstreamList { process: upstreams.process.to_string(), items })
+}
+
+/// An upstream that the fleet no longer has.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RetiredView {
+    upstream: &'static str,
+    /// `retired`
+    fleet: &'static str,
+}
+
+/// Retire an upstream
+///
+/// The fleet no longer has it: its steps are skipped from now on, what is there stays as it is, and deletions
+/// no longer wait for it. No process may have its address set. A process that is started with it takes it
+/// back.
+#[utoipa::path(post, path = "/upstreams/{upstream}/retire", tag = "fleet", operation_id = "retireUpstream",
+    params(("upstream" = String, Path, description = "`authentik`, `stalwart` or `ocis`",
+        example = "authentik")),
+    responses((status = 200, description = "It is retired", body = RetiredView), Deciding))]
+pub async fn retire(
+    Acting(store): Acting,
+    State(upstreams): State<Upstreams>,
+    Path(upstream): Path<String>,
+) -> Result<Json<RetiredView>, Problem> {
+    let step = StepKind::ALL.into_iter().find(|step| step.name() == upstream);
+    let step = step.ok_or_else(|| Problem::no_upstream(&upstream))?;
+    if upstreams.board.borrow()[step].is_some() {
+        return Err(Problem::upstream_in_use(step.name(), step.setting()));
+    }
+    match store.retire_upstream(step).await? {
+        Retired::Done => Ok(Json(RetiredView { upstream: step.name(), fleet: "retired" })),
+        Retired::InUse => Err(Problem::upstream_in_use(step.name(), step.setting())),
+        Retired::NotKnown => Err(Problem::upstream_not_known(step.name())),
+    }
 }

@@ -24,7 +24,7 @@ use super::feed::Hint;
 use crate::integration::{Mode, RepairGuard};
 use crate::metrics::Metrics;
 use crate::store::{Store, WatchError};
-use crate::tenant::{Controls, Guard, GuardPolicy, PerStep, Reason, StepKind};
+use crate::tenant::{Controls, Fleet, Guard, GuardPolicy, PerStep, Reason, StepKind};
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// No longer than a stop may take to be known.
@@ -110,6 +110,11 @@ impl Guards {
         } else {
             Mode::Change
         }
+    }
+
+    /// The fleet, once it was read.
+    pub fn fleet(&self) -> Option<Fleet> {
+        self.controls.borrow().fleet.clone()
     }
 
     pub fn guard(&self, step: StepKind) -> Guard {

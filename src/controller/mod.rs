@@ -5,6 +5,7 @@
 //! settled by the claim, in the database.
 
 mod feed;
+mod fleet;
 mod guard;
 mod history;
 mod queue;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::feed::{Feed, Hint};
+use self::fleet::Member;
 use self::guard::Guards;
 use self::reconcile::{Reconciler, Verdict};
 use self::recovery::Recovery;
@@ -100,6 +102,16 @@ impl Controller {
         metrics.workers.set(i64::try_from(settings.workers).unwrap_or(i64::MAX));
         let (hints, hinted) = mpsc::channel(HINTS);
         let (gone, went) = mpsc::channel(vanished::WAITING);
+        let (works, working) = watch::channel(false);
+        let member = Member {
+            store: store.clone(),
+            integrations: Arc::clone(&integrations),
+            metrics: Arc::clone(&metrics),
+            hints: hints.clone(),
+            controls: controls.subscribe(),
+            works,
+        };
+        member.join(&shutdown).await;
         let abandon = CancellationToken::new();
         let feeding = TaskTracker::new();
         let (gaps, gap) = watch::channel(0);
@@ -134,6 +146,8 @@ impl Controller {
         ));
         let (following, ending) = (Arc::clone(&guards), shutdown.clone());
         feeding.spawn(async move { following.follow(&ending).await });
+        let ending = shutdown.clone();
+        feeding.spawn(async move { member.run(&ending).await });
         let (checked, ending) = (Arc::clone(&integrations), shutdown.clone());
         feeding.spawn(async move { checked.keep_checked(&ending).await });
         for step in integrations.configured() {
@@ -188,6 +202,7 @@ impl Controller {
             reconciler,
             store,
             metrics,
+            working,
             running: JoinSet::new(),
             scanning: JoinSet::new(),
             scan_wanted: true,
@@ -226,6 +241,8 @@ struct Dispatcher {
     store: Store,
     metrics: Arc<Metrics>,
     settings: Settings,
+    /// Whether this process takes tenants; see [`fleet`](self::fleet).
+    working: watch::Receiver<bool>,
     running: JoinSet<(TenantId, Verdict)>,
     /// At most one due scan.
     scanning: JoinSet<Result<DueScan, StoreError>>,
@@ -262,6 +279,7 @@ impl Dispatcher {
                     Hint::Tenant { id, urgency } => self.queue.push(id, urgency, Instant::now()),
                     Hint::Scan => self.scan_wanted = true,
                 },
+                Ok(()) = self.working.changed() => self.scan_wanted = true,
                 _ = gauges.tick() => self.measure(),
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -270,6 +288,9 @@ impl Dispatcher {
 
     fn dispatch(&mut self) {
         let now = Instant::now();
+        if !*self.working.borrow() {
+            return;
+        }
         if self.paused_until.is_some_and(|until| until > now) {
             return;
         }
@@ -307,6 +328,10 @@ impl Dispatcher {
     }
 
     fn wake_at(&self) -> Instant {
+        if !*self.working.borrow() {
+            // Told when that changes.
+            return Instant::now() + self.settings.poll_interval;
+        }
         let poll = if self.scanning.is_empty() { Some(self.next_poll) } else { None };
         let appointment =
             if self.running.len() < self.settings.workers { self.queue.next_ready_at() } else { None };

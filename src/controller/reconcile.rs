@@ -16,7 +16,7 @@ use crate::store::{
     Claim, ClaimAnswer, Commit, Holder, InvalidDocument, Journal, Plans, Store, StoreError, Urgency,
 };
 use crate::tenant::{
-    Basis, Jitter, Outcome, Phase, Policy, Reason, Status, StepKind, StepState, Tenant, TenantId,
+    Basis, Fleet, Jitter, Outcome, Phase, Policy, Reason, Status, StepKind, StepState, Tenant, TenantId,
     starts_afresh, transition,
 };
 
@@ -58,11 +58,13 @@ impl Reconciler {
     /// Dropping the future leaves the lease to expire; the tenant stays due.
     pub async fn reconcile(&self, id: TenantId) -> Verdict {
         let started = Instant::now();
+        // A process takes no tenants before it has read the fleet.
+        let Some(fleet) = self.guards.fleet() else { return Verdict::Unavailable };
         let answer = self.store.claim(id, &self.holder, self.lease_ttl, self.policy.terminal()).await;
         let (result, verdict) = match answer {
             Ok(ClaimAnswer::Claimed(claim)) => {
                 failpoint::reach(failpoint::CLAIMED);
-                let ended = self.work(&claim, started).await;
+                let ended = self.work(&claim, &fleet, started).await;
                 self.metrics.reconcile_seconds.observe(started.elapsed().as_secs_f64());
                 ended
             }
@@ -88,9 +90,9 @@ impl Reconciler {
         }
     }
 
-    async fn work(&self, claim: &Claim, started: Instant) -> (&'static str, Verdict) {
+    async fn work(&self, claim: &Claim, fleet: &Fleet, started: Instant) -> (&'static str, Verdict) {
         let (integrations, guards) = (&self.integrations, &self.guards);
-        let mut steps = Steps::start(claim, &self.policy, integrations, guards, &self.metrics);
+        let mut steps = Steps::start(claim, fleet, &self.policy, integrations, guards, &self.metrics);
         // Our own, cautious idea of how long the lease lasts: counted from before it was asked for.
         let mut held_until = started + self.lease_ttl;
         let renewal = self.lease_ttl / 3;

@@ -15,7 +15,7 @@ use crate::integration::{Integrations, Mode, Target};
 use crate::metrics::Metrics;
 use crate::store::Claim;
 use crate::tenant::{
-    Failure, FailureKind, Jitter, Outcome, PerStep, Policy, Reason, StepKind, StepRun, StepState,
+    Failure, FailureKind, Fleet, Jitter, Outcome, PerStep, Policy, Reason, StepKind, StepRun, StepState,
     due_steps, steps_to_observe,
 };
 
@@ -25,6 +25,7 @@ const MOST_REPETITIONS: u32 = 3;
 /// See the module.
 pub struct Steps<'a> {
     claim: &'a Claim,
+    fleet: &'a Fleet,
     integrations: &'a Arc<Integrations>,
     guards: &'a Arc<Guards>,
     metrics: &'a Metrics,
@@ -41,6 +42,7 @@ impl<'a> Steps<'a> {
     /// Starts what is due of the tenant.
     pub fn start(
         claim: &'a Claim,
+        fleet: &'a Fleet,
         policy: &Policy,
         integrations: &'a Arc<Integrations>,
         guards: &'a Arc<Guards>,
@@ -51,6 +53,7 @@ impl<'a> Steps<'a> {
         due.extend(&only_looks);
         let mut steps = Self {
             claim,
+            fleet,
             integrations,
             guards,
             metrics,
@@ -145,6 +148,7 @@ impl<'a> Steps<'a> {
             }
             Outcome::Failed(failure) => failure.parked && self.integrations.is_open(run.step),
             Outcome::Ok { .. }
+            | Outcome::Lacking
             | Outcome::Skipped(_)
             | Outcome::Released { .. }
             | Outcome::Observed(_) => false,
@@ -161,7 +165,7 @@ impl<'a> Steps<'a> {
             mode => mode,
         };
         let may_exist = self.claim.may_have_made(step);
-        let target = Target::of(tenant, step, may_exist, mode, self.claim.now());
+        let target = Target::of(tenant, self.fleet, step, may_exist, mode, self.claim.now());
         let (integrations, guards) = (Arc::clone(self.integrations), Arc::clone(self.guards));
         self.running.spawn(async move {
             let started = Instant::now();
@@ -174,7 +178,7 @@ impl<'a> Steps<'a> {
         let label = match &outcome {
             Outcome::Ok { .. } => StepState::Ok.name(),
             Outcome::Skipped(_) | Outcome::Released { .. } => StepState::Skipped.name(),
-            Outcome::Held { .. } | Outcome::Disbelieved => "held",
+            Outcome::Held { .. } | Outcome::Lacking | Outcome::Disbelieved => "held",
             Outcome::Observed(_) => "observed",
             Outcome::Failed(failure) => {
                 self.metrics.step_errors.with_label_values(&[step.name(), failure.reason.name()]).inc();

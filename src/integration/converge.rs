@@ -24,8 +24,8 @@ use jiff::Timestamp;
 use super::{Effect, Error};
 use crate::failpoint;
 use crate::tenant::{
-    DeletionPolicy, Field, Fingerprint, Found, IntentId, Presence, Reason, Slug, StepDesired, StepKind,
-    Tenant, TenantId,
+    DeletionPolicy, Field, Fingerprint, Fleet, FleetId, Found, IntentId, Presence, Reason, Slug,
+    StepDesired, StepKind, Tenant, TenantId,
 };
 
 /// What one step should bring about for one tenant.
@@ -43,20 +43,34 @@ pub struct Target {
     /// What a create is marked with, where the upstream needs that.
     pub intent: Option<Intent>,
     pub mode: Mode,
+    /// Whose resources are ours: what another fleet's mark names is left alone.
+    pub fleet: FleetId,
+    /// Whether the fleet has the upstream, even if this process cannot reach it.
+    pub known: bool,
 }
 
 impl Target {
     /// What a reconcile of `tenant` at the time `now` is to bring about by a step.
     ///
     /// `may_exist`: an earlier run may have made something that nobody recorded.
-    pub fn of(tenant: &Tenant, step: StepKind, may_exist: bool, mode: Mode, now: Timestamp) -> Self {
+    pub fn of(
+        tenant: &Tenant,
+        fleet: &Fleet,
+        step: StepKind,
+        may_exist: bool,
+        mode: Mode,
+        now: Timestamp,
+    ) -> Self {
         let recorded = &tenant.status.steps[step];
         let age = |intent: IntentId| now.as_second() - i64::from(intent.made_at_seconds());
         Self {
             id: tenant.id,
             slug: tenant.slug.clone(),
             desired: tenant.desired.for_step(step),
-            observed: recorded.observed.clone(),
+            // What was skipped without a look was not observed to match anything.
+            observed: recorded.observed.clone().filter(|_| {
+                recorded.reason != Some(Reason::NotConfigured) || !recorded.state.is_settled()
+            }),
             recorded: recorded.external_id.clone(),
             may_exist,
             intent: recorded.create_intent.map(|intent| Intent {
@@ -65,6 +79,8 @@ impl Target {
                 age: Duration::from_secs(u64::try_from(age(intent.id)).unwrap_or_default()),
             }),
             mode,
+            fleet: fleet.id,
+            known: fleet.has(step),
         }
     }
 }

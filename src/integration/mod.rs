@@ -38,7 +38,7 @@ use tokio::sync::watch;
 use crate::metrics::Metrics;
 use crate::tenant::{
     DeletionPolicy, Failure, Found, Outcome, PerStep, Presence, Reason, StepKind, TenantId,
-    UpstreamHealth,
+    UpstreamHealth, lacking,
 };
 
 /// The integrations that this process has, one slot per step.
@@ -206,6 +206,17 @@ impl Integrations {
                 None => None,
             },
         };
-        outcome.unwrap_or(Outcome::Skipped(Reason::NotConfigured))
+        outcome.unwrap_or_else(|| unconfigured(step, target))
+    }
+}
+
+/// What comes of a step whose upstream this process cannot reach.
+fn unconfigured(step: StepKind, target: &Target) -> Outcome {
+    match (target.known, target.mode) {
+        (true, Mode::Observe(None)) => {
+            Outcome::Observed(Found::Failed { reason: Reason::NotConfigured, message: lacking(step) })
+        }
+        (true, _) => Outcome::Lacking,
+        (false, _) => Outcome::Skipped(Reason::NotConfigured),
     }
 }

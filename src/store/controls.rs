@@ -10,6 +10,7 @@ use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::ReturnDocument;
 
 use super::document::{integer, object_id, timestamp};
+use super::fleet::{FLEET, read_fleet};
 use super::lease::{Holder, millis};
 use super::stream::{ChangeStream, WatchError};
 use super::{Store, StoreError};
@@ -69,8 +70,8 @@ impl Store {
 
     /// All stops and guards, as they are now.
     pub async fn controls(&self) -> Result<Controls, StoreError> {
-        let ids: Vec<String> =
-            StepKind::ALL.into_iter().map(guard_id).chain([STOP.to_owned()]).collect();
+        let others = [STOP, FLEET].map(ToOwned::to_owned);
+        let ids: Vec<String> = StepKind::ALL.into_iter().map(guard_id).chain(others).collect();
         let controls = self.controls_collection();
         let find =
             async { controls.find(doc! { "_id": { "$in": ids } }).await?.try_collect::<Vec<_>>().await };
@@ -83,12 +84,14 @@ impl Store {
             stopped: is_stopped(Scope::Everything),
             stopped_upstreams: PerStep::from_fn(|step| is_stopped(Scope::Upstream(step))),
             guards: PerStep::from_fn(|step| by_id(&guard_id(step)).map(read_guard).unwrap_or_default()),
+            fleet: by_id(FLEET).and_then(read_fleet),
         })
     }
 
     /// Opens a stream of changes of the controls.
     pub async fn watch_controls(&self) -> Result<ControlsWatch, WatchError> {
-        let stages = vec![doc! { "$match": { "documentKey._id": { "$regex": "^(stop|guard/)" } } }];
+        let stages =
+            vec![doc! { "$match": { "documentKey._id": { "$regex": "^(stop$|fleet$|guard/)" } } }];
         ChangeStream::open(self, CONTROLS, Document::new(), stages, None).await.map(ControlsWatch)
     }
 

@@ -11,6 +11,7 @@
 //! * [`sweep`](self::sweep): what comparing whole upstreams with the tenants needs.
 //! * [`history`](self::history): what happened to each tenant.
 //! * [`controls`](self::controls): stops, guards, the sweep's lease.
+//! * [`fleet`](self::fleet): which fleet this is, and which upstreams it has.
 //! * [`follow`](self::follow): how tenants are, by change stream, for those who wait.
 //!
 //! Leases and due times come from the *server's* clock (`$$NOW`), so that controllers with different
@@ -20,6 +21,7 @@ mod controls;
 mod document;
 mod due;
 mod edit;
+mod fleet;
 mod follow;
 mod history;
 mod idempotency;
@@ -35,6 +37,7 @@ pub use controls::{ControlsWatch, Scope};
 pub use document::{InvalidDocument, Record};
 pub use due::{DueScan, DueTenant, Urgency};
 pub use edit::{Edit, Edited, Put};
+pub use fleet::{Pass, Retired};
 pub use follow::{Follow, Told};
 pub use history::{Journal, KEPT};
 pub use idempotency::{IdempotencyKey, Inserted, InvalidIdempotencyKey};

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{PerStep, StepKind};
+use super::{Fleet, PerStep, StepKind};
 
 /// The state of all stops and guards, as every process sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -12,6 +12,8 @@ pub struct Controls {
     /// Nothing is changed in this upstream.
     pub stopped_upstreams: PerStep<bool>,
     pub guards: PerStep<Guard>,
+    /// `None` until a controller has joined it.
+    pub fleet: Option<Fleet>,
 }
 
 impl Controls {
@@ -22,6 +24,11 @@ impl Controls {
     /// Whether a stop or a guard holds anything of the step back.
     pub fn hold(&self, step: StepKind) -> bool {
         self.is_stopped(step) || self.guards[step].is_tripped()
+    }
+
+    /// Whether the fleet has the upstream, whatever this process can reach.
+    pub fn fleet_has(&self, step: StepKind) -> bool {
+        self.fleet.as_ref().is_some_and(|fleet| fleet.has(step))
     }
 }
 

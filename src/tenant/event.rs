@@ -62,6 +62,10 @@ kinds! {
     OrphansFound,
     /// Of the fleet: such resources are no longer there, or no longer orphans.
     OrphansGone,
+    /// Of the fleet: it has an upstream that it did not have before.
+    UpstreamAdded,
+    /// Of the fleet: an administrator said that it no longer has an upstream.
+    UpstreamRetired,
 }
 
 impl fmt::Display for EventKind {

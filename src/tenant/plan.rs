@@ -83,10 +83,11 @@ pub struct StepPlan {
     pub message: Option<String>,
 }
 
-/// What a reconcile of the step would do now. Nothing without an upstream.
+/// What a reconcile of the step would do now. Nothing without an upstream; what only this process lacks
+/// (`configured`) is held back.
 pub fn plan(tenant: &Tenant, step: StepKind, configured: bool, controls: &Controls) -> StepPlan {
     let recorded = &tenant.status.steps[step];
-    if !configured {
+    if !configured && !controls.fleet_has(step) {
         return StepPlan {
             action: Action::Nothing,
             fields: Vec::new(),
@@ -144,6 +145,8 @@ pub fn plan(tenant: &Tenant, step: StepKind, configured: bool, controls: &Contro
     };
     let held_back = if action == Action::Nothing {
         None
+    } else if !configured {
+        Some(Reason::NotConfigured)
     } else if tenant.desired.paused {
         Some(Reason::Paused)
     } else if controls.is_stopped(step) || (controls.guards[step].is_tripped() && doubted) {
@@ -369,6 +372,17 @@ mod tests {
         leaving.desired.deletion = Some(DeletionPolicy::Retain);
         assert_eq!(held(&leaving, &controls), [Some(Reason::Stopped); 3]);
         assert_eq!(held(&tenant(|_| {}), &controls), [None; 3], "new tenants go on");
+    }
+
+    #[test]
+    fn what_only_this_process_lacks_is_held_back_and_not_gone() {
+        let mut fleet = crate::tenant::Fleet::new(crate::tenant::FleetId::from_bytes([1; 6]));
+        fleet.upstreams[StepKind::Ocis] = crate::tenant::Standing::Known { since: at(0) };
+        let controls = Controls { fleet: Some(fleet), ..Controls::default() };
+        let planned = plan(&tenant(|_| {}), StepKind::Ocis, false, &controls);
+        assert_eq!((planned.action, planned.held_back), (Action::Create, Some(Reason::NotConfigured)));
+        let converged = plan(&converged(|_| {}), StepKind::Ocis, false, &controls);
+        assert_eq!((converged.action, converged.held_back), (Action::Nothing, None));
     }
 
     #[test]

@@ -28,6 +28,15 @@ impl StepKind {
         }
     }
 
+    /// The setting without which a process cannot reach the upstream.
+    pub const fn setting(self) -> &'static str {
+        match self {
+            Self::Authentik => "AUTHENTIK_API_URL",
+            Self::Stalwart => "STALWART_API_URL",
+            Self::Ocis => "OCIS_API_URL",
+        }
+    }
+
     /// Whether nothing in the upstream is unique, so that a create whose outcome is unknown can only be
     /// found again by a mark that was recorded before it was sent.
     pub const fn needs_intent(self) -> bool {
@@ -135,7 +144,8 @@ reasons! {
     DesiredStateChanged,
     /// The document makes no sense as a tenant; the message names each field.
     InvalidDocument,
-    /// The upstream is not configured in this controller.
+    /// The process lacks the upstream's setting: the step is held if the fleet has the upstream, else
+    /// skipped.
     NotConfigured,
     /// The tenant has no mail domain.
     NoMailDomain,

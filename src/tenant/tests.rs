@@ -143,6 +143,7 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
             note: None,
         }),
         1 => Just(Outcome::Held { reason: Reason::Paused, found: Found::Missing }),
+        1 => Just(Outcome::Lacking),
         1 => Just(Outcome::Disbelieved),
         1 => Just(Outcome::Observed(Found::Missing)),
         1 => prop_oneof![Just(None), (0u64..10_000).prop_map(|s| Some(Duration::from_secs(s)))]
@@ -330,6 +331,12 @@ proptest! {
                     prop_assert_eq!(&step.external_id, &before.external_id);
                     prop_assert_eq!(&step.observed, &before.observed);
                 }
+                Outcome::Lacking => {
+                    prop_assert_eq!(step.state, StepState::Pending);
+                    prop_assert_eq!(&step.external_id, &before.external_id);
+                    prop_assert_eq!(&step.observed, &before.observed);
+                    prop_assert_eq!(&step.fingerprint, &before.fingerprint);
+                }
                 _ => {}
             }
         }
@@ -349,6 +356,7 @@ proptest! {
                     | Outcome::Released { .. }
                     | Outcome::Held { .. }
                     | Outcome::Observed(_)
+                    | Outcome::Lacking
                     | Outcome::Disbelieved => older,
                 };
                 let expected = before.filter(|_| kept);
@@ -365,7 +373,8 @@ proptest! {
             if matches!(run.outcome, Outcome::Observed(_)) {
                 continue;
             }
-            prop_assert_eq!(step.last_attempt_at, Some(at(0)));
+            let asked = !matches!(run.outcome, Outcome::Lacking);
+            prop_assert_eq!(step.last_attempt_at, if asked { Some(at(0)) } else { before.last_attempt_at });
             let wait = step.next_attempt_at.unwrap().duration_since(at(0));
             let wait = Duration::try_from(wait).expect("never in the past");
             let Outcome::Failed(failure) = &run.outcome else {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{
     Backoff, Field, Fingerprint, Found, Jitter, Observation, Phase, Presence, Ready, Reason, Status,
-    StepKind, StepState, StepStatus, Tenant, due::starts_afresh,
+    StepKind, StepState, StepStatus, Tenant, due::starts_afresh, lacking,
 };
 
 /// When things are tried again.
@@ -63,6 +63,8 @@ pub enum Outcome {
         reason: Reason,
         found: Found,
     },
+    /// The fleet has the upstream and the process that ran the step cannot reach it: everything recorded stays.
+    Lacking,
     /// Somebody wanted to see what would be changed, and it differs. Nothing else follows.
     Observed(Found),
     /// What was seen is not believed: everything recorded stays as it is.
@@ -241,6 +243,15 @@ fn after_run(
                 (step.state, step.reason) = (StepState::Pending, Some(Reason::DesiredStateChanged));
             }
         }
+        Outcome::Lacking => {
+            (step.state, step.reason) = (StepState::Pending, Some(Reason::NotConfigured));
+            step.message = Some(lacking(run.step));
+            step.attempts = 0;
+            // A process that has the setting makes it due; the whole fleet is not written again and again.
+            step.next_attempt_at = Some(recheck_at);
+            step.last_attempt_at = before.last_attempt_at;
+            step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
+        }
         Outcome::Held { reason, found } => {
             (step.state, step.reason) = (StepState::Pending, Some(*reason));
             let gone = tenant.desired.for_step(run.step).presence != Presence::Present;
@@ -330,9 +341,10 @@ fn after_run(
 fn ready(before: &Status, status: &Status, settled: bool, generation: i64, now: Timestamp) -> Ready {
     let failing = status.steps.iter().find(|(_, step)| step.state == StepState::Error);
     let held = status.steps.iter().find_map(|(kind, step)| match (step.state, step.reason) {
-        (StepState::Pending, Some(reason @ (Reason::Paused | Reason::Stopped))) => {
-            Some((kind, reason, step))
-        }
+        (
+            StepState::Pending,
+            Some(reason @ (Reason::Paused | Reason::Stopped | Reason::NotConfigured)),
+        ) => Some((kind, reason, step)),
         _ => None,
     });
     let (reason, message) = match failing {

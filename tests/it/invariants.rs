@@ -161,6 +161,8 @@ fn target(slug: &str) -> Target {
         may_exist: false,
         intent: None,
         mode: Mode::Change,
+        fleet: crate::fleet::FLEET,
+        known: true,
     }
 }
 

@@ -15,7 +15,7 @@ use tenantry::dev::stalwart::{Options, Simulator};
 use tenantry::integration::{Credentials, Integrations, Limits, Mode, Target, Unbounded};
 use tenantry::metrics::Metrics;
 use tenantry::tenant::{
-    Basis, DeletionPolicy, Desired, Jitter, Reason, Services, Status, StepKind, StepRun, Tenant,
+    Basis, DeletionPolicy, Desired, Fleet, Jitter, Reason, Services, Status, StepKind, StepRun, Tenant,
     TenantId, transition,
 };
 
@@ -132,7 +132,8 @@ impl Life {
         let paused = self.tenant.desired.paused;
         let mode = if paused { Mode::Observe(Some(Reason::Paused)) } else { Mode::Change };
         let now = Timestamp::now();
-        let target = Target::of(&self.tenant, step, self.claimed, mode, now);
+        let target =
+            Target::of(&self.tenant, &Fleet::new(crate::fleet::FLEET), step, self.claimed, mode, now);
         self.claimed = true;
         let outcome = self.integrations.run(step, &target, &Unbounded).await;
         let runs = [StepRun { step, outcome, at: now, jitter: Jitter::new(0.5) }];

@@ -12,6 +12,7 @@ mod cost;
 mod crash;
 mod due;
 mod edit;
+mod fleet;
 mod held;
 mod invariants;
 mod layers;

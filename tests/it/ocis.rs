@@ -142,6 +142,8 @@ fn target() -> Target {
         may_exist: false,
         intent: Some(Intent { id: intent(), open: false, age: Duration::ZERO }),
         mode: Mode::Change,
+        fleet: crate::fleet::FLEET,
+        known: true,
     }
 }
 

@@ -34,6 +34,8 @@ fn target(step: StepKind, slug: &str) -> Target {
         may_exist: false,
         intent: None,
         mode: Mode::Change,
+        fleet: crate::fleet::FLEET,
+        known: true,
     }
 }
 

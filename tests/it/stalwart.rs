@@ -112,6 +112,8 @@ pub fn target() -> Target {
         may_exist: false,
         intent: None,
         mode: Mode::Change,
+        fleet: crate::fleet::FLEET,
+        known: true,
     }
 }
 

@@ -16,12 +16,12 @@ use tenantry::failpoint::{CLAIMED, COMMITTED, CREATED, CREATING, RAN};
 use tenantry::integration::{Credentials, Integrations, Limits};
 use tenantry::metrics::Metrics;
 use tenantry::store::NewTenant;
-use tenantry::tenant::{Desired, Services};
+use tenantry::tenant::{Desired, Services, StepKind};
 
 use crate::ocis::{ACCOUNT, FileServer, PASSWORD};
 use crate::support::{Process, Running, TOKEN, World, eventually, settings};
 
-const KEY: &str = "API_test-key";
+pub const KEY: &str = "API_test-key";
 pub const STEPS: [&str; 3] = ["authentik", "stalwart", "ocis"];
 
 /// Resources of somebody else, by upstream.
@@ -50,25 +50,39 @@ impl Suite {
         Self { world: World::new().await, stalwart, files: FileServer::new(flavour).await }
     }
 
-    fn integrations(&self, metrics: &Arc<Metrics>) -> Arc<Integrations> {
+    fn integrations(&self, metrics: &Arc<Metrics>, lacked: &[StepKind]) -> Arc<Integrations> {
         let timeout = self.files.timeout;
-        let url = self.world.authentik.url();
-        let authentik = crate::support::authentik(&url, TOKEN, timeout, metrics);
-        let credentials = Credentials::Bearer(SecretString::from(KEY));
-        let limits = Limits { concurrent: 3, per_minute: None };
-        let stalwart = crate::stalwart::connect_with(&self.stalwart.url(), credentials, limits, timeout);
-        let integrations = Integrations::new(Arc::clone(metrics))
-            .with_authentik(authentik)
-            .with_stalwart(stalwart)
-            .with_ocis(self.files.connect(metrics));
+        let mut integrations = Integrations::new(Arc::clone(metrics));
+        if !lacked.contains(&StepKind::Authentik) {
+            let url = self.world.authentik.url();
+            let authentik = crate::support::authentik(&url, TOKEN, timeout, metrics);
+            integrations = integrations.with_authentik(authentik);
+        }
+        if !lacked.contains(&StepKind::Stalwart) {
+            let credentials = Credentials::Bearer(SecretString::from(KEY));
+            let limits = Limits { concurrent: 3, per_minute: None };
+            let url = self.stalwart.url();
+            let stalwart = crate::stalwart::connect_with(&url, credentials, limits, timeout);
+            integrations = integrations.with_stalwart(stalwart);
+        }
+        if !lacked.contains(&StepKind::Ocis) {
+            integrations = integrations.with_ocis(self.files.connect(metrics));
+        }
         Arc::new(integrations)
+    }
+
+    /// A controller that was started without the settings of some upstreams.
+    pub async fn controller_without(&self, lacked: &[StepKind]) -> Running {
+        let metrics = Arc::new(Metrics::new());
+        let integrations = self.integrations(&metrics, lacked);
+        Running::start(self.world.other_store().await, integrations, metrics, settings()).await
     }
 
     pub async fn controller(&self, change: impl FnOnce(&mut Settings)) -> Running {
         let mut settings = settings();
         change(&mut settings);
         let metrics = Arc::new(Metrics::new());
-        let integrations = self.integrations(&metrics);
+        let integrations = self.integrations(&metrics, &[]);
         Running::start(self.world.store.clone(), integrations, metrics, settings).await
     }
 

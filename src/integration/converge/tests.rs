@@ -150,6 +150,8 @@ fn target() -> Target {
         may_exist: false,
         intent: None,
         mode: Mode::Change,
+        fleet: crate::tenant::FleetId::from_bytes([7; 6]),
+        known: true,
     }
 }
 
