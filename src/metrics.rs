@@ -17,7 +17,7 @@ pub struct Metrics {
     /// Reconciles by `result`: ok, error, interrupted, not_due, invalid, fenced, abandoned, unavailable.
     pub reconciles: IntCounterVec,
     pub reconcile_seconds: Histogram,
-    /// Runs of a step by `upstream` and `outcome` (ok, skipped, error).
+    /// Runs of a step by `upstream` and `outcome` (ok, skipped, held, paced, observed, error).
     pub step_seconds: HistogramVec,
     /// Requests by `upstream`, `operation` and `status` (a code, or what kept it from being one).
     pub upstream_seconds: HistogramVec,

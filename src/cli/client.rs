@@ -11,7 +11,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::failure::{Exit, Failure};
-use crate::integration::{BaseUrl, extra_roots};
+use crate::integration::{BaseUrl, Broken, TokenAnswer, extra_roots, no_token_endpoint};
 
 /// Where the API is, and who asks.
 #[derive(Debug, Clone, Args)]
@@ -155,12 +155,12 @@ impl Client {
     /// A stream of server-sent events, which ends when the server or the network ends it.
     pub async fn events(&self, ask: Ask<'_>) -> Result<reqwest::Response, Failure> {
         let (what, feature) = (self.what(&ask), ask.feature);
-        let answer = self.request(ask, None)?.send().await.map_err(|error| self.unreachable(&error))?;
+        let answer = self.request(ask, None)?.send().await.map_err(|error| self.unreachable(error))?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);
         }
-        let text = answer.text().await.map_err(|error| self.unreachable(&error))?;
+        let text = answer.text().await.map_err(|error| self.unreachable(error))?;
         Err(Failure::refused(status.as_u16(), &text, &what, feature))
     }
 
@@ -200,9 +200,9 @@ impl Client {
     pub async fn ask(&self, ask: Ask<'_>) -> Result<Answer, Failure> {
         let (what, feature, limit) = (self.what(&ask), ask.feature, TIMEOUT + ask.waits);
         let request = self.request(ask, Some(limit))?;
-        let answer = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let answer = request.send().await.map_err(|error| self.unreachable(error))?;
         let (status, etag) = (answer.status(), answer.headers().get(ETAG).cloned());
-        let text = answer.text().await.map_err(|error| self.unreachable(&error))?;
+        let text = answer.text().await.map_err(|error| self.unreachable(error))?;
         if status.is_redirection() {
             let message =
                 format!("{what} was redirected ({status}): is TENANTRY_URL the API's own address?");
@@ -223,15 +223,14 @@ impl Client {
         Ok(Answer { body, etag })
     }
 
-    fn unreachable(&self, error: &reqwest::Error) -> Failure {
+    fn unreachable(&self, error: reqwest::Error) -> Failure {
         let base = self.base.as_str().trim_end_matches('/');
         if error.is_timeout() && !error.is_connect() {
             return Failure::new(Exit::Timeout, format!("{base} did not answer in time"));
         }
         Failure::failed(format!(
-            "cannot reach {base}: {}. Is tenantry running there? TENANTRY_URL or --url says where it is; a \
-             certificate of a private CA needs EXTRA_CA_FILE",
-            cause(error)
+            "cannot reach {base}: {}. Is tenantry running there? TENANTRY_URL or --url says where it is",
+            Broken::from(error).in_words()
         ))
     }
 }
@@ -267,25 +266,31 @@ async fn token(
     ];
     let url = Url::parse(&endpoint)
         .map_err(|error| Failure::usage(format!("TENANTRY_OIDC_TOKEN_URL: {error}")))?;
-    let answer = http.post(url).timeout(TIMEOUT).form(&form).send().await.map_err(|error| {
-        Failure::failed(format!("cannot reach the issuer at {endpoint}: {}", cause(&error)))
-    })?;
+    let unreachable = |error: reqwest::Error| {
+        Failure::failed(format!(
+            "cannot reach the issuer at {endpoint}: {}",
+            Broken::from(error).in_words()
+        ))
+    };
+    let answer =
+        http.post(url.clone()).timeout(TIMEOUT).form(&form).send().await.map_err(unreachable)?;
     let status = answer.status();
-    let body = answer.bytes().await.unwrap_or_default();
-    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-    match body["access_token"].as_str().filter(|_| status.is_success()) {
-        Some(token) => Ok(Some(SecretString::from(token))),
-        None => {
-            // Its own words for what is wrong, which hold no secret.
-            let why =
-                body["error_description"].as_str().or(body["error"].as_str()).unwrap_or("no reason");
+    let body = answer.bytes().await.map_err(unreachable)?;
+    let no_token = format!("the issuer at {endpoint} gives no token ({status}");
+    Err(match TokenAnswer::read(status, &body, &url) {
+        TokenAnswer::Granted { token, .. } => return Ok(Some(token)),
+        TokenAnswer::Refused { why } => {
             let message = format!(
-                "the issuer at {endpoint} gives no token ({status}: {why}). Are TENANTRY_OIDC_CLIENT_ID \
-                 and TENANTRY_OIDC_CLIENT_SECRET right?"
+                "{no_token}: {why}). Are TENANTRY_OIDC_CLIENT_ID and TENANTRY_OIDC_CLIENT_SECRET right?"
             );
-            Err(Failure::new(Exit::NotAuthorized, message))
+            Failure::new(Exit::NotAuthorized, message)
         }
-    }
+        TokenAnswer::WrongAddress => {
+            Failure::usage(format!("TENANTRY_OIDC_TOKEN_URL: {no_token}). {}", no_token_endpoint(&url)))
+        }
+        TokenAnswer::Failed => Failure::failed(format!("{no_token}): an error inside it; try again")),
+        TokenAnswer::Odd => Failure::failed(format!("{no_token}): its answer holds no access_token")),
+    })
 }
 
 fn bearer(token: &SecretString) -> Result<HeaderValue, Failure> {

@@ -11,6 +11,7 @@ mod history;
 mod queue;
 mod reconcile;
 mod recovery;
+mod refusals;
 mod relist;
 mod sketch;
 mod steps;
@@ -34,6 +35,7 @@ use self::fleet::Member;
 use self::guard::Guards;
 use self::reconcile::{Reconciler, Verdict};
 use self::recovery::Recovery;
+use self::refusals::SharedRefusals;
 use self::relist::{Gaps, Relister};
 use self::sweep::Sweeper;
 use self::vanished::Vanished;
@@ -146,10 +148,13 @@ impl Controller {
         ));
         let (following, ending) = (Arc::clone(&guards), shutdown.clone());
         feeding.spawn(async move { following.follow(&ending).await });
+        let refusals = SharedRefusals::new(store.clone());
+        // Before anything is asked of an upstream.
+        integrations.recall(&refusals).await;
         let ending = shutdown.clone();
         feeding.spawn(async move { member.run(&ending).await });
         let (checked, ending) = (Arc::clone(&integrations), shutdown.clone());
-        feeding.spawn(async move { checked.keep_checked(&ending).await });
+        feeding.spawn(async move { checked.keep_checked(&refusals, &ending).await });
         for step in integrations.configured() {
             let recovery = Recovery {
                 store: store.clone(),

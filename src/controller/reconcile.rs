@@ -16,7 +16,7 @@ use crate::store::{
     Claim, ClaimAnswer, Commit, Holder, InvalidDocument, Journal, Plans, Store, StoreError, Urgency,
 };
 use crate::tenant::{
-    Basis, Fleet, Jitter, Outcome, Phase, Policy, Reason, Status, StepKind, StepState, Tenant, TenantId,
+    Basis, Fleet, Jitter, Phase, Policy, Reason, Status, StepKind, StepState, Tenant, TenantId,
     starts_afresh, transition,
 };
 
@@ -243,7 +243,7 @@ impl Reconciler {
                 for event in asked.into_iter().chain(happened) {
                     self.journal.note(claim.tenant.subject(), event);
                 }
-                let failed = runs.iter().any(|run| matches!(run.outcome, Outcome::Failed(_)));
+                let failed = runs.iter().any(|run| run.outcome.is_failure());
                 if self.wake(claim, steps).await || interrupted {
                     return ("interrupted", Verdict::Again);
                 }

@@ -9,10 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::feed::Hint;
 use crate::integration::Integrations;
-use crate::store::Store;
+use crate::store::{Store, Unparked};
 use crate::tenant::StepKind;
 
-/// Tenants that are made due at once, and the pause between.
+/// Tenants that are made due at once, at first and at the most, and the pause between. The first find out
+/// whether it really works.
+const FIRST: u32 = 10;
 const AT_ONCE: u32 = 200;
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -31,28 +33,34 @@ impl Recovery {
         let recovering = async {
             loop {
                 self.integrations.becomes_usable(self.step).await;
-                let mut recovered = 0;
-                loop {
-                    match self.store.unpark(self.step, AT_ONCE).await {
-                        Ok(0) => break,
-                        Ok(count) => {
-                            recovered += count;
-                            // Other processes find them by their own scans.
-                            let _ = self.hints.try_send(Hint::Scan);
-                        }
-                        Err(error) => tracing::debug!(upstream = %self.step, %error, "cannot go on yet"),
-                    }
-                    tokio::time::sleep(PAUSE).await;
-                }
-                if recovered > 0 {
-                    tracing::info!(upstream = %self.step, tenants = recovered, "steps that waited go on");
-                }
+                self.recover().await;
                 self.integrations.stops_working(self.step).await;
             }
         };
         tokio::select! {
             () = recovering => {}
             () = shutdown.cancelled() => {}
+        }
+    }
+
+    /// Makes due all that wait, as long as the upstream lets them through.
+    async fn recover(&self) {
+        let (mut recovered, mut at_once) = (0, FIRST);
+        while self.integrations.lets_through(self.step) {
+            match self.store.unpark(self.step, at_once).await {
+                Ok(Unparked { found: 0, .. }) => break,
+                Ok(Unparked { woken, .. }) => {
+                    recovered += woken;
+                    at_once = (at_once * 2).min(AT_ONCE);
+                    // Other processes find them by their own scans.
+                    let _ = self.hints.try_send(Hint::Scan);
+                }
+                Err(error) => tracing::debug!(upstream = %self.step, %error, "cannot go on yet"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        if recovered > 0 {
+            tracing::info!(upstream = %self.step, tenants = recovered, "steps that waited go on");
         }
     }
 }

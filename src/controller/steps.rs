@@ -180,6 +180,7 @@ impl<'a> Steps<'a> {
             Outcome::Skipped(_) | Outcome::Released { .. } => StepState::Skipped.name(),
             Outcome::Held { .. } | Outcome::Lacking | Outcome::Disbelieved => "held",
             Outcome::Observed(_) => "observed",
+            Outcome::Failed(_) if !outcome.is_failure() => "paced",
             Outcome::Failed(failure) => {
                 self.metrics.step_errors.with_label_values(&[step.name(), failure.reason.name()]).inc();
                 StepState::Error.name()

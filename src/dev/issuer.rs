@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Bytes;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{any, get};
@@ -547,8 +547,16 @@ async fn request_id(request: Request, next: Next) -> Response {
     response
 }
 
-async fn unknown(method: Method) -> Response {
-    if method == Method::GET || method == Method::HEAD { not_found() } else { empty_405() }
+/// A POST to a path below the issuer's that it does not have is forbidden, in HTML, and one that lacks only
+/// the final slash gets an empty 405 (observed).
+async fn unknown(method: Method, uri: Uri) -> Response {
+    if method == Method::GET || method == Method::HEAD {
+        not_found()
+    } else if uri.path().starts_with("/application/o/") && uri.path() != "/application/o/token" {
+        (StatusCode::FORBIDDEN, Html("<!DOCTYPE html>\n<html lang=\"en\">\n</html>\n")).into_response()
+    } else {
+        empty_405()
+    }
 }
 
 fn not_found() -> Response {

@@ -21,7 +21,7 @@ use serde_json::value::RawValue;
 use super::Error;
 use super::GroupTemplate;
 use super::converge::{Checked, Integration, Marked, Owner, Release, Released, Seen, Target, Usage};
-use super::upstream::{Answer, Call, Purpose, To, Upstream};
+use super::upstream::{Answer, Call, Dialect, Purpose, To, Upstream};
 use crate::tenant::{Field, Fingerprint, Reason, StepKind, TenantId};
 
 /// The attributes that we own. All strings: a number beyond 64 bits would make every list that holds
@@ -105,7 +105,8 @@ const CREDENTIAL_DETAILS: [&str; 4] = [
 
 impl Authentik {
     pub fn new(upstream: Upstream, template: GroupTemplate) -> Self {
-        Self { upstream, template }
+        let dialect = Dialect { judge, closed: "" };
+        Self { upstream: upstream.speaking(dialect), template }
     }
 
     /// Those of the groups for which the server claims `filter` holds that `wanted` agrees with, from
@@ -214,16 +215,6 @@ impl Authentik {
                 let message = format!("{message} (in Authentik: an error inside the server)");
                 Error::transient(Reason::UpstreamError, message).after(purpose(call))
             }
-            StatusCode::UNAUTHORIZED => Error::misconfigured(Reason::CredentialsRejected, message),
-            StatusCode::FORBIDDEN
-                if detail.as_deref().is_some_and(|detail| CREDENTIAL_DETAILS.contains(&detail)) =>
-            {
-                let message = format!(
-                    "{message}. AUTHENTIK_API_TOKEN must be the key of a token with intent \"API\" \
-                     that does not expire"
-                );
-                Error::misconfigured(Reason::CredentialsRejected, message)
-            }
             StatusCode::FORBIDDEN if detail.is_none() => {
                 let message = format!("{message} (not in Authentik's words: does a proxy refuse it?)");
                 Error::terminal(Reason::Forbidden, message)
@@ -291,6 +282,25 @@ impl Authentik {
     }
 }
 
+/// What Authentik says of our token, whatever was asked.
+fn judge(upstream: &Upstream, call: &Call<'_>, answer: &Answer) -> Option<Error> {
+    let detail = answer.json::<Detail>().map(|body| body.detail);
+    let is_about_us = match answer.status {
+        StatusCode::UNAUTHORIZED => true,
+        StatusCode::FORBIDDEN => {
+            detail.as_deref().is_some_and(|detail| CREDENTIAL_DETAILS.contains(&detail))
+        }
+        _ => false,
+    };
+    is_about_us.then(|| {
+        let message = format!(
+            "{}. AUTHENTIK_API_TOKEN must be the key of a token with intent \"API\" that does not expire",
+            upstream.refusal(call, answer)
+        );
+        Error::misconfigured(Reason::CredentialsRejected, message)
+    })
+}
+
 /// Path of the collection; the trailing slash is required (a POST without is answered 405, observed).
 const GROUPS: [&str; 5] = ["api", "v3", "core", "groups", ""];
 
@@ -345,6 +355,10 @@ impl Integration for Authentik {
 
     fn step(&self) -> StepKind {
         StepKind::Authentik
+    }
+
+    fn upstream(&self) -> &Upstream {
+        &self.upstream
     }
 
     async fn observe(&self, target: &Target) -> Result<Option<Group>, Error> {

@@ -21,6 +21,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
+use super::upstream::Upstream;
 use super::{Effect, Error};
 use crate::failpoint;
 use crate::tenant::{
@@ -181,6 +182,9 @@ pub trait Integration: Sync {
 
     fn step(&self) -> StepKind;
 
+    /// Its connection.
+    fn upstream(&self) -> &Upstream;
+
     /// Finds the tenant's resource.
     fn observe(
         &self,
@@ -244,7 +248,8 @@ pub trait Integration: Sync {
         tenants: &HashSet<TenantId>,
     ) -> impl Future<Output = Result<Vec<Marked>, Error>> + Send;
 
-    /// Looks whether the upstream answers, knows us, and lets us do what we must, changing nothing.
+    /// Looks whether the upstream answers, knows us, has what the work needs, and lets us do what we must,
+    /// changing nothing.
     fn check(&self) -> impl Future<Output = Result<Checked, Error>> + Send;
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::circuit::LONGEST_PAUSE;
 use super::upstream::Purpose;
 use crate::tenant::{Failure, FailureKind, Reason};
 
@@ -35,9 +36,9 @@ impl Error {
         Self::new(FailureKind::Transient { retry_after: None }, reason, message)
     }
 
-    /// The upstream asked for a pause.
-    pub fn throttled(message: String, retry_after: Option<Duration>) -> Self {
-        Self::new(FailureKind::Transient { retry_after }, Reason::RateLimited, message)
+    /// The upstream asked for a pause: the request waits its turn.
+    pub fn throttled(message: String, wait: Duration) -> Self {
+        Self::new(FailureKind::Paced { wait }, Reason::RateLimited, message)
     }
 
     /// Needs a person or another desired state.
@@ -115,9 +116,9 @@ impl Error {
                 Reason::Unreachable
                     | Reason::Timeout
                     | Reason::UpstreamError
-                    | Reason::RateLimited
                     | Reason::NotReady
                     | Reason::StorageAway
+                    | Reason::ClaimsRejected
             )
     }
 
@@ -128,10 +129,33 @@ impl Error {
                 self.failure.reason,
                 Reason::Unreachable
                     | Reason::Timeout
-                    | Reason::RateLimited
                     | Reason::NotReady
                     | Reason::StorageAway
+                    | Reason::ClaimsRejected
             )
+    }
+
+    /// Whether it was not tried, or is to be tried again, only because the upstream asked for a pause.
+    pub fn is_paced(&self) -> bool {
+        matches!(self.failure.kind, FailureKind::Paced { .. })
+    }
+
+    /// How long it is to be left alone, as far as it is given that.
+    pub fn asked_pause(&self) -> Duration {
+        let asked = match self.failure.kind {
+            FailureKind::Misconfigured { retry_after } => retry_after,
+            FailureKind::Transient { retry_after } => retry_after.unwrap_or_default(),
+            FailureKind::Paced { wait } => wait,
+            FailureKind::Terminal => Duration::ZERO,
+        };
+        asked.min(LONGEST_PAUSE)
+    }
+
+    /// The same with another message.
+    #[must_use]
+    pub fn reworded(mut self, words: impl FnOnce(&str) -> String) -> Self {
+        self.failure.message = words(&self.failure.message);
+        self
     }
 
     pub fn is_misconfigured(&self) -> bool {

@@ -1,177 +1,162 @@
-//! Keeps an unhealthy integration from being asked once per tenant.
+//! Keeps an upstream that does not work, or refuses us, from being asked once per tenant.
 //!
-//! Until an upstream has accepted our credentials once, one run at a time is let through, and
-//! everybody waiting shares its failure. Once it rejects them, nobody is let through until a probe
-//! is due; probes are rare, because Stalwart bans an address for ever after a hundred failed logins.
+//! Until an upstream has answered once, one run at a time is let through, and all that wait share its
+//! failure. When the breaker shuts (its rules are the [`Circuit`]'s), no run is let through: steps are
+//! parked, and a check ([`Gate::probe`]) finds out now and then whether that is still so.
 //!
-//! An upstream that fails several runs in a row is taken to be down (a circuit breaker): nobody is let
-//! through but a probe now and then, and everybody else gets the same error at once, without a request. When
-//! it asks for a pause (`Retry-After`), it gets one from all.
+//! A run that was let through is asked again for each of its requests, right before it is sent
+//! ([`Gate::may_send`]). So what waited for its turn when a credential went bad is not sent with it, however
+//! many workers wait.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
+use super::circuit::{By, Circuit, News};
 use super::{Checked, Error};
 use crate::metrics::Metrics;
-use crate::tenant::{Breaker, FailureKind, PerStep, Reason, StepKind, UpstreamHealth};
+use crate::tenant::{Breaker, PerStep, Reason, StepKind, UpstreamHealth};
 
-/// Between probes after rejected credentials: at most two more tries in ten minutes, six an hour.
-const CREDENTIAL_PROBES: [Duration; 3] =
-    [Duration::from_secs(120), Duration::from_secs(600), Duration::from_secs(900)];
-/// Between probes after a wrong address or failed TLS, which harm nobody.
-const OTHER_PROBES: [Duration; 3] =
-    [Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(300)];
-
-/// Failures in a row after which an upstream is taken to be down.
-const DOWN_AFTER: u32 = 5;
-/// Between probes of an upstream that is down.
-const DOWN_PROBES: [Duration; 5] = [
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-    Duration::from_secs(10),
-    Duration::from_secs(30),
-];
-/// The longest pause that an upstream is given at its word.
-const LONGEST_PAUSE: Duration = Duration::from_secs(900);
-
-/// The health of all integrations, for whoever shows it.
+/// The health of all integrations, to be shown.
 pub type HealthBoard = watch::Sender<PerStep<Option<UpstreamHealth>>>;
+
+/// A credential that was not accepted for so long may have gone bad.
+const FRESH: Duration = Duration::from_secs(60);
+/// Requests that risk a credential like that at once; no more than a refused one may be tried.
+const RISKED: usize = 3;
+/// Two times of a probe that differ less are the same to those who look.
+const SAME: Duration = Duration::from_secs(1);
+
+tokio::task_local! {
+    /// The task is a check, which is let through when nothing else is.
+    static CHECKING: ();
+}
 
 /// One integration's gate. Shared by all workers; the lock is never held across an await.
 pub struct Gate {
     step: StepKind,
     metrics: Arc<Metrics>,
     state: Mutex<State>,
-    /// Told whenever a probe ends.
+    /// Told whenever a run that was let through alone, or a check, has ended.
     probed: Notify,
+    risked: Arc<Semaphore>,
     board: HealthBoard,
 }
 
 struct State {
-    health: Health,
+    circuit: Circuit,
     probing: bool,
     /// Probes that ended, and how the latest failed, for those who waited for it.
     probes: u64,
     latest_failure: Option<Error>,
-}
-
-enum Health {
-    Unproven,
-    /// Failures in a row since it last worked.
-    Healthy {
-        failures: u32,
-    },
-    Down {
-        error: Error,
-        in_a_row: usize,
-        probe_at: Instant,
-    },
-    Rejected {
-        error: Error,
-        in_a_row: usize,
-        probe_at: Instant,
-    },
-}
-
-impl Health {
-    /// The same for people.
-    fn breaker(&self) -> Breaker {
-        match self {
-            Self::Unproven => Breaker::Unproven,
-            Self::Healthy { .. } => Breaker::Closed,
-            Self::Down { probe_at, .. } | Self::Rejected { probe_at, .. } => Breaker::Open {
-                probe_at: Timestamp::now() + probe_at.saturating_duration_since(Instant::now()),
-            },
-        }
-    }
+    accepted: Option<Instant>,
+    /// What a check last told, so that it is logged only when it changes.
+    told: Option<Checked>,
 }
 
 enum Entry<'a> {
     Go(Option<Probe<'a>>),
     Wait { probes: u64 },
-    Refused(Error),
+    Refused(Box<Error>),
 }
 
 /// The right to be the one who finds out. Dropping it, as a cancelled run does, passes it on.
 struct Probe<'a>(&'a Gate);
 
+/// A request may be sent. Held until it has been answered.
+pub(super) struct Leave {
+    _risk: Option<OwnedSemaphorePermit>,
+}
+
 impl Gate {
     pub fn new(step: StepKind, metrics: Arc<Metrics>, board: HealthBoard) -> Self {
         board.send_modify(|board| board[step] = Some(UpstreamHealth::default()));
-        let state = State { health: Health::Unproven, probing: false, probes: 0, latest_failure: None };
         metrics.integration_healthy.with_label_values(&[step.name()]).set(1);
-        Self { step, metrics, state: Mutex::new(state), probed: Notify::new(), board }
+        metrics.upstream_down.with_label_values(&[step.name()]).set(0);
+        let state = State {
+            circuit: Circuit::new(),
+            probing: false,
+            probes: 0,
+            latest_failure: None,
+            accepted: None,
+            told: None,
+        };
+        Self {
+            step,
+            metrics,
+            state: Mutex::new(state),
+            probed: Notify::new(),
+            risked: Arc::new(Semaphore::new(RISKED)),
+            board,
+        }
     }
 
-    /// Runs `run` if the integration is healthy, or if it is our turn to find out.
+    /// Runs `run` if the upstream works, or if it is its turn to find out.
     pub async fn pass<T>(&self, run: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let probe = self.turn(Self::enter).await?;
+        let by = if probe.is_some() { By::Turn } else { By::Run };
+        let result = run.await;
+        self.learn(result.as_ref().err(), by);
+        drop(probe);
+        result.map_err(|error| self.until_probe(error))
+    }
+
+    /// Runs a check, whatever is known of the upstream. One at a time.
+    pub async fn probe<T>(&self, check: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let probe = self.turn(|gate, _| gate.enter_to_check()).await?;
+        let result = CHECKING.scope((), check).await;
+        self.learn(result.as_ref().err(), By::Check);
+        drop(probe);
+        result.map_err(|error| self.until_probe(error))
+    }
+
+    /// Waits while another finds out.
+    async fn turn<'a>(
+        &'a self,
+        enter: impl Fn(&'a Self, Option<u64>) -> Entry<'a>,
+    ) -> Result<Option<Probe<'a>>, Error> {
         let mut waited_since = None;
-        let probe = loop {
+        loop {
             let probed = self.probed.notified();
             tokio::pin!(probed);
             // From here on no notification is missed.
             probed.as_mut().enable();
-            match self.enter(waited_since) {
-                Entry::Go(probe) => break probe,
-                Entry::Refused(error) => return Err(error),
+            match enter(self, waited_since) {
+                Entry::Go(probe) => return Ok(probe),
+                Entry::Refused(error) => return Err(*error),
                 Entry::Wait { probes } => {
                     waited_since = Some(probes);
                     probed.await;
                 }
             }
-        };
-        let result = run.await;
-        self.learn(result.as_ref().err(), probe.is_some());
-        self.show(result.as_ref().err());
-        drop(probe);
-        result.map_err(|error| self.until_probe(error))
-    }
-
-    /// Whether a run would be let through now, and not as a probe.
-    pub fn is_open(&self) -> bool {
-        matches!(self.lock().health, Health::Healthy { .. })
-    }
-
-    /// Whoever found out waits for the next probe like everybody else.
-    fn until_probe(&self, error: Error) -> Error {
-        match &self.lock().health {
-            Health::Rejected { probe_at, .. } if error.is_misconfigured() => {
-                postponed(&error, probe_at.saturating_duration_since(Instant::now()))
-            }
-            _ => error,
         }
     }
 
     fn enter(&self, waited_since: Option<u64>) -> Entry<'_> {
         let mut state = self.lock();
+        if let Some(shut) = state.circuit.shut() {
+            return Entry::Refused(Box::new(parked(shut.error(Instant::now()))));
+        }
         if waited_since.is_some_and(|probes| probes != state.probes)
             && let Some(error) = &state.latest_failure
         {
-            return Entry::Refused(error.clone());
+            return Entry::Refused(Box::new(error.clone()));
         }
-        match &state.health {
-            Health::Healthy { .. } => return Entry::Go(None),
-            Health::Unproven => {}
-            Health::Down { error, probe_at, .. } => {
-                let wait = probe_at.saturating_duration_since(Instant::now());
-                if !wait.is_zero() || state.probing {
-                    let mut error = parked(error);
-                    error.failure.kind = FailureKind::Transient { retry_after: Some(wait) };
-                    return Entry::Refused(error);
-                }
-            }
-            Health::Rejected { error, probe_at, .. } => {
-                let wait = probe_at.saturating_duration_since(Instant::now());
-                if !wait.is_zero() {
-                    return Entry::Refused(parked(&postponed(error, wait)));
-                }
-            }
+        if state.circuit.is_working() {
+            return Entry::Go(None);
         }
+        self.take_turn(&mut state)
+    }
+
+    fn enter_to_check(&self) -> Entry<'_> {
+        let mut state = self.lock();
+        if state.circuit.is_working() { Entry::Go(None) } else { self.take_turn(&mut state) }
+    }
+
+    fn take_turn(&self, state: &mut State) -> Entry<'_> {
         if state.probing {
             return Entry::Wait { probes: state.probes };
         }
@@ -180,105 +165,173 @@ impl Gate {
         Entry::Go(Some(Probe(self)))
     }
 
-    fn learn(&self, error: Option<&Error>, probe: bool) {
-        let mut state = self.lock();
-        match error {
-            Some(error) if error.is_misconfigured() => {
-                let in_a_row = match &state.health {
-                    // Several runs were under way when the first was rejected: that is one rejection.
-                    Health::Rejected { in_a_row, .. } if !probe => *in_a_row,
-                    Health::Rejected { in_a_row, .. } => in_a_row + 1,
-                    Health::Unproven | Health::Healthy { .. } | Health::Down { .. } => 0,
-                };
-                let schedule = match error.failure.reason {
-                    Reason::CredentialsRejected => CREDENTIAL_PROBES,
-                    _ => OTHER_PROBES,
-                };
-                let wait = schedule[in_a_row.min(schedule.len() - 1)];
-                if !matches!(state.health, Health::Rejected { .. }) {
-                    tracing::error!(
-                        upstream = %self.step, reason = %error.failure.reason,
-                        "the integration does not work until somebody mends it: {}",
-                        error.failure.message
-                    );
-                }
-                let error = postponed(&error.for_everybody(), wait);
-                state.latest_failure = Some(error.clone());
-                state.health = Health::Rejected { error, in_a_row, probe_at: Instant::now() + wait };
-                self.healthy(0);
-            }
-            // It did not answer, which says nothing about the credentials. Whoever waited is spared
-            // the same, unless this may have been about one tenant only.
-            Some(error) if error.is_transient() => {
-                state.latest_failure = error.is_about_the_upstream().then(|| error.for_everybody());
-                if error.is_outage() {
-                    self.count_failure(&mut state, error, probe);
-                }
-            }
-            // Begun before the rejection: what it saw is no longer so.
-            Some(_) | None if !probe && matches!(state.health, Health::Rejected { .. }) => {}
-            // Begun before it was found to be down.
-            Some(_) | None if !probe && matches!(state.health, Health::Down { .. }) => {}
-            Some(_) | None => {
-                state.latest_failure = None;
-                if matches!(state.health, Health::Rejected { .. } | Health::Down { .. }) {
-                    tracing::info!(upstream = %self.step, "the integration works again");
-                }
-                state.health = Health::Healthy { failures: 0 };
-                self.metrics.upstream_down.with_label_values(&[self.step.name()]).set(0);
-                self.healthy(1);
-            }
+    /// Whether a request of this task would be let through now.
+    ///
+    /// # Errors
+    /// What every step gets while the breaker is shut.
+    pub(super) fn lets_through(&self) -> Result<(), Error> {
+        match self.lock().circuit.shut() {
+            Some(shut) if !is_check() => Err(parked(shut.error(Instant::now()))),
+            _ => Ok(()),
         }
     }
 
-    /// Another failure that says that the upstream does not work.
-    fn count_failure(&self, state: &mut State, error: &Error, probe: bool) {
-        let pause = match error.failure.kind {
-            FailureKind::Transient { retry_after } => retry_after.map(|wait| wait.min(LONGEST_PAUSE)),
-            _ => None,
-        };
-        let in_a_row = match &mut state.health {
-            // At start nobody is let through but one at a time anyway.
-            Health::Unproven if pause.is_none() => return,
-            Health::Unproven => 0,
-            Health::Healthy { failures } => {
-                *failures += 1;
-                if *failures < DOWN_AFTER && pause.is_none() {
-                    return;
-                }
-                0
-            }
-            // Under way when it was found out.
-            Health::Down { .. } if !probe => return,
-            Health::Down { in_a_row, .. } => *in_a_row + 1,
-            Health::Rejected { .. } => return,
-        };
-        let wait = pause.unwrap_or(DOWN_PROBES[in_a_row.min(DOWN_PROBES.len() - 1)]);
-        if in_a_row == 0 {
-            tracing::warn!(
-                upstream = %self.step, reason = %error.failure.reason,
-                "taken to be down; its steps wait until it works again: {}", error.failure.message
-            );
+    /// Whether a request may be sent now. To be asked when nothing else keeps it.
+    ///
+    /// # Errors
+    /// As [`Gate::lets_through`].
+    pub(super) async fn may_send(&self) -> Result<Leave, Error> {
+        let mut risk = None;
+        if !self.is_fresh() {
+            // Nothing closes it.
+            risk = Arc::clone(&self.risked).acquire_owned().await.ok().filter(|_| !self.is_fresh());
         }
-        self.metrics.upstream_down.with_label_values(&[self.step.name()]).set(1);
-        let error = error.for_everybody();
-        state.health = Health::Down { error, in_a_row, probe_at: Instant::now() + wait };
+        self.lets_through()?;
+        Ok(Leave { _risk: risk })
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.lock().accepted.is_some_and(|at| at.elapsed() < FRESH)
+    }
+
+    /// The upstream answered a request, and did not refuse us.
+    pub(super) fn accepted(&self) {
+        self.lock().accepted = Some(Instant::now());
+    }
+
+    /// The upstream refused a request as not ours. To be told before another one can take its place.
+    pub(super) fn refused(&self, error: &Error) {
+        let by = if is_check() { By::Check } else { By::Run };
+        let news = {
+            let mut state = self.lock();
+            state.accepted = None;
+            state.circuit.refused(error, by, Instant::now())
+        };
+        self.tell(news);
+        self.show(Some(error));
+    }
+
+    /// The run that found out waits for the next probe as all others do.
+    fn until_probe(&self, error: Error) -> Error {
+        match self.lock().circuit.shut() {
+            Some(shut) if error.is_misconfigured() => {
+                let kind = shut.error(Instant::now()).failure.kind;
+                let mut error = error;
+                error.failure.kind = kind;
+                error
+            }
+            _ => error,
+        }
+    }
+
+    fn learn(&self, error: Option<&Error>, by: By) {
+        let news = {
+            let mut state = self.lock();
+            // All that waited are spared the same, unless it may have been about one tenant only.
+            state.latest_failure =
+                error.filter(|error| error.is_about_the_upstream()).map(Error::for_everybody);
+            if error.is_none() {
+                state.accepted = Some(Instant::now());
+            }
+            state.circuit.ended(error, by, Instant::now())
+        };
+        self.tell(news);
+        self.show(error);
+    }
+
+    /// Another process was refused with the same credential.
+    pub(super) fn recall(&self, message: &str, wait: Duration) {
+        let message = format!(
+            "{}: another process of the fleet was refused with the same credential, so it was not tried \
+             again. It was told: {message}",
+            self.step
+        );
+        let error = Error::misconfigured(Reason::CredentialsRejected, message);
+        let now = Instant::now();
+        self.lock().circuit.recall(&error, now + wait, now);
+        self.tell(News::Believed);
+        self.show(Some(&error));
+    }
+
+    /// Tries that the other processes do not know of yet.
+    pub(super) fn take_untold(&self) -> u32 {
+        self.lock().circuit.take_untold()
+    }
+
+    /// The next probe is due after `wait`.
+    pub(super) fn postpone(&self, wait: Duration) {
+        let now = Instant::now();
+        self.lock().circuit.postpone(now + wait, now);
+        self.amend(|_| {});
+    }
+
+    /// While the breaker is shut: how long until the next probe, and what is told to all.
+    pub(super) fn shut(&self) -> Option<(Duration, Error)> {
+        let (state, now) = (self.lock(), Instant::now());
+        let shut = state.circuit.shut()?;
+        Some((shut.probe_at.saturating_duration_since(now), shut.error(now)))
+    }
+
+    /// Whether our credentials are refused, for good or not.
+    pub(super) fn is_refused(&self) -> bool {
+        self.lock().circuit.is_refused()
+    }
+
+    /// Whether runs are let through, if only one at a time.
+    pub fn is_open(&self) -> bool {
+        self.lock().circuit.shut().is_none()
+    }
+
+    fn tell(&self, news: News) {
+        let (shut, working) = {
+            let state = self.lock();
+            let shut = state.circuit.shut().map(|shut| {
+                let failure = &shut.error.failure;
+                (shut.is_believed(), failure.reason, failure.message.clone())
+            });
+            (shut, state.circuit.is_working())
+        };
+        let upstream = self.step;
+        match (news, &shut) {
+            (News::Shut, Some((_, reason, message))) => tracing::warn!(
+                %upstream, %reason, "taken to be down; its steps wait until it works again: {message}"
+            ),
+            (News::Believed, Some((_, reason, message))) => tracing::error!(
+                %upstream, %reason, "the integration does not work until a person sees to it: {message}"
+            ),
+            (News::Works, _) => tracing::info!(%upstream, "the integration works again"),
+            _ => {}
+        }
+        let label = [upstream.name()];
+        let believed = shut.as_ref().is_some_and(|(believed, ..)| *believed);
+        if shut.is_some() || working {
+            self.metrics.integration_healthy.with_label_values(&label).set(i64::from(!believed));
+            let down = shut.is_some() && !believed;
+            self.metrics.upstream_down.with_label_values(&label).set(i64::from(down));
+        }
     }
 
     /// What a check found.
-    pub fn checked(&self, checked: &Checked) {
+    pub(super) fn checked(&self, checked: &Checked) {
         let lacks = i64::try_from(checked.lacks.len()).unwrap_or(i64::MAX);
         self.metrics.integration_lacks.with_label_values(&[self.step.name()]).set(lacks);
         let problem = (!checked.lacks.is_empty()).then(|| {
             let lacks = checked.lacks.join(", ");
             (Reason::Forbidden, format!("{}: our account lacks {lacks}. {}", self.step, checked.remedy))
         });
+        let news = {
+            let mut state = self.lock();
+            let news = state.told.as_ref() != Some(checked);
+            state.told = Some(checked.clone());
+            news
+        };
         match &problem {
-            Some((_, message)) => tracing::error!(upstream = %self.step, "{message}"),
-            None => tracing::info!(
+            Some((_, message)) if news => tracing::error!(upstream = %self.step, "{message}"),
+            None if news => tracing::info!(
                 upstream = %self.step, version = checked.version.as_deref().unwrap_or("not told"),
                 "the upstream answers and knows us"
             ),
+            _ => {}
         }
         self.amend(|health| {
             health.version.clone_from(&checked.version);
@@ -289,71 +342,74 @@ impl Gate {
 
     /// Shows what the latest run says of the upstream.
     fn show(&self, error: Option<&Error>) {
-        let (down, breaker) = {
-            let state = self.lock();
-            let down = match &state.health {
-                Health::Down { error, .. } => {
-                    Some((error.failure.reason, error.failure.message.clone()))
-                }
-                _ => None,
-            };
-            (down, state.health.breaker())
-        };
+        let shut = self.shut().map(|(_, error)| error);
+        let error = shut.as_ref().or(error).map(|error| &error.failure);
         self.amend(|health| {
-            health.breaker = breaker;
-            if error.is_none() {
+            let Some(failure) = error else {
                 health.accepted_at = Some(Timestamp::now());
-            }
-            if down.is_some() {
-                health.problem.clone_from(&down);
-                return;
-            }
-            let problem = |error: &Error| Some((error.failure.reason, error.failure.message.clone()));
-            match error {
-                Some(error) => match error.failure.reason {
-                    Reason::Unreachable | Reason::Timeout | Reason::TlsFailed => {
-                        health.reachable = Some(false);
-                        health.problem = problem(error);
-                    }
-                    Reason::CredentialsRejected | Reason::ClaimsRejected => {
-                        (health.reachable, health.authenticated) = (Some(true), Some(false));
-                        health.problem = problem(error);
-                    }
-                    _ if error.is_misconfigured() || error.is_about_the_upstream() => {
-                        health.reachable = Some(true);
-                        health.problem = problem(error);
-                    }
-                    Reason::Forbidden => {
-                        (health.reachable, health.authenticated) = (Some(true), Some(true));
-                        health.problem = problem(error);
-                    }
-                    // One tenant's affair, or one request's.
-                    _ => health.reachable = Some(true),
-                },
-                None => {
-                    (health.reachable, health.authenticated) = (Some(true), Some(true));
-                    // A missing permission may not have been needed this time.
-                    if health.lacks.is_empty() {
-                        health.problem = None;
-                    }
+                (health.reachable, health.authenticated) = (Some(true), Some(true));
+                // A missing permission may not have been needed this time.
+                if health.lacks.is_empty() {
+                    health.problem = None;
                 }
+                return;
+            };
+            let problem = Some((failure.reason, failure.message.clone()));
+            match failure.reason {
+                Reason::Unreachable | Reason::Timeout | Reason::TlsFailed => {
+                    health.reachable = Some(false);
+                    health.problem = problem;
+                }
+                Reason::CredentialsRejected | Reason::ClaimsRejected => {
+                    (health.reachable, health.authenticated) = (Some(true), Some(false));
+                    health.problem = problem;
+                }
+                Reason::Forbidden => {
+                    (health.reachable, health.authenticated) = (Some(true), Some(true));
+                    health.problem = problem;
+                }
+                Reason::NotReady | Reason::StorageAway | Reason::RateLimited | Reason::WrongAddress => {
+                    health.reachable = Some(true);
+                    health.problem = problem;
+                }
+                // One tenant's affair, or one request's, unless it shut the breaker.
+                _ if shut.is_some() => {
+                    health.reachable = Some(true);
+                    health.problem = problem;
+                }
+                _ => health.reachable = Some(true),
             }
         });
+    }
+
+    fn breaker(&self) -> Breaker {
+        let state = self.lock();
+        match state.circuit.shut() {
+            Some(shut) => Breaker::Open {
+                probe_at: Timestamp::now() + shut.probe_at.saturating_duration_since(Instant::now()),
+            },
+            None if state.circuit.is_working() => Breaker::Closed,
+            None => Breaker::Unproven,
+        }
     }
 
     fn amend(&self, change: impl FnOnce(&mut UpstreamHealth)) {
         self.board.send_if_modified(|board| {
             let before = board[self.step].clone().unwrap_or_default();
             let mut after = before.clone();
+            after.breaker = match (before.breaker, self.breaker()) {
+                (Breaker::Open { probe_at: old }, Breaker::Open { probe_at: new })
+                    if old.duration_since(new).unsigned_abs() < SAME =>
+                {
+                    before.breaker
+                }
+                (_, breaker) => breaker,
+            };
             change(&mut after);
             let changed = !before.says_the_same(&after);
             board[self.step] = Some(after);
             changed
         });
-    }
-
-    fn healthy(&self, value: i64) {
-        self.metrics.integration_healthy.with_label_values(&[self.step.name()]).set(value);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -371,15 +427,12 @@ impl Drop for Probe<'_> {
     }
 }
 
-/// The same for somebody who was not let through.
-fn parked(error: &Error) -> Error {
-    let mut error = error.clone();
-    error.failure.parked = true;
-    error
+fn is_check() -> bool {
+    CHECKING.try_with(|()| ()).is_ok()
 }
 
-fn postponed(error: &Error, wait: Duration) -> Error {
-    let mut error = error.clone();
-    error.failure.kind = FailureKind::Misconfigured { retry_after: wait };
+/// The same for a run that was not let through.
+fn parked(mut error: Error) -> Error {
+    error.failure.parked = true;
     error
 }

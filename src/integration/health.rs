@@ -1,30 +1,43 @@
 //! Finds out whether each upstream is usable, before tenants need it and while it is not.
 //!
-//! A check is a harmless read. It runs once at start; a healthy upstream is not asked again. One that is
-//! not is checked until it is, through the [`Gate`](super::Gate), so that checks and tenants' steps
-//! together keep to the gate's bounds.
+//! A check is a harmless read of what the work needs. It runs once at start; a healthy upstream is not asked
+//! again. While the breaker is shut nothing but a check goes to the upstream, when the gate says that it is
+//! time, and for refused credentials when no other process has tried. What an upstream asks for
+//! (`Retry-After`) is kept, but no longer than the gate's longest pause.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::ledger::{Known, Ledger};
 use super::{Guarded, Integration, Integrations};
-use crate::tenant::{FailureKind, PerStep, StepKind, UpstreamHealth};
+use crate::tenant::{Breaker, PerStep, Reason, StepKind, UpstreamHealth};
 
 const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Between looks whether a missing permission has been granted.
 const PERMISSION_WAIT: Duration = Duration::from_secs(300);
+/// Between looks whether another process was accepted, while we are refused.
+const LOOK: Duration = Duration::from_secs(15);
 
 impl Integrations {
+    /// Learns what credentials other processes know to be refused. To be called before anything is asked.
+    pub async fn recall(&self, ledger: &dyn Ledger) {
+        tokio::join!(
+            recall(self.authentik.as_ref(), ledger),
+            recall(self.stalwart.as_ref(), ledger),
+            recall(self.ocis.as_ref(), ledger),
+        );
+    }
+
     /// Checks every upstream at start, and whenever it turns out to be unusable. Runs until `shutdown`.
-    pub async fn keep_checked(&self, shutdown: &CancellationToken) {
+    pub async fn keep_checked(&self, ledger: &dyn Ledger, shutdown: &CancellationToken) {
         let all = async {
             tokio::join!(
-                self.keep(self.authentik.as_ref()),
-                self.keep(self.stalwart.as_ref()),
-                self.keep(self.ocis.as_ref()),
+                self.keep(self.authentik.as_ref(), ledger),
+                self.keep(self.stalwart.as_ref(), ledger),
+                self.keep(self.ocis.as_ref(), ledger),
             )
         };
         tokio::select! {
@@ -33,72 +46,142 @@ impl Integrations {
         }
     }
 
-    async fn keep<I: Integration>(&self, guarded: Option<&Guarded<I>>) {
+    async fn keep<I: Integration>(&self, guarded: Option<&Guarded<I>>, ledger: &dyn Ledger) {
         let Some(guarded) = guarded else { return };
         let step = guarded.integration.step();
         loop {
-            guarded.check_until_usable().await;
-            self.becomes_unusable(step).await;
+            self.check_until_usable(guarded, ledger).await;
+            self.health_becomes(step, is_unusable).await;
         }
     }
 
-    /// Waits until something is wrong with the integration as a whole.
-    async fn becomes_unusable(&self, step: StepKind) {
-        self.health_becomes(step, |health| {
-            health.authenticated == Some(false)
-                || health.reachable == Some(false)
-                || health.problem.is_some()
-        })
-        .await;
+    async fn check_until_usable<I: Integration>(&self, guarded: &Guarded<I>, ledger: &dyn Ledger) {
+        let (gate, step) = (&guarded.gate, guarded.integration.step());
+        let mut wait = FIRST_WAIT;
+        loop {
+            let refused = guarded.share(ledger).await;
+            if let Some((until_probe, _)) = gate.shut() {
+                if !until_probe.is_zero() {
+                    let rest = if refused { until_probe.min(LOOK) } else { until_probe };
+                    self.rest(step, rest).await;
+                    guarded.look(ledger).await;
+                    continue;
+                }
+                if refused && !guarded.take_try(ledger).await {
+                    continue;
+                }
+            }
+            match gate.probe(guarded.integration.check()).await {
+                Ok(checked) => {
+                    gate.checked(&checked);
+                    if refused {
+                        // Should it not be heard of, the others find out by themselves.
+                        let _ = ledger.clear(step).await;
+                    }
+                    if checked.lacks.is_empty() && gate.is_open() {
+                        return;
+                    }
+                    self.rest(step, PERMISSION_WAIT).await;
+                }
+                // The gate says when.
+                Err(_) if !gate.is_open() => {}
+                Err(error) => {
+                    self.rest(step, wait.max(error.asked_pause())).await;
+                    wait = (wait * 2).min(LONGEST_WAIT);
+                }
+            }
+        }
     }
 
-    /// Waits until an upstream works.
+    /// Waits, but no longer than until the breaker shuts or opens.
+    async fn rest(&self, step: StepKind, wait: Duration) {
+        let is_open = |health: &UpstreamHealth| matches!(health.breaker, Breaker::Open { .. });
+        let before = self.health().borrow()[step].as_ref().is_some_and(is_open);
+        tokio::select! {
+            () = tokio::time::sleep(wait.max(SHORTEST_WAIT)) => {}
+            () = self.health_becomes(step, |health| is_open(health) != before) => {}
+        }
+    }
+
+    /// Waits until steps are let through to an upstream.
     pub async fn becomes_usable(&self, step: StepKind) {
-        self.health_becomes(step, UpstreamHealth::is_healthy).await;
+        self.health_becomes(step, UpstreamHealth::lets_through).await;
     }
 
-    /// Waits until an upstream that worked does not.
+    /// Waits until steps that were let through are not any more.
     pub async fn stops_working(&self, step: StepKind) {
-        self.health_becomes(step, |health| !health.is_healthy()).await;
+        self.health_becomes(step, |health| !health.lets_through()).await;
+    }
+
+    /// Whether steps are let through to an upstream, as far as is known.
+    pub fn lets_through(&self, step: StepKind) -> bool {
+        self.health().borrow()[step].as_ref().is_some_and(UpstreamHealth::lets_through)
     }
 
     async fn health_becomes(&self, step: StepKind, holds: impl Fn(&UpstreamHealth) -> bool) {
         let mut health = self.health();
         let holds = |board: &PerStep<Option<UpstreamHealth>>| board[step].as_ref().is_some_and(&holds);
         if health.wait_for(holds).await.is_err() {
-            // Nobody tells any more.
+            // Nothing tells any more.
             std::future::pending::<()>().await;
         }
     }
 }
 
+async fn recall<I: Integration>(guarded: Option<&Guarded<I>>, ledger: &dyn Ledger) {
+    let Some(Guarded { integration, gate }) = guarded else { return };
+    let known = ledger.known(integration.step(), integration.upstream().credentials()).await;
+    if let Ok(Known::This { wait, message }) = known {
+        gate.recall(&message, wait);
+    }
+}
+
+fn is_unusable(health: &UpstreamHealth) -> bool {
+    matches!(health.breaker, Breaker::Open { .. })
+        || health.authenticated == Some(false)
+        || health.reachable == Some(false)
+        // A pause is kept by itself.
+        || health.problem.as_ref().is_some_and(|(reason, _)| *reason != Reason::RateLimited)
+}
+
 impl<I: Integration> Guarded<I> {
-    async fn check_until_usable(&self) {
-        let mut wait = FIRST_WAIT;
-        loop {
-            match self.gate.pass(self.integration.check()).await {
-                Ok(checked) => {
-                    self.gate.checked(&checked);
-                    if checked.lacks.is_empty() {
-                        return;
-                    }
-                    tokio::time::sleep(PERMISSION_WAIT).await;
-                }
-                Err(error) => {
-                    let asked_for = match error.failure.kind {
-                        FailureKind::Misconfigured { retry_after } => retry_after,
-                        FailureKind::Transient { retry_after } => retry_after.unwrap_or_default(),
-                        FailureKind::Terminal => LONGEST_WAIT,
-                    };
-                    if error.failure.parked {
-                        // Until the next probe is due; somebody's step may be it.
-                        tokio::time::sleep(asked_for.max(SHORTEST_WAIT)).await;
-                        continue;
-                    }
-                    tokio::time::sleep(wait.max(asked_for)).await;
-                    wait = (wait * 2).min(LONGEST_WAIT);
-                }
+    /// Tells the other processes of refused tries. Returns whether our credentials are refused.
+    async fn share(&self, ledger: &dyn Ledger) -> bool {
+        let (step, credentials) = (self.integration.step(), self.integration.upstream().credentials());
+        let tries = self.gate.take_untold();
+        if !self.gate.is_refused() {
+            return false;
+        }
+        if tries > 0
+            && let Some((wait, error)) = self.gate.shut()
+            && let Ok(agreed) = ledger.note(step, credentials, tries, wait, &error.failure.message).await
+            && agreed > wait
+        {
+            self.gate.postpone(agreed);
+        }
+        true
+    }
+
+    /// Looks whether another process was accepted: then it is our turn at once.
+    async fn look(&self, ledger: &dyn Ledger) {
+        if !self.gate.is_refused() {
+            return;
+        }
+        let (step, credentials) = (self.integration.step(), self.integration.upstream().credentials());
+        if ledger.known(step, credentials).await == Ok(Known::Nothing) {
+            self.gate.postpone(Duration::ZERO);
+        }
+    }
+
+    /// Whether this process is the one to try a refused credential again.
+    async fn take_try(&self, ledger: &dyn Ledger) -> bool {
+        let (step, credentials) = (self.integration.step(), self.integration.upstream().credentials());
+        match ledger.take_try(step, credentials).await {
+            Ok(Some(wait)) => {
+                self.gate.postpone(wait.max(SHORTEST_WAIT));
+                false
             }
+            Ok(None) | Err(_) => true,
         }
     }
 }

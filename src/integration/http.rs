@@ -62,16 +62,7 @@ impl HttpClient {
     /// # Errors
     /// In words: what kept it from being read.
     pub async fn document(&self, url: &Url) -> Result<(StatusCode, Vec<u8>), String> {
-        let broken = |error: reqwest::Error| match Broken::from(error) {
-            Broken::Tls(why) => format!(
-                "TLS failed: {why}. For a certificate of a private CA, give the CA's certificate in \
-                 EXTRA_CA_FILE"
-            ),
-            Broken::Connect(why) => format!("cannot connect: {why}"),
-            Broken::Timeout => "no answer in time".into(),
-            Broken::Connection(why) => format!("the connection broke: {why}"),
-            _ => "the request cannot be sent".into(),
-        };
+        let broken = |error: reqwest::Error| Broken::from(error).in_words();
         let request = self.client.get(url.clone()).header(ACCEPT, "application/json");
         let mut response = request.send().await.map_err(broken)?;
         let mut body = Vec::new();

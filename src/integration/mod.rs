@@ -3,19 +3,23 @@
 //! being tried once per tenant.
 
 mod authentik;
+mod circuit;
 mod converge;
 mod error;
 mod gate;
 mod health;
 mod http;
+mod ledger;
 mod limits;
 mod oauth;
 mod ocis;
+mod pace;
 mod stalwart;
 mod template;
 mod upstream;
 
 pub use authentik::Authentik;
+pub use circuit::REFUSED_TRIES;
 pub use converge::{
     Checked, Converged, Integration, Intent, Marked, Mode, Owner, Reached, Release, Released, Remarks,
     RepairGuard, Seen, Target, Unbounded, Usage, converge, run,
@@ -23,12 +27,13 @@ pub use converge::{
 pub use error::{Effect, Error};
 pub use gate::{Gate, HealthBoard};
 pub use http::{BaseUrl, HttpClient, HttpClientError, InvalidBaseUrl, extra_roots};
+pub use ledger::{Away, Known, Ledger};
 pub use limits::Limits;
-pub use oauth::{ClientCredentials, TokenEndpoint, TokenSource};
+pub use oauth::{ClientCredentials, TokenAnswer, TokenEndpoint, TokenSource, no_token_endpoint};
 pub use ocis::{Membership, Ocis, SpaceRole};
 pub use stalwart::{DkimManagement, Stalwart};
 pub use template::{GroupTemplate, InvalidGroupTemplate};
-pub use upstream::{Answer, Body, Broken, Call, Credentials, Purpose, To, Upstream};
+pub use upstream::{Answer, Body, Broken, Call, Credentials, Dialect, Purpose, To, Upstream};
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -53,7 +58,7 @@ pub struct Integrations {
 /// An integration behind its gate.
 struct Guarded<I> {
     integration: I,
-    gate: Gate,
+    gate: Arc<Gate>,
 }
 
 impl<I: Integration> Guarded<I> {
@@ -117,6 +122,8 @@ impl Integrations {
 
     fn guard<I: Integration>(&self, integration: I) -> Guarded<I> {
         let gate = Gate::new(integration.step(), Arc::clone(&self.metrics), self.board.clone());
+        let gate = Arc::new(gate);
+        integration.upstream().behind(Arc::clone(&gate));
         Guarded { integration, gate }
     }
 
@@ -142,7 +149,7 @@ impl Integrations {
             StepKind::Stalwart => self.stalwart.as_ref().map(|it| &it.gate),
             StepKind::Ocis => self.ocis.as_ref().map(|it| &it.gate),
         };
-        gate.is_some_and(Gate::is_open)
+        gate.is_some_and(|gate| gate.is_open())
     }
 
     /// Lists what tenants have in use in an upstream; see [`Integration::sweep`].

@@ -8,8 +8,10 @@
 //! * A token that the upstream refuses (401) is replaced once. If its successor is refused as well, that
 //!   one is *kept*: what helps then (a clock that lags, keys that are being fetched, an issuer that is
 //!   down) is time, and each new token would start the wait anew (observed with oCIS and Authentik).
-//! * A token whose claims the upstream does not take is thrown away, and the next one fetched only after
-//!   a pause: the upstream remembers bad claims as long as the token lives (observed).
+//! * A token whose claims the upstream does not seem to take is thrown away, and the next one fetched only
+//!   after a pause: the upstream remembers bad claims as long as the token lives (observed). One that was
+//!   taken before is kept.
+//! * An answer that no token endpoint gives means that the address is wrong, and says nothing of us.
 //! * No token, secret or password is ever in a message or a log.
 //!
 //! The `oauth2` crate is not used: this is one form sent by the shared client, and which failures are
@@ -87,6 +89,8 @@ struct State {
     fetching: Option<Fetch>,
     /// The token was fetched because its predecessor was refused, and has not been accepted since.
     replacement: bool,
+    /// The latest token that the upstream took.
+    accepted: Option<u64>,
     /// Until then nothing is fetched, for this reason.
     held: Option<(Instant, Error)>,
     /// Fetches that failed in a row.
@@ -104,12 +108,6 @@ const FIRST_HOLD: Duration = Duration::from_secs(1);
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
 /// After a token was thrown away for its claims.
 const CLAIMS_HOLD: Duration = Duration::from_secs(15);
-
-#[derive(Deserialize)]
-struct Granted {
-    access_token: String,
-    expires_in: Option<u64>,
-}
 
 #[derive(Deserialize)]
 struct Discovery {
@@ -167,29 +165,50 @@ impl TokenSource {
     /// The upstream took the token.
     pub fn accepted(&self, token: &Token) {
         let mut state = self.lock();
+        state.accepted = Some(token.number);
         if state.token.as_ref().is_some_and(|current| current.number == token.number) {
             state.replacement = false;
         }
     }
 
-    /// The upstream does not take the token's claims; returns what that means.
-    pub fn discard(&self, token: &Token) -> Error {
+    /// The upstream gave an error without a word: unless it took the token before, it may be the token's
+    /// claims. Returns what that means.
+    pub fn discard(&self, token: &Token) -> Option<Error> {
+        if self.lock().accepted == Some(token.number) {
+            return None;
+        }
         let message = format!(
-            "{}: 500 without a word, twice: the token was accepted but not what it says of us. Does the \
-             account {:?} have an e-mail address, a user name without blanks or a leading digit, and a \
-             group that maps to a role with the right to manage spaces; does the scope {:?} bring these \
-             claims? (Or a service inside the file server is away.)",
+            "{}: 500 without a word, twice: the file server is starting, or a service inside it is away. If \
+             this lasts, the token was accepted but not what it says of us: does the account {:?} have an \
+             e-mail address, a user name without blanks or a leading digit, and a group that maps to a \
+             role with the right to manage spaces; does the scope {:?} bring these claims?",
             self.issuer.step,
             self.account(),
             self.credentials.scope,
         );
-        let error = Error::misconfigured(Reason::ClaimsRejected, message);
+        let error = Error::transient(Reason::ClaimsRejected, message);
         let mut state = self.lock();
         if state.token.as_ref().is_some_and(|current| current.number == token.number) {
             state.token = None;
             state.held = Some((Instant::now() + CLAIMS_HOLD, error.clone()));
         }
-        error
+        Some(error)
+    }
+
+    /// Everything that makes our credentials what they are.
+    pub(super) fn each_part(&self, mut part: impl FnMut(&str)) {
+        let ClientCredentials { client_id, client_secret, account, scope, .. } = &*self.credentials;
+        part(client_id);
+        part(scope);
+        part(client_secret.as_ref().map_or("", |secret| secret.expose_secret()));
+        if let Some((user, password)) = account {
+            part(user);
+            part(password.expose_secret());
+        }
+    }
+
+    pub fn scope(&self) -> &str {
+        &self.credentials.scope
     }
 
     /// Who we are, for messages.
@@ -240,9 +259,10 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A grant, when it was asked for, and the endpoint that gave it.
+/// A token, when it was asked for, and the endpoint that gave it.
 struct Fetched {
-    granted: Granted,
+    token: SecretString,
+    life: Option<Duration>,
     asked: Instant,
     endpoint: Url,
 }
@@ -255,14 +275,14 @@ impl State {
     fn learn(&mut self, fetched: Result<Fetched, Error>) -> Result<Token, Error> {
         self.fetching = None;
         match fetched {
-            Ok(Fetched { granted, asked, endpoint }) => {
+            Ok(Fetched { token, life, asked, endpoint }) => {
                 self.failures = 0;
                 self.held = None;
                 self.discovered = Some(endpoint);
                 self.tokens += 1;
-                let life = granted.expires_in.map_or(USUAL_LIFE, Duration::from_secs);
+                let life = life.unwrap_or(USUAL_LIFE);
                 let token = Token {
-                    secret: Arc::new(SecretString::from(granted.access_token)),
+                    secret: Arc::new(token),
                     number: self.tokens,
                     renew_at: asked + life.mul_f64(RENEW_AFTER),
                     expires_at: asked + life,
@@ -307,18 +327,12 @@ async fn request(
     call.to = To::Url(&endpoint);
     let asked = Instant::now();
     // A token more than needed harms nobody, so it may be asked for again.
-    let answer = issuer.answer(&call, Purpose::Read).await?;
+    let answer = issuer.ask(&call, Purpose::Read).await;
+    let answer = answer.map_err(|error| error.reworded(|words| credentials.redact(words)))?;
     let refusal = || credentials.redact(&issuer.refusal(&call, &answer));
-    match answer.status {
-        StatusCode::OK => {
-            let granted = answer.json::<Granted>().filter(|granted| !granted.access_token.is_empty());
-            // Not its body, which may hold a token all the same.
-            let message = format!("{}: the answer holds no access_token", issuer.what(&call));
-            let granted = granted.ok_or(Error::transient(Reason::UnexpectedAnswer, message))?;
-            Ok(Fetched { granted, asked, endpoint: endpoint.clone() })
-        }
-        // Always 400, never 401, whatever is wrong with them (observed).
-        StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+    match TokenAnswer::read(answer.status, &answer.body, &endpoint) {
+        TokenAnswer::Granted { token, life } => Ok(Fetched { token, life, asked, endpoint }),
+        TokenAnswer::Refused { .. } => {
             let message = format!(
                 "{}. The issuer refuses OCIS_OIDC_CLIENT_ID with OCIS_OIDC_CLIENT_SECRET or \
                  OCIS_OIDC_USERNAME and _PASSWORD (wrong or replaced, the account deactivated, or not \
@@ -327,21 +341,83 @@ async fn request(
             );
             Err(Error::misconfigured(Reason::CredentialsRejected, message))
         }
-        // Authentik's answer to an error inside it (observed).
-        StatusCode::METHOD_NOT_ALLOWED if answer.body.is_empty() => {
+        TokenAnswer::WrongAddress => {
+            let message = format!("{}. {}", refusal(), no_token_endpoint(&endpoint));
+            Err(Error::misconfigured(Reason::WrongAddress, message))
+        }
+        TokenAnswer::Failed => {
             let message = format!("{} (in Authentik: an error inside the server)", refusal());
             Err(Error::transient(Reason::UpstreamError, message))
         }
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
-            let message = format!("{}. Is {endpoint} the issuer's token endpoint?", refusal());
-            Err(Error::misconfigured(Reason::WrongAddress, message))
-        }
-        _ => {
-            let expected = issuer.expected(&call, Purpose::Read, answer)?;
-            let message = issuer.refusal(&call, &expected);
-            Err(Error::transient(Reason::UnexpectedAnswer, credentials.redact(&message)))
+        TokenAnswer::Odd => {
+            // Not its body, which may hold a token all the same.
+            let message = format!("{}: the answer holds no access_token", issuer.what(&call));
+            Err(Error::transient(Reason::UnexpectedAnswer, message))
         }
     }
+}
+
+/// What a token endpoint's answer means, for every client of one.
+pub enum TokenAnswer {
+    Granted {
+        token: SecretString,
+        life: Option<Duration>,
+    },
+    /// In OAuth's words: why, as far as it is safe to show.
+    Refused {
+        why: String,
+    },
+    /// It is the answer of no token endpoint.
+    WrongAddress,
+    /// An error inside the issuer.
+    Failed,
+    /// Of a token endpoint, but without a token.
+    Odd,
+}
+
+impl TokenAnswer {
+    /// Any refusal of a token endpoint is JSON with an `error` (RFC 6749, section 5.2). Authentik answers a
+    /// POST to another path with 403 and a page, to its own path without the slash with an empty 405, and
+    /// to an error inside it with the same 405 (all observed).
+    pub fn read(status: StatusCode, body: &[u8], endpoint: &Url) -> Self {
+        #[derive(Deserialize)]
+        struct Granted {
+            access_token: String,
+            expires_in: Option<u64>,
+        }
+        #[derive(Deserialize)]
+        struct Refusal {
+            error: String,
+            error_description: Option<String>,
+        }
+        let json = |body| serde_json::from_slice::<serde_json::Value>(body).ok();
+        if status == StatusCode::OK {
+            return match serde_json::from_slice::<Granted>(body) {
+                Ok(granted) if !granted.access_token.is_empty() => Self::Granted {
+                    token: SecretString::from(granted.access_token),
+                    life: granted.expires_in.map(Duration::from_secs),
+                },
+                _ if json(body).is_some() => Self::Odd,
+                _ => Self::WrongAddress,
+            };
+        }
+        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            return Self::Failed;
+        }
+        if let Ok(Refusal { error, error_description }) = serde_json::from_slice(body) {
+            return Self::Refused { why: error_description.unwrap_or(error) };
+        }
+        let inside = status == StatusCode::METHOD_NOT_ALLOWED && body.is_empty();
+        if inside && endpoint.path().ends_with('/') { Self::Failed } else { Self::WrongAddress }
+    }
+}
+
+/// For people whose address leads to no token endpoint.
+pub fn no_token_endpoint(endpoint: &Url) -> String {
+    format!(
+        "That is not how a token endpoint answers: is {endpoint} the issuer's, with its final slash if it \
+         has one (Authentik's ends with /application/o/token/)?"
+    )
 }
 
 /// Looks the token endpoint up.

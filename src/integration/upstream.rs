@@ -5,7 +5,7 @@
 //! may hold is bounded.
 
 use std::error::Error as StdError;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -14,15 +14,18 @@ use reqwest::{Method, Response, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 use url::Url;
 
-use super::Error;
+use super::gate::{Gate, Leave};
 use super::http::{BaseUrl, HttpClient, innermost};
 use super::limits::{Limiter, Limits};
 use super::oauth::{Token, TokenSource};
+use super::pace::{PATIENCE, Pace};
+use super::{Effect, Error};
 use crate::metrics::Metrics;
-use crate::tenant::{FailureKind, Reason, StepKind};
+use crate::tenant::{Failure, FailureKind, Reason, StepKind};
 
 /// The longest answer that is read whole, in bytes. The largest expected one, a page of 100 groups with
 /// generous attributes, is a tenth of it.
@@ -53,8 +56,30 @@ pub struct Upstream {
     base: BaseUrl,
     credentials: Credentials,
     limiter: Limiter,
+    pace: Pace,
+    /// None in a program that has no fleet to protect it from.
+    gate: OnceLock<Arc<Gate>>,
+    dialect: Dialect,
     metrics: Arc<Metrics>,
 }
+
+/// What an upstream says in its own way, whatever was asked.
+#[derive(Clone, Copy)]
+pub struct Dialect {
+    /// What an answer says of us or of a pause, if anything.
+    pub judge: fn(&Upstream, &Call<'_>, &Answer) -> Option<Error>,
+    /// What a connection that is closed without an answer may mean.
+    pub closed: &'static str,
+}
+
+impl Dialect {
+    const PLAIN: Self = Self { judge: |_, _, _| None, closed: "" };
+}
+
+/// Pauses that a request waits for before its run is given back.
+const MOST_PAUSES: u32 = 3;
+/// A server that has answered nothing but "not now" for so long is down.
+const PAUSES_ARE_AN_OUTAGE: Duration = Duration::from_secs(60);
 
 /// A request to an upstream.
 pub struct Call<'a> {
@@ -165,6 +190,7 @@ pub struct Begun {
     response: Response,
     started: Instant,
     _place: Option<OwnedSemaphorePermit>,
+    _leave: Option<Leave>,
 }
 
 impl Begun {
@@ -178,6 +204,23 @@ impl Begun {
     }
 }
 
+/// Counts how often a request has waited because the upstream asked for a pause.
+#[derive(Default)]
+struct Turns(u32);
+
+impl Turns {
+    /// Whether a request that ended like this is tried again: it was not done, and the pause, which the
+    /// next try keeps, is a short one.
+    fn has_another(&mut self, error: &Error) -> bool {
+        let again = error.is_paced()
+            && error.effect == Effect::None
+            && error.asked_pause() <= PATIENCE
+            && self.0 < MOST_PAUSES;
+        self.0 += u32::from(again);
+        again
+    }
+}
+
 impl Upstream {
     pub fn new(
         step: StepKind,
@@ -187,7 +230,25 @@ impl Upstream {
         limits: Limits,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { step, http, base, credentials, limiter: Limiter::new(limits), metrics }
+        let (limiter, pace, gate) = (Limiter::new(limits), Pace::default(), OnceLock::new());
+        Self { step, http, base, credentials, limiter, pace, gate, dialect: Dialect::PLAIN, metrics }
+    }
+
+    /// The same, which understands what its server says in its own way.
+    #[must_use]
+    pub fn speaking(mut self, dialect: Dialect) -> Self {
+        self.dialect = dialect;
+        self
+    }
+
+    /// From now on asks the gate before each request, and tells it who is refused.
+    pub(super) fn behind(&self, gate: Arc<Gate>) {
+        // An upstream belongs to one integration, which has one gate.
+        let _ = self.gate.set(gate);
+    }
+
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
     }
 
     pub fn base(&self) -> &BaseUrl {
@@ -197,46 +258,62 @@ impl Upstream {
     /// Reads something. A connection that broke before the answer is tried once more: servers close
     /// idle connections, and Authentik recycles its workers every thousand requests.
     pub async fn read(&self, call: &Call<'_>) -> Result<Answer, Error> {
-        let answer = self.answer(call, Purpose::Read).await?;
-        self.expected(call, Purpose::Read, answer)
+        self.ask(call, Purpose::Read).await
     }
 
     /// Changes something. See [`Effect`](super::Effect) for what a failure may have done.
     pub async fn write(&self, call: &Call<'_>) -> Result<Answer, Error> {
-        let answer = self.answer(call, Purpose::Write).await?;
-        self.expected(call, Purpose::Write, answer)
+        self.ask(call, Purpose::Write).await
     }
 
-    /// The answer, whatever its status.
-    pub async fn answer(&self, call: &Call<'_>, purpose: Purpose) -> Result<Answer, Error> {
-        match (self.exchange(call, purpose).await, purpose) {
-            (Err(Broken::Connection(_)), Purpose::Read) => self.exchange(call, purpose).await,
-            (other, _) => other,
+    /// The answer, unless its status means the same for every upstream, or it says of us what its server
+    /// says in its own way.
+    pub async fn ask(&self, call: &Call<'_>, purpose: Purpose) -> Result<Answer, Error> {
+        let mut turns = Turns::default();
+        loop {
+            let answer = match (self.exchange(call, purpose).await, purpose) {
+                (Err(Broken::Connection(_)), Purpose::Read) => self.exchange(call, purpose).await,
+                (other, _) => other,
+            };
+            match answer.map_err(|broken| self.broken(call, purpose, broken)) {
+                Err(error) if turns.has_another(&error) => {}
+                other => return other,
+            }
         }
-        .map_err(|broken| self.broken(call, purpose, broken))
     }
 
     /// Begins to read something that is too long to be held in memory. An answer other than 200 is
-    /// returned whole.
+    /// returned whole, unless it means the same for every upstream.
     pub async fn open(&self, call: &Call<'_>) -> Result<Result<Begun, Answer>, Error> {
-        let begun = match self.begin(call, Purpose::Read).await {
-            Ok(begun) if begun.status() == StatusCode::OK => {
-                self.measure(call, begun.started, "200");
-                return Ok(Ok(begun));
+        let mut turns = Turns::default();
+        loop {
+            let answer = match self.begin(call, Purpose::Read).await {
+                Ok(begun) if begun.status() == StatusCode::OK => {
+                    self.measure(call, begun.started, "200");
+                    self.well_answered();
+                    return Ok(Ok(begun));
+                }
+                Ok(begun) => self.finish(call, Purpose::Read, begun).await,
+                Err(broken) => Err(broken),
+            };
+            match answer.map_err(|broken| self.broken(call, Purpose::Read, broken)) {
+                Err(error) if turns.has_another(&error) => {}
+                other => return other.map(Err),
             }
-            Ok(begun) => self.finish(call, begun).await,
-            Err(broken) => Err(broken),
-        };
-        begun.map(Err).map_err(|broken| self.broken(call, Purpose::Read, broken))
+        }
     }
 
     async fn exchange(&self, call: &Call<'_>, purpose: Purpose) -> Result<Answer, Broken> {
         let begun = self.begin(call, purpose).await?;
-        self.finish(call, begun).await
+        self.finish(call, purpose, begun).await
     }
 
     /// Sends the request, with another token where that may help.
     async fn begin(&self, call: &Call<'_>, purpose: Purpose) -> Result<Begun, Broken> {
+        if let Some(gate) = self.gate.get() {
+            // Not even a token is asked for.
+            gate.lets_through()?;
+        }
         let Credentials::Tokens(tokens) = &self.credentials else {
             return self.send(call, None).await;
         };
@@ -250,7 +327,7 @@ impl Upstream {
             token = another;
             begun = self.send(call, Some(&token)).await?;
         }
-        if !is_refusal(&begun) {
+        if !is_refusal(&begun) && !begun.status().is_server_error() {
             tokens.accepted(&token);
         }
         if is_empty_500(&begun) && purpose == Purpose::Read {
@@ -258,16 +335,25 @@ impl Upstream {
             self.measure(call, begun.started, "500");
             drop(begun);
             begun = self.send(call, Some(&token)).await?;
-            if is_empty_500(&begun) {
+            if is_empty_500(&begun)
+                && let Some(error) = tokens.discard(&token)
+            {
                 self.measure(call, begun.started, "500");
-                return Err(tokens.discard(&token).into());
+                return Err(error.into());
             }
         }
         Ok(begun)
     }
 
     async fn send(&self, call: &Call<'_>, token: Option<&Token>) -> Result<Begun, Broken> {
+        // Before it takes a place from others, and after it may have waited long for one.
+        self.pace.turn().await.map_err(Broken::Paused)?;
         let place = self.limiter.admit().await;
+        self.pace.turn().await.map_err(Broken::Paused)?;
+        let leave = match self.gate.get() {
+            Some(gate) => Some(gate.may_send().await?),
+            None => None,
+        };
         let started = Instant::now();
         let url = match call.to {
             To::Path(path) => self.base.join(path),
@@ -305,11 +391,16 @@ impl Upstream {
         if let Err(broken) = &sent {
             self.measure(call, started, broken.label());
         }
-        Ok(Begun { response: sent?, started, _place: place })
+        Ok(Begun { response: sent?, started, _place: place, _leave: leave })
     }
 
-    /// Reads the whole answer.
-    async fn finish(&self, call: &Call<'_>, mut begun: Begun) -> Result<Answer, Broken> {
+    /// Reads the whole answer, and learns what it means before another request takes its place.
+    async fn finish(
+        &self,
+        call: &Call<'_>,
+        purpose: Purpose,
+        mut begun: Begun,
+    ) -> Result<Answer, Broken> {
         let body = whole(&mut begun).await;
         let status = begun.status();
         self.measure(
@@ -320,7 +411,30 @@ impl Upstream {
                 Err(broken) => broken.label(),
             },
         );
-        Ok(Answer { status, body: body?, headers: begun.response.headers().clone() })
+        let answer = Answer { status, body: body?, headers: begun.response.headers().clone() };
+        let Some(error) = self.meaning(call, purpose, &answer) else {
+            if status.is_success() {
+                self.well_answered();
+            } else {
+                self.pace.answered();
+            }
+            return Ok(answer);
+        };
+        match (&error.failure, self.gate.get()) {
+            (Failure { kind: FailureKind::Paced { wait }, .. }, _) => self.pace.slow_down(*wait),
+            (failure, Some(gate)) if failure.reason == Reason::CredentialsRejected => {
+                gate.refused(&error);
+            }
+            _ => self.pace.answered(),
+        }
+        Err(error.into())
+    }
+
+    fn well_answered(&self) {
+        self.pace.answered();
+        if let Some(gate) = self.gate.get() {
+            gate.accepted();
+        }
     }
 
     fn measure(&self, call: &Call<'_>, started: Instant, status: &str) {
@@ -330,18 +444,25 @@ impl Upstream {
             .observe(started.elapsed().as_secs_f64());
     }
 
-    /// Turns answers that mean the same for every upstream into errors.
-    pub fn expected(&self, call: &Call<'_>, purpose: Purpose, answer: Answer) -> Result<Answer, Error> {
+    /// What an answer means whatever was asked: of us, or for every upstream the same.
+    fn meaning(&self, call: &Call<'_>, purpose: Purpose, answer: &Answer) -> Option<Error> {
+        if let Some(error) = (self.dialect.judge)(self, call, answer) {
+            return Some(error);
+        }
         let status = answer.status;
         if status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(Error::throttled(self.refusal(call, &answer), answer.retry_after()));
+            let wait = answer.retry_after().unwrap_or(USUAL_PAUSE);
+            return Some(Error::throttled(self.refusal(call, answer), wait));
         }
         if status.is_server_error() {
-            let mut error = Error::transient(Reason::UpstreamError, self.refusal(call, &answer));
-            if let Some(wait) = answer.retry_after() {
-                error.failure.kind = FailureKind::Transient { retry_after: Some(wait) };
+            let mut error = Error::transient(Reason::UpstreamError, self.refusal(call, answer));
+            if status == StatusCode::SERVICE_UNAVAILABLE
+                && let Some(wait) = answer.retry_after()
+                && self.pace.lasts() < PAUSES_ARE_AN_OUTAGE
+            {
+                error.failure.kind = FailureKind::Paced { wait };
             }
-            return Err(error.after(purpose));
+            return Some(error.after(purpose));
         }
         if status.is_redirection() {
             let to = answer.header(LOCATION).unwrap_or("elsewhere");
@@ -351,13 +472,13 @@ impl Upstream {
                 self.base,
                 self.printable(to),
             );
-            return Err(Error::misconfigured(Reason::WrongAddress, message));
+            return Some(Error::misconfigured(Reason::WrongAddress, message));
         }
-        Ok(answer)
+        None
     }
 
     /// Turns what kept a request from being answered into an error.
-    pub fn broken(&self, call: &Call<'_>, purpose: Purpose, broken: Broken) -> Error {
+    pub(super) fn broken(&self, call: &Call<'_>, purpose: Purpose, broken: Broken) -> Error {
         let what = self.what(call);
         let to: &dyn std::fmt::Display = match call.to {
             To::Path(_) => &self.base,
@@ -369,18 +490,20 @@ impl Upstream {
                 Error::transient(Reason::Unreachable, message)
             }
             Broken::Tls(why) => {
-                let message = format!(
-                    "{what}: TLS with {to} failed: {why}. For a certificate of a private CA, give \
-                     the CA's certificate in EXTRA_CA_FILE"
-                );
+                let message = format!("{what}: TLS with {to} failed: {why}. {PRIVATE_CA}");
                 Error::misconfigured(Reason::TlsFailed, message)
+            }
+            Broken::NotTls => {
+                let message = format!("{what}: {to} {NOT_TLS}");
+                Error::misconfigured(Reason::WrongAddress, message)
             }
             Broken::Timeout => {
                 let message = format!("{what}: {to} did not answer in time");
                 Error::transient(Reason::Timeout, message).after(purpose)
             }
             Broken::Connection(why) => {
-                let message = format!("{what}: the connection to {to} broke: {why}");
+                let hint = self.dialect.closed;
+                let message = format!("{what}: the connection to {to} broke: {why}{hint}");
                 Error::transient(Reason::Unreachable, message).after(purpose)
             }
             Broken::TooLong => {
@@ -391,7 +514,14 @@ impl Upstream {
                 let message = format!("{what}: the credentials hold characters that no header may hold");
                 Error::misconfigured(Reason::CredentialsRejected, message)
             }
-            Broken::Credential(error) => *error,
+            Broken::Paused(wait) => {
+                let message = format!(
+                    "{what}: not sent yet: the server asked for a pause, which ends in {} s",
+                    wait.as_secs() + 1
+                );
+                Error::throttled(message, wait)
+            }
+            Broken::Means(error) => *error,
         }
     }
 
@@ -440,6 +570,26 @@ impl Upstream {
 }
 
 impl Credentials {
+    /// Tells credentials apart, and nothing of them: sixteen bits are too few to guess one by.
+    pub fn digest(&self, salt: &str) -> u16 {
+        let mut hash = Sha256::new_with_prefix(salt);
+        let mut part = |part: &str| {
+            hash.update(part.len().to_be_bytes());
+            hash.update(part);
+        };
+        match self {
+            Self::None => {}
+            Self::Bearer(token) => part(token.expose_secret()),
+            Self::Basic { user, password } => {
+                part(user);
+                part(password.expose_secret());
+            }
+            Self::Tokens(tokens) => tokens.each_part(part),
+        }
+        let digest = hash.finalize();
+        u16::from_be_bytes([digest[0], digest[1]])
+    }
+
     fn redact(&self, text: &str) -> String {
         match self {
             Self::None => text.to_owned(),
@@ -449,6 +599,11 @@ impl Credentials {
         }
     }
 }
+
+const PRIVATE_CA: &str = "For a certificate of a private CA, give the CA's certificate in EXTRA_CA_FILE";
+const NOT_TLS: &str = "answers, but not with TLS: is that the port for http:// rather than https://?";
+/// For a server that asks for a pause and does not say how long.
+const USUAL_PAUSE: Duration = Duration::from_secs(1);
 
 const REDACTED: &str = "[redacted]";
 
@@ -488,31 +643,50 @@ pub enum Broken {
     /// Nothing was sent.
     Connect(String),
     Tls(String),
+    /// There is a server, but it does not speak TLS.
+    NotTls,
     Timeout,
     /// The connection ended in the middle.
     Connection(String),
     TooLong,
     Unprintable,
-    /// There was no token to send it with, or there is none any more.
-    Credential(Box<Error>),
+    /// The server asked for a pause that is too long to be waited for.
+    Paused(Duration),
+    /// It was not to be sent, or had no token to be sent with, or its answer means this.
+    Means(Box<Error>),
 }
 
 impl Broken {
     const fn label(&self) -> &'static str {
         match self {
             Self::Connect(_) => "connect",
-            Self::Tls(_) => "tls",
+            Self::Tls(_) | Self::NotTls => "tls",
             Self::Timeout => "timeout",
             Self::Connection(_) => "broken",
             Self::TooLong => "too_long",
-            Self::Unprintable | Self::Credential(_) => "credential",
+            Self::Paused(_) => "paused",
+            Self::Unprintable | Self::Means(_) => "credential",
+        }
+    }
+
+    /// For people, where there is no more to say of the request.
+    pub(crate) fn in_words(self) -> String {
+        match self {
+            Self::Tls(why) => format!("TLS failed: {why}. {PRIVATE_CA}"),
+            Self::NotTls => format!("it {NOT_TLS}"),
+            Self::Connect(why) => format!("cannot connect: {why}"),
+            Self::Timeout => "no answer in time".into(),
+            Self::Connection(why) => format!("the connection broke: {why}"),
+            Self::TooLong | Self::Unprintable | Self::Paused(_) | Self::Means(_) => {
+                "the request cannot be sent".into()
+            }
         }
     }
 }
 
 impl From<Error> for Broken {
     fn from(error: Error) -> Self {
-        Self::Credential(Box::new(error))
+        Self::Means(Box::new(error))
     }
 }
 
@@ -521,8 +695,11 @@ impl From<reqwest::Error> for Broken {
         let why = innermost(&error);
         if error.is_builder() {
             Self::Unprintable
-        } else if is_tls(&error) {
-            Self::Tls(why)
+        } else if let Some(tls) = tls_error(&error) {
+            match tls {
+                rustls::Error::InvalidMessage(_) => Self::NotTls,
+                _ => Self::Tls(why),
+            }
         } else if error.is_connect() {
             Self::Connect(why)
         } else if error.is_timeout() {
@@ -533,11 +710,11 @@ impl From<reqwest::Error> for Broken {
     }
 }
 
-fn is_tls(error: &reqwest::Error) -> bool {
+fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
     let mut source: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = source {
-        if error.is::<rustls::Error>() {
-            return true;
+        if let Some(tls) = error.downcast_ref() {
+            return Some(tls);
         }
         // An I/O error's own cause is not in the chain, but inside.
         source = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
@@ -545,7 +722,7 @@ fn is_tls(error: &reqwest::Error) -> bool {
             None => error.source(),
         };
     }
-    false
+    None
 }
 
 /// Seconds, or an HTTP date.

@@ -92,14 +92,16 @@ impl Store {
 }
 
 impl Store {
-    /// Makes due some of the tenants that wait for an upstream; returns how many. Index or not, they are
-    /// looked for only after an outage.
-    pub async fn unpark(&self, step: StepKind, most: u32) -> Result<u64, StoreError> {
+    /// Makes due some of the tenants that wait for an upstream. Index or not, they are looked for only after
+    /// an outage. Another process may be doing the same, so that of those that were found none may be left:
+    /// only when none is found, none waits.
+    pub async fn unpark(&self, step: StepKind, most: u32) -> Result<Unparked, StoreError> {
         let parked = doc! { format!("steps.{step}.parked"): true };
         let find = self.tenants.find(parked.clone()).projection(doc! { "_id": 1 });
         let ids = self.read_all("unpark", find.limit(i64::from(most)), id_of).await?;
+        let found = ids.len();
         if ids.is_empty() {
-            return Ok(0);
+            return Ok(Unparked::default());
         }
         let mut these = parked;
         these.insert("_id", doc! { "$in": ids });
@@ -109,12 +111,20 @@ impl Store {
             format!("steps.{step}.parked"): "$$REMOVE",
         } }];
         let update = self.bounded("unpark", self.tenants.update_many(these, due)).await?;
-        Ok(update.modified_count)
+        Ok(Unparked { found, woken: update.modified_count })
     }
 }
 
 fn id_of(document: &Document) -> Bson {
     document.get("_id").cloned().unwrap_or(Bson::Null)
+}
+
+/// What came of looking for tenants that wait for an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unparked {
+    pub found: usize,
+    /// Those that this made due.
+    pub woken: u64,
 }
 
 fn due_tenant(document: &Document) -> Result<DueTenant, Bson> {

@@ -12,6 +12,7 @@
 //! * [`history`](self::history): what happened to each tenant.
 //! * [`controls`](self::controls): stops, guards, the sweep's lease.
 //! * [`fleet`](self::fleet): which fleet this is, and which upstreams it has.
+//! * [`refusals`](self::refusals): what credentials upstreams refuse.
 //! * [`follow`](self::follow): how tenants are, by change stream, for those who wait.
 //!
 //! Leases and due times come from the *server's* clock (`$$NOW`), so that controllers with different
@@ -26,6 +27,7 @@ mod follow;
 mod history;
 mod idempotency;
 mod lease;
+mod refusals;
 mod relist;
 mod schema;
 mod stream;
@@ -35,13 +37,14 @@ mod watch;
 
 pub use controls::{ControlsWatch, Scope};
 pub use document::{InvalidDocument, Record};
-pub use due::{DueScan, DueTenant, Urgency};
+pub use due::{DueScan, DueTenant, Unparked, Urgency};
 pub use edit::{Edit, Edited, Put};
 pub use fleet::{Pass, Retired};
 pub use follow::{Follow, Told};
 pub use history::{Journal, KEPT};
 pub use idempotency::{IdempotencyKey, Inserted, InvalidIdempotencyKey};
 pub use lease::{Claim, ClaimAnswer, Commit, Holder, Plans};
+pub use refusals::{Refusals, Refused, TryPolicy};
 pub use relist::{Relist, Turn};
 pub use schema::SCHEMA_VERSION;
 pub use stream::{ResumeToken, WatchError};

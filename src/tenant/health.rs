@@ -26,7 +26,7 @@ pub struct UpstreamHealth {
 /// Whether steps are let through to an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Breaker {
-    /// It has not answered yet: one step at a time is let through.
+    /// It has not answered yet, or has just begun to again: one step at a time is let through.
     #[default]
     Unproven,
     /// It works.
@@ -52,6 +52,15 @@ impl UpstreamHealth {
     /// Whether nothing is known to be wrong.
     pub fn is_healthy(&self) -> bool {
         self.problem.is_none() && self.authenticated == Some(true)
+    }
+
+    /// Whether steps are let through, because it answers and knows us. A missing permission keeps none back.
+    pub fn lets_through(&self) -> bool {
+        match self.breaker {
+            Breaker::Closed => true,
+            Breaker::Unproven => self.reachable == Some(true) && self.authenticated == Some(true),
+            Breaker::Open { .. } => false,
+        }
     }
 
     /// Whether `other` says the same to those who wait for a change: when the credentials were last

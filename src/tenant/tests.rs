@@ -151,6 +151,7 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
         1 => Just(failing(FailureKind::Transient { retry_after: None }, true)),
         1 => Just(failed(FailureKind::Terminal)),
         1 => Just(failed(FailureKind::Misconfigured { retry_after: Duration::from_secs(120) })),
+        1 => (0u64..10_000).prop_map(move |s| failed(FailureKind::Paced { wait: Duration::from_secs(s) })),
     ]
 }
 
@@ -390,8 +391,14 @@ proptest! {
                 prop_assert!((least..=most).contains(&wait), "{wait:?}");
                 continue;
             };
-            let afresh = starts_afresh(&case.tenant, run.step);
-            prop_assert_eq!(step.attempts, if afresh { 1 } else { before.attempts + 1 });
+            let earlier = if starts_afresh(&case.tenant, run.step) { 0 } else { before.attempts };
+            if let FailureKind::Paced { wait: asked } = failure.kind {
+                let asked = asked.min(Policy::MAX_RETRY_AFTER);
+                prop_assert_eq!(step.attempts, earlier, "no failure");
+                prop_assert!((asked..=asked.mul_f64(1.201)).contains(&wait), "{wait:?} of {asked:?}");
+                continue;
+            }
+            prop_assert_eq!(step.attempts, earlier + 1);
             let backoff = case.policy.backoff.delay(step.attempts, run.jitter);
             prop_assert!(wait >= backoff, "{wait:?} is sooner than {backoff:?}");
             match failure.kind {
@@ -403,6 +410,7 @@ proptest! {
                 FailureKind::Misconfigured { retry_after } => {
                     prop_assert_eq!(wait, backoff.max(retry_after));
                 }
+                FailureKind::Paced { .. } => unreachable!("seen before"),
                 FailureKind::Terminal => {
                     prop_assert!(wait >= case.policy.terminal().mul_f64(0.899));
                     prop_assert!(wait <= case.policy.terminal().mul_f64(1.101));

@@ -73,6 +73,11 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Whether something went wrong. A step that waits its turn has not failed.
+    pub fn is_failure(&self) -> bool {
+        matches!(self, Self::Failed(failure) if !matches!(failure.kind, FailureKind::Paced { .. }))
+    }
+
     /// Plainly well.
     pub fn ok(external_id: &str) -> Self {
         let external_id = Some(external_id.to_owned());
@@ -104,6 +109,8 @@ pub enum FailureKind {
     Terminal,
     /// The whole integration is unhealthy; `retry_after` is when it is probed again.
     Misconfigured { retry_after: Duration },
+    /// None: the upstream asked for a pause, and the step waits its turn until `wait` is over.
+    Paced { wait: Duration },
 }
 
 /// One step's outcome with the time it was reached and the jitter for its retry.
@@ -301,17 +308,30 @@ fn after_run(
                 }
             };
         }
+        Outcome::Failed(failure @ Failure { kind: FailureKind::Paced { wait }, .. }) => {
+            keep_what_was_found(&mut step, failure);
+            step.attempts = failed_before(tenant, run.step);
+            let outdated = before.observed.as_ref() != Some(&tenant.desired.for_step(run.step));
+            let stays = match step.state {
+                StepState::Ok | StepState::Skipped => basis == Basis::Current && !outdated,
+                StepState::Error => !starts_afresh(tenant, run.step),
+                StepState::Pending => false,
+            };
+            if !stays {
+                (step.state, step.reason) = (StepState::Pending, Some(failure.reason));
+                step.message = Some(failure.message.clone());
+            }
+            let wait = (*wait).min(Policy::MAX_RETRY_AFTER);
+            step.next_attempt_at = Some(run.at + wait + run.jitter.spread(wait / 10, 1.0));
+        }
         Outcome::Failed(failure) => {
-            let failed_before = if starts_afresh(tenant, run.step) { 0 } else { before.attempts };
-            step.attempts = failed_before.saturating_add(u32::from(!failure.parked));
-            step.parked = failure.parked;
+            keep_what_was_found(&mut step, failure);
+            step.attempts = failed_before(tenant, run.step).saturating_add(u32::from(!failure.parked));
+            // Nothing of it works before a probe finds that it does.
+            step.parked = failure.parked || matches!(failure.kind, FailureKind::Misconfigured { .. });
             step.state = StepState::Error;
             step.reason = Some(failure.reason);
             step.message = Some(failure.message.clone());
-            step.create_intent = step.create_intent.filter(|intent| failure.unresolved || !intent.fresh);
-            if failure.external_id.is_some() {
-                step.external_id.clone_from(&failure.external_id);
-            }
             let backoff = policy.backoff.delay(step.attempts, run.jitter);
             let delay = match failure.kind {
                 FailureKind::Transient { retry_after } => {
@@ -320,7 +340,8 @@ fn after_run(
                 FailureKind::Terminal => {
                     run.jitter.spread(policy.terminal(), Policy::RESYNC_SPREAD).max(backoff)
                 }
-                FailureKind::Misconfigured { retry_after } => {
+                FailureKind::Misconfigured { retry_after }
+                | FailureKind::Paced { wait: retry_after } => {
                     backoff.max(retry_after.min(Policy::MAX_RETRY_AFTER))
                 }
             };
@@ -338,12 +359,28 @@ fn after_run(
     step
 }
 
+/// Failed attempts in a row that count.
+fn failed_before(tenant: &Tenant, step: StepKind) -> u32 {
+    if starts_afresh(tenant, step) { 0 } else { tenant.status.steps[step].attempts }
+}
+
+/// What a run that did not come to its end has found out all the same.
+fn keep_what_was_found(step: &mut StepStatus, failure: &Failure) {
+    step.create_intent = step.create_intent.filter(|intent| failure.unresolved || !intent.fresh);
+    if failure.external_id.is_some() {
+        step.external_id.clone_from(&failure.external_id);
+    }
+}
+
 fn ready(before: &Status, status: &Status, settled: bool, generation: i64, now: Timestamp) -> Ready {
     let failing = status.steps.iter().find(|(_, step)| step.state == StepState::Error);
     let held = status.steps.iter().find_map(|(kind, step)| match (step.state, step.reason) {
         (
             StepState::Pending,
-            Some(reason @ (Reason::Paused | Reason::Stopped | Reason::NotConfigured)),
+            Some(
+                reason
+                @ (Reason::Paused | Reason::Stopped | Reason::NotConfigured | Reason::RateLimited),
+            ),
         ) => Some((kind, reason, step)),
         _ => None,
     });

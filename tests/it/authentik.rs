@@ -2,7 +2,7 @@
 //! set.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mongodb::bson::oid::ObjectId;
 use serde_json::{Value, json};
@@ -368,11 +368,18 @@ async fn a_wrong_address_says_so() {
 async fn an_authentik_that_starts_is_waited_for_as_long_as_it_asks() {
     let bench = Bench::new().await;
     let body = json!({ "error": "authentik starting" }).to_string();
-    let answer = FaultAnswer::Status { status: 503, body, retry_after: Some(5) };
-    bench.server.faults.add(Fault { answer, times: Some(1), ..Fault::default() });
+    let starts = |seconds| {
+        let answer = FaultAnswer::Status { status: 503, body: body.clone(), retry_after: Some(seconds) };
+        Fault { answer, times: Some(1), ..Fault::default() }
+    };
+    bench.server.faults.add(starts(1));
+    let asked = Instant::now();
+    bench.converge(&target()).await.unwrap();
+    assert!(asked.elapsed() >= Duration::from_secs(1), "{:?}", asked.elapsed());
+
+    bench.server.faults.add(starts(60));
     let error = bench.converge(&target()).await.unwrap_err();
-    let wait = FailureKind::Transient { retry_after: Some(Duration::from_secs(5)) };
-    assert_eq!(error.failure.kind, wait);
+    assert_eq!(error.failure.kind, FailureKind::Paced { wait: Duration::from_secs(60) });
     assert!(error.failure.message.contains("authentik starting"), "{}", error.failure.message);
 }
 
@@ -453,13 +460,12 @@ async fn a_probe_that_is_cancelled_passes_its_turn_on() {
 }
 
 #[tokio::test]
-async fn tls_with_an_unknown_certificate_is_a_misconfiguration_that_names_the_remedy() {
-    // Whatever answers here is not TLS, which fails the same way as a wrong certificate does.
+async fn https_to_a_port_that_speaks_http_is_a_wrong_address_that_says_so() {
     let bench = Bench::new().await;
     let authentik = connect(&bench.server.url().replace("http://", "https://"), TOKEN);
     let error = converge(&authentik, &target()).await.unwrap_err();
-    assert_eq!(error.failure.reason, Reason::TlsFailed, "{error:?}");
-    assert!(error.failure.message.contains("EXTRA_CA_FILE"), "{}", error.failure.message);
+    assert_eq!(error.failure.reason, Reason::WrongAddress, "{error:?}");
+    assert!(error.failure.message.contains("not with TLS"), "{}", error.failure.message);
 }
 
 /// Invariant 3: one tenant's failure must not make others believe that its group is theirs.

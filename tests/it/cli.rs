@@ -212,6 +212,13 @@ async fn tokens_are_sent_and_what_a_server_lacks_reads_well() {
         ]
     };
     ok(&run_at(&url, &get, &credentials("right")).await);
+    let mut astray = credentials("right");
+    let nowhere = format!("{url}/nowhere");
+    astray[0].1 = &nowhere;
+    let said = failed(&run_at(&url, &get, &astray).await, 2);
+    assert!(said.contains("TENANTRY_OIDC_TOKEN_URL") && said.contains("token endpoint"), "{said}");
+    let tls = failed(&run_at(&url.replace("http://", "https://"), &get, &[]).await, 1);
+    assert!(tls.contains("not with TLS"), "{tls}");
     let refused = failed(&run_at(&url, &get, &credentials("wrong")).await, 5);
     assert!(refused.contains("invalid_client") && !refused.contains("=wrong"), "{refused}");
 

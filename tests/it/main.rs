@@ -10,6 +10,7 @@ mod bounded;
 mod cli;
 mod cost;
 mod crash;
+mod credentials;
 mod due;
 mod edit;
 mod fleet;

@@ -172,6 +172,7 @@ async fn an_empty_500_is_tried_once_more_and_then_the_token_is_thrown_away_and_i
         let tokens = files.issuer.token_requests();
         let error = ask(&fresh).await.unwrap_err();
         assert_eq!(error.failure.reason, Reason::ClaimsRejected, "{flavour:?}");
+        assert!(error.is_transient(), "a file server that boots does the same: {error:?}");
         for suspect in ["e-mail", "group", "user name"] {
             assert!(error.failure.message.contains(suspect), "{}", error.failure.message);
         }
@@ -206,6 +207,10 @@ async fn what_the_token_endpoint_answers_is_the_configurations_fault_or_will_pas
         (FaultAnswer::Empty405, false, Reason::UpstreamError),
         (status(502, "starting"), false, Reason::UpstreamError),
         (status(404, "<html>"), true, Reason::WrongAddress),
+        // Of Authentik, for a path that it does not have (observed).
+        (status(403, "<!DOCTYPE html><html></html>"), true, Reason::WrongAddress),
+        (status(403, r#"{"error":"access_denied"}"#), true, Reason::CredentialsRejected),
+        (status(200, "<html>"), true, Reason::WrongAddress),
         (status(200, "{}"), false, Reason::UnexpectedAnswer),
         (FaultAnswer::Hang, false, Reason::Timeout),
     ] {
@@ -217,6 +222,49 @@ async fn what_the_token_endpoint_answers_is_the_configurations_fault_or_will_pas
         assert!(!error.failure.message.contains(PASSWORD));
     }
     assert_eq!(files.server.faults.total(), 0, "nothing was ever sent without a token");
+}
+
+#[tokio::test]
+async fn an_address_that_is_no_token_endpoint_is_said_to_be_wrong_and_nothing_is_said_of_us() {
+    let files = FileServer::new(Flavour::Ocis31).await;
+    let right = files.issuer.token_url();
+    for wrong in [right.trim_end_matches('/').to_owned(), right.replace("/token/", "/tokens/")] {
+        let endpoint = TokenEndpoint::Url(wrong.parse().unwrap());
+        let credentials = ClientCredentials { endpoint, ..files.credentials() };
+        let ocis = files.connect_with(credentials, None, &Arc::new(Metrics::new()));
+        let error = ask(&ocis).await.unwrap_err();
+        assert_eq!(error.failure.reason, Reason::WrongAddress, "{error:?}");
+        assert!(error.failure.message.contains(&wrong), "{}", error.failure.message);
+        assert!(!error.failure.message.contains("OCIS_OIDC_PASSWORD"), "{}", error.failure.message);
+    }
+}
+
+#[tokio::test]
+async fn a_scope_without_openid_is_named_when_the_file_server_refuses_its_token() {
+    let files = FileServer::new(Flavour::Ocis31).await;
+    let credentials = ClientCredentials { scope: "profile email".into(), ..files.credentials() };
+    let ocis = files.connect_with(credentials, None, &Arc::new(Metrics::new()));
+    let error = ask(&ocis).await.unwrap_err();
+    assert_eq!(error.failure.reason, Reason::CredentialsRejected);
+    let message = &error.failure.message;
+    assert!(message.contains("openid") && message.contains("OCIS_OIDC_SCOPE"), "{message}");
+}
+
+#[tokio::test]
+async fn a_token_that_was_taken_is_kept_through_empty_500s() {
+    let files = FileServer::new(Flavour::Ocis31).await;
+    let ocis = connected(&files).await;
+    let tokens = files.issuer.token_requests();
+    let path = Some("/graph".into());
+    files.server.faults.add(Fault { path, answer: status(500, ""), ..Fault::default() });
+    for _ in 0..3 {
+        let error = ask(&ocis).await.unwrap_err();
+        assert_eq!(error.failure.reason, Reason::UpstreamError, "{error:?}");
+        assert!(error.is_transient());
+    }
+    files.server.faults.clear();
+    ask(&ocis).await.unwrap();
+    assert_eq!(files.issuer.token_requests(), tokens);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! trap that the real ones were seen to set.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -513,6 +513,41 @@ async fn the_check_tells_version_and_a_missing_role() {
         assert_eq!(error.failure.reason, Reason::Forbidden);
         assert!(error.failure.message.contains("Space Admin"), "{}", error.failure.message);
     }
+}
+
+#[tokio::test]
+async fn a_file_server_without_its_storage_does_not_pass_the_check() {
+    for flavour in FLAVOURS {
+        let bench = Bench::new(flavour).await;
+        bench.server().storage_away(true);
+        let error = bench.ocis.check().await.unwrap_err();
+        assert_eq!(error.failure.reason, Reason::StorageAway, "{error:?}");
+        bench.server().storage_away(false);
+        bench.ocis.check().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_list_keeps_the_meaning_of_statuses_that_every_other_request_has() {
+    let bench = Bench::new(Flavour::Ocis31).await;
+    bench.converge(&target()).await.unwrap();
+    let list = |status, retry_after, times| Fault {
+        query: Some("driveType".into()),
+        times,
+        answer: FaultAnswer::Status { status, body: String::new(), retry_after },
+        ..Fault::default()
+    };
+    let sweep = async || bench.ocis.sweep(|_| {}).await;
+    bench.server().faults.add(list(503, None, Some(1)));
+    let error = sweep().await.unwrap_err();
+    assert!(error.is_outage(), "{error:?}");
+    assert_eq!(error.failure.reason, Reason::UpstreamError);
+    bench.server().faults.add(list(429, Some(1), Some(1)));
+    let asked = Instant::now();
+    sweep().await.unwrap();
+    assert!(asked.elapsed() >= Duration::from_secs(1), "{:?}", asked.elapsed());
+    bench.server().faults.add(list(302, None, Some(1)));
+    assert_eq!(sweep().await.unwrap_err().failure.reason, Reason::WrongAddress);
 }
 
 #[tokio::test]

@@ -67,6 +67,10 @@ impl Integration for Fake {
         StepKind::Ocis
     }
 
+    fn upstream(&self) -> &Upstream {
+        unreachable!("no run of a step looks at the connection")
+    }
+
     async fn observe(&self, target: &Target) -> Result<Option<Resource>, Error> {
         match self.next() {
             Answer::Yes | Answer::UnknownDone => {

@@ -36,7 +36,7 @@ use super::Error;
 use super::converge::{
     Checked, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
 };
-use super::upstream::{Answer, Call, Purpose, Upstream};
+use super::upstream::{Answer, Call, Credentials, Dialect, Purpose, Upstream};
 use crate::failpoint;
 use crate::metrics::Metrics;
 use crate::tenant::{Field, Fingerprint, Reason, StepKind, TenantId};
@@ -80,7 +80,7 @@ impl Ocis {
         patience: Duration,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let upstream = Arc::new(upstream);
+        let upstream = Arc::new(upstream.speaking(Dialect { judge, closed: "" }));
         let search = Search::new(Arc::clone(&upstream), patience);
         Self { upstream, search, members: membership.map(Members::new), metrics }
     }
@@ -278,20 +278,35 @@ fn graph_code(answer: &Answer) -> Option<String> {
     answer.json::<Body>().map(|body| body.error.code)
 }
 
+/// What oCIS says of our token, whatever was asked.
+fn judge(upstream: &Upstream, call: &Call<'_>, answer: &Answer) -> Option<Error> {
+    // Of the proxy, which says nothing, and says it also when it cannot ask the issuer (observed).
+    if answer.status != StatusCode::UNAUTHORIZED || graph_code(answer).is_some() {
+        return None;
+    }
+    let why = match upstream.credentials() {
+        // The issuer then tells the file server nothing of us (observed: userinfo is 403).
+        Credentials::Tokens(tokens) if !tokens.scope().split_whitespace().any(|it| it == "openid") => {
+            format!(
+                "the scope {:?} lacks \"openid\", without which the issuer says nothing of us: add it to \
+                 OCIS_OIDC_SCOPE",
+                tokens.scope()
+            )
+        }
+        _ => "is its issuer, to the letter, the one that oCIS is configured with (OCIS_OIDC_TOKEN_URL \
+              must be the public address); do the clocks agree; does oCIS reach the issuer; does the \
+              account exist? What heals by itself is waited for with the same token"
+            .to_owned(),
+    };
+    let message =
+        format!("{}. oCIS refuses a token that was just issued: {why}", upstream.refusal(call, answer));
+    Some(Error::misconfigured(Reason::CredentialsRejected, message))
+}
+
 /// What a refusal means.
 fn refused(upstream: &Upstream, call: &Call<'_>, purpose: Purpose, answer: Answer) -> Error {
     let message = upstream.refusal(call, &answer);
     match answer.status {
-        // Of the proxy, which says nothing, and says it also when it cannot ask the issuer (observed).
-        StatusCode::UNAUTHORIZED if graph_code(&answer).is_none() => {
-            let message = format!(
-                "{message}. oCIS refuses a token that was just issued. Is its issuer, to the letter, the \
-                 one that oCIS is configured with (OCIS_OIDC_TOKEN_URL must be the public address); do \
-                 the clocks agree; does oCIS reach the issuer; does the account exist? What heals by \
-                 itself is waited for with the same token"
-            );
-            Error::misconfigured(Reason::CredentialsRejected, message)
-        }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             Error::terminal(Reason::Forbidden, format!("{message}. {REMEDY}"))
         }
@@ -309,6 +324,10 @@ impl Integration for Ocis {
 
     fn step(&self) -> StepKind {
         StepKind::Ocis
+    }
+
+    fn upstream(&self) -> &Upstream {
+        &self.upstream
     }
 
     async fn observe(&self, target: &Target) -> Result<Option<Space>, Error> {
@@ -571,6 +590,8 @@ impl Integration for Ocis {
             return Err(refused(&self.upstream, &call, Purpose::Read, answer));
         }
         let me: Me = self.parse(&call, Purpose::Read, &answer)?;
+        // Who we are is known without the storage, in which the spaces are.
+        self.see_our_own().await?;
         if let Some(members) = &self.members {
             members.learn(&self.upstream).await?;
         }

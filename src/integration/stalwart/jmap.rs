@@ -1,12 +1,14 @@
 //! The wire: JMAP requests to Stalwart's management, and what their answers mean.
 //!
-//! Everything here was observed with server 0.16.18.
+//! Everything here was observed with servers 0.16.18 and 0.16.19.
 //!
 //! * The address is the configured one. The session's `apiUrl` is built from the server's public name,
 //!   and leads elsewhere from inside a cluster.
 //! * An HTTP 200 may hold an error for each call.
 //! * The explanation of a malformed request echoes it whole, secrets included: it is never shown.
-//! * A hundred failed logins ban our address for ever; the ban looks like a broken connection.
+//! * A hundred failed logins ban our address for ever, all of it, whatever it brings then. The ban is 429
+//!   "Too Many Authentication Attempts" once, 403 "Forbidden" on connections that were open, which is what a
+//!   key without the permission `authenticate` gets too, and a closed connection on new ones.
 
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::super::upstream::{Answer, Call, Purpose, Upstream};
+use super::super::upstream::{Answer, Call, Dialect, Purpose, Upstream};
 use super::super::{Effect, Error};
 use crate::tenant::Reason;
 
@@ -102,13 +104,57 @@ pub async fn send(upstream: &Upstream, batch: &Batch) -> Result<Answers, Error> 
         "methodCalls": calls,
     });
     let call = Call::new(operation, Method::POST, &["jmap"]).json(&body);
-    let answer = upstream.answer(&call, *purpose).await?;
+    let answer = upstream.ask(&call, *purpose).await?;
     let answer = accepted(upstream, &call, *purpose, answer)?;
     let Some(Responses { method_responses }) = answer.json() else {
         let message = format!("{}: the answer is not JMAP", upstream.what(&call));
         return Err(Error::transient(Reason::UnexpectedAnswer, message).after(*purpose));
     };
     Ok(Answers { responses: method_responses, operation, purpose: *purpose })
+}
+
+/// What Stalwart says of us, and of its limits, whatever was asked.
+pub const DIALECT: Dialect = Dialect {
+    judge,
+    closed: ". Stalwart also closes the connections of an address that it has banned for failed logins: \
+             if it is reachable from elsewhere, look into x:BlockedIp",
+};
+
+const NEW_KEY: &str = "give tenantry a valid API key in STALWART_API_TOKEN (or an administrator's \
+                       STALWART_USERNAME and STALWART_PASSWORD)";
+/// In this order: with the old key still in use, the next login bans again at once (observed).
+const LIFT: &str = "and when tenantry uses it, and not before, let an administrator lift the ban from \
+                    another address, such as the server's own loopback: x:BlockedIp/get shows it, \
+                    x:BlockedIp/set destroys it, and x:Action/set ReloadBlockedIps makes that take effect";
+const RARELY: &str =
+    "A hundred failed logins ban our address for ever, so this is tried again only rarely";
+
+fn judge(upstream: &Upstream, call: &Call<'_>, answer: &Answer) -> Option<Error> {
+    let status = answer.status;
+    let problem = answer.json::<Problem>().unwrap_or_default();
+    let message = format!("{}: {status}: {}", upstream.what(call), upstream.printable(&problem.title));
+    let advice = match status {
+        StatusCode::UNAUTHORIZED => format!("First {NEW_KEY}. {RARELY}"),
+        StatusCode::TOO_MANY_REQUESTS if problem.title.contains("Authentication") => {
+            format!("Our address is banned after too many failed logins. First {NEW_KEY}; {LIFT}")
+        }
+        // Not the page of a proxy.
+        StatusCode::FORBIDDEN if problem.title == "Forbidden" => format!(
+            "Most likely our address is banned after too many failed logins; a key without the permission \
+             `authenticate` gets the same answer. First {NEW_KEY} that has this permission; {LIFT}"
+        ),
+        StatusCode::BAD_REQUEST if problem.r#type.ends_with(":limit") && is_momentary(&problem) => {
+            let message = format!("{}: over the limit {}", upstream.what(call), problem.limit);
+            return Some(Error::throttled(message, Duration::from_secs(1)));
+        }
+        _ => return None,
+    };
+    Some(Error::misconfigured(Reason::CredentialsRejected, format!("{message}. {advice}")))
+}
+
+/// Whether the same request will do later: it is not the request that is too large.
+fn is_momentary(problem: &Problem) -> bool {
+    problem.limit.starts_with("maxConcurrent")
 }
 
 /// An answer with status 200, or what it means that it is none.
@@ -124,28 +170,9 @@ pub fn accepted(
     let message = format!("{}: {status}: {title}", upstream.what(call));
     match status {
         StatusCode::OK => Ok(answer),
-        StatusCode::UNAUTHORIZED => {
-            let message = format!(
-                "{message}. Give the secret of an API key in STALWART_API_TOKEN, or an administrator's \
-                 STALWART_USERNAME and STALWART_PASSWORD. A hundred failed logins ban our address for \
-                 ever, so this is tried again only rarely"
-            );
-            Err(Error::misconfigured(Reason::CredentialsRejected, message))
-        }
         StatusCode::FORBIDDEN => {
-            let message = format!("{message}. The API key lacks the permission `authenticate`");
-            Err(Error::misconfigured(Reason::CredentialsRejected, message))
-        }
-        StatusCode::TOO_MANY_REQUESTS if problem.title.contains("Authentication") => {
-            let message = format!(
-                "{message}: our address is banned, until an administrator lifts it (x:BlockedIp/set \
-                 destroy, then x:Action/set ReloadBlockedIps). Mend the credentials first"
-            );
-            Err(Error::misconfigured(Reason::CredentialsRejected, message))
-        }
-        StatusCode::BAD_REQUEST if problem.r#type.ends_with(":limit") => {
-            let message = format!("{}: over the limit {}", upstream.what(call), problem.limit);
-            Err(Error::throttled(message, Some(Duration::from_secs(1))))
+            let message = format!("{message} (not in Stalwart's words: does a proxy refuse it?)");
+            Err(Error::terminal(Reason::Forbidden, message))
         }
         StatusCode::BAD_REQUEST => {
             let kind = upstream.printable(&problem.r#type);
@@ -164,7 +191,6 @@ pub fn accepted(
             Err(Error::misconfigured(Reason::WrongAddress, message))
         }
         _ => {
-            let answer = upstream.expected(call, purpose, answer)?;
             let message = upstream.refusal(call, &answer);
             Err(Error::transient(Reason::UnexpectedAnswer, message).after(purpose))
         }

@@ -19,11 +19,10 @@ use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
-use reqwest::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::jmap::{Answers, Batch, ObjectRef, Written, accepted, send};
+use self::jmap::{Answers, Batch, DIALECT, ObjectRef, Written, accepted, send};
 use super::Error;
 use super::converge::{
     Checked, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
@@ -135,7 +134,7 @@ const PERMISSIONS: &str = "The API key needs the permissions authenticate, \
 
 impl Stalwart {
     pub fn new(upstream: Upstream, dkim: DkimManagement) -> Self {
-        Self { upstream, dkim }
+        Self { upstream: upstream.speaking(DIALECT), dkim }
     }
 
     /// A page of all domains, in order of their names, after the name `after`.
@@ -179,6 +178,13 @@ impl Stalwart {
             self.upstream.skipped(&call, &domain.id, &error.to_string());
             domain
         })
+    }
+
+    /// Whether domains can be listed now.
+    async fn look_for_any(&self) -> Result<(), Error> {
+        let mut batch = Batch::new("check", Purpose::Read);
+        query(&mut batch, json!({ "limit": 1 }), "any");
+        send(&self.upstream, &batch).await?.list::<Domain>("any.get").map(drop)
     }
 
     /// Asks for everything that could be the tenant's, in one request.
@@ -378,6 +384,10 @@ impl Integration for Stalwart {
 
     fn step(&self) -> StepKind {
         StepKind::Stalwart
+    }
+
+    fn upstream(&self) -> &Upstream {
+        &self.upstream
     }
 
     async fn observe(&self, target: &Target) -> Result<Option<MailService>, Error> {
@@ -648,20 +658,22 @@ impl Integration for Stalwart {
             edition: String,
         }
         let call = Call::get("check", &["api", "account"]);
-        let answer = self.upstream.answer(&call, Purpose::Read).await?;
-        if answer.status == StatusCode::OK
-            && let Some(account) = answer.json::<Account>()
-        {
-            let lacks = NEEDED.iter().filter(|needed| !account.permissions.iter().any(|p| p == *needed));
-            return Ok(Checked {
-                version: Some(format!("0.16 or newer, edition {}", account.edition)),
-                lacks: lacks.map(ToString::to_string).collect(),
-                remedy: PERMISSIONS.to_owned(),
-            });
+        let answer = self.upstream.read(&call).await?;
+        let answer = accepted(&self.upstream, &call, Purpose::Read, answer)?;
+        let account: Account = answer.json().ok_or_else(|| {
+            let message = "stalwart: check: the answer does not tell our permissions".to_owned();
+            Error::transient(Reason::UnexpectedAnswer, message)
+        })?;
+        let may = |needed: &&str| account.permissions.iter().any(|permission| permission == *needed);
+        if may(&"sysDomainGet") && may(&"sysDomainQuery") {
+            // The account is known without the store in which the domains are.
+            self.look_for_any().await?;
         }
-        accepted(&self.upstream, &call, Purpose::Read, answer)?;
-        let message = "stalwart: check: the answer does not tell our permissions".to_owned();
-        Err(Error::transient(Reason::UnexpectedAnswer, message))
+        Ok(Checked {
+            version: Some(format!("0.16 or newer, edition {}", account.edition)),
+            lacks: NEEDED.iter().filter(|it| !may(it)).map(ToString::to_string).collect(),
+            remedy: PERMISSIONS.to_owned(),
+        })
     }
 }
 

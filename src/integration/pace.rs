@@ -1,0 +1,100 @@
+//! The pause that an upstream asked for (`Retry-After`), which all its requests keep.
+//!
+//! A short one is waited for where a request is ready to go: nobody needs to hear of it. For a long one the
+//! run is given back, so that it does not keep a worker from the tenant's other steps and from other
+//! tenants: the step waits its turn, which is no failure.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::circuit::LONGEST_PAUSE;
+
+/// The longest pause that a request waits for.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What an upstream asked for.
+#[derive(Default)]
+pub(super) struct Pace(Mutex<Pause>);
+
+#[derive(Default)]
+struct Pause {
+    until: Option<Instant>,
+    /// The first of those that came in a row, without an answer in between.
+    since: Option<Instant>,
+}
+
+impl Pace {
+    /// The upstream wants a pause. It gets one, but not longer than the longest.
+    pub fn slow_down(&self, asked: Duration) {
+        let now = Instant::now();
+        let mut pause = self.lock();
+        pause.since.get_or_insert(now);
+        pause.until = pause.until.max(Some(now + asked.min(LONGEST_PAUSE)));
+    }
+
+    /// The upstream answered without asking for a pause.
+    pub fn answered(&self) {
+        let mut pause = self.lock();
+        if pause.until.is_none_or(|until| until <= Instant::now()) {
+            *pause = Pause::default();
+        }
+    }
+
+    /// How long it has asked for nothing but pauses.
+    pub fn lasts(&self) -> Duration {
+        self.lock().since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Waits for a turn.
+    ///
+    /// # Errors
+    /// How long the pause is, if it is too long to be waited for.
+    pub async fn turn(&self) -> Result<(), Duration> {
+        loop {
+            let wait = self.left();
+            if wait.is_zero() {
+                return Ok(());
+            }
+            if wait > PATIENCE {
+                return Err(wait);
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    fn left(&self) -> Duration {
+        let until = self.lock().until;
+        until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pause> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pause_is_bounded_and_a_long_one_is_not_waited_for() {
+        let pace = Pace::default();
+        pace.slow_down(Duration::from_secs(86_400));
+        let left = pace.turn().await.unwrap_err();
+        assert!(left <= LONGEST_PAUSE && left > LONGEST_PAUSE - Duration::from_secs(5), "{left:?}");
+    }
+
+    #[tokio::test]
+    async fn a_short_pause_is_waited_for_by_all_and_a_later_shorter_one_does_not_cut_it() {
+        let pace = Pace::default();
+        let begun = Instant::now();
+        pace.slow_down(Duration::from_millis(80));
+        pace.slow_down(Duration::ZERO);
+        let (one, other) = tokio::join!(pace.turn(), pace.turn());
+        assert_eq!((one, other), (Ok(()), Ok(())));
+        assert!(begun.elapsed() >= Duration::from_millis(80), "{:?}", begun.elapsed());
+        assert!(pace.lasts() > Duration::ZERO);
+        pace.answered();
+        assert_eq!(pace.lasts(), Duration::ZERO);
+    }
+}

@@ -1,0 +1,157 @@
+//! Refused credentials, one small document per upstream, which all processes share.
+//!
+//! It tells credentials apart and nothing of them: sixteen bits of a salted digest are enough to see that
+//! one was replaced, and too few to guess one by. The salt stays, so that the same credential always gives
+//! the same bits. Times are the server's.
+
+use std::time::Duration;
+
+use mongodb::Collection;
+use mongodb::bson::{Bson, Document, doc};
+use mongodb::options::ReturnDocument;
+
+use super::controls::CONTROLS;
+use super::document::integer;
+use super::lease::millis;
+use super::{Store, StoreError};
+use crate::tenant::StepKind;
+
+/// What is recorded of refusals by one upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusals {
+    /// What credentials are digested with.
+    pub salt: String,
+    /// `None` when no credential is refused.
+    pub refused: Option<Refused>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    pub digest: u16,
+    /// Until it may be tried again.
+    pub wait: Duration,
+    /// What was told, for people.
+    pub message: String,
+}
+
+/// How often a refused credential may be tried by all processes together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TryPolicy {
+    pub tries: u32,
+    pub within: Duration,
+}
+
+/// A try that does not end is nobody's after so long.
+const TRY_LASTS: Duration = Duration::from_secs(60);
+
+fn id(step: StepKind) -> String {
+    format!("refusals/{step}")
+}
+
+impl Store {
+    fn refusals_collection(&self) -> Collection<Document> {
+        self.database.collection(CONTROLS)
+    }
+
+    /// What is known of refusals by an upstream, together with the salt, which is made when there is none.
+    pub async fn refusals(&self, step: StepKind) -> Result<Refusals, StoreError> {
+        let salt = format!("{:032x}", rand::random::<u128>());
+        let keep = vec![doc! { "$set": { "salt": { "$ifNull": ["$salt", salt] } } }];
+        let refusals = self.refusals_collection();
+        let update = refusals
+            .find_one_and_update(doc! { "_id": id(step) }, keep)
+            .upsert(true)
+            .return_document(ReturnDocument::After)
+            .projection(shown());
+        let found = self.bounded("read refusals", update).await?.unwrap_or_default();
+        Ok(read(&found))
+    }
+
+    /// Notes tries that were refused. Returns how long none may follow: `wait`, or longer when there were
+    /// too many.
+    pub async fn note_refusals(
+        &self,
+        step: StepKind,
+        digest: u16,
+        count: u32,
+        wait: Duration,
+        message: &str,
+        policy: TryPolicy,
+    ) -> Result<Duration, StoreError> {
+        let most = i64::from(policy.tries);
+        let new: Vec<Bson> = vec![Bson::from("$$NOW"); count.min(policy.tries) as usize];
+        let recent = doc! { "$filter": {
+            "input": { "$cond": [
+                { "$eq": ["$digest", i32::from(digest)] }, { "$ifNull": ["$tries", []] }, [],
+            ] },
+            "as": "at",
+            "cond": { "$gt": ["$$at", { "$subtract": ["$$NOW", millis(policy.within)] }] },
+        } };
+        let soonest = doc! { "$add": ["$$NOW", millis(wait)] };
+        let allowed = doc! { "$cond": [
+            { "$gte": [{ "$size": "$tries" }, most] },
+            { "$add": [{ "$first": "$tries" }, millis(policy.within)] },
+            "$$NOW",
+        ] };
+        let note = vec![
+            doc! { "$set": {
+                "tries": { "$slice": [{ "$concatArrays": [recent, new] }, -most] },
+                "digest": i32::from(digest),
+                "message": { "$literal": message },
+            } },
+            doc! { "$set": { "nextTryAt": { "$max": [soonest, allowed] } } },
+        ];
+        let refusals = self.refusals_collection();
+        let update = refusals
+            .find_one_and_update(doc! { "_id": id(step) }, note)
+            .upsert(true)
+            .return_document(ReturnDocument::After)
+            .projection(shown());
+        let found = self.bounded("note refusals", update).await?.unwrap_or_default();
+        Ok(read(&found).refused.map_or(wait, |refused| refused.wait))
+    }
+
+    /// Takes the next try with a refused credential. Returns how long to wait when it is not due, or another
+    /// process has taken it.
+    pub async fn take_try(&self, step: StepKind, digest: u16) -> Result<Option<Duration>, StoreError> {
+        let due = doc! {
+            "_id": id(step),
+            "digest": i32::from(digest),
+            "$expr": { "$lte": ["$nextTryAt", "$$NOW"] },
+        };
+        let take = vec![doc! { "$set": { "nextTryAt": { "$add": ["$$NOW", millis(TRY_LASTS)] } } }];
+        let refusals = self.refusals_collection();
+        let update = refusals.find_one_and_update(due, take).projection(doc! { "_id": 1 });
+        if self.bounded("take try", update).await?.is_some() {
+            return Ok(None);
+        }
+        let refused = self.refusals(step).await?.refused;
+        Ok(refused.filter(|refused| refused.digest == digest).map(|refused| refused.wait))
+    }
+
+    /// The upstream accepts us.
+    pub async fn forget_refusals(&self, step: StepKind) -> Result<(), StoreError> {
+        let forget = doc! { "$unset": { "digest": 1, "tries": 1, "nextTryAt": 1, "message": 1 } };
+        let refusals = self.refusals_collection();
+        let update = refusals.update_one(doc! { "_id": id(step) }, forget);
+        self.bounded("forget refusals", update).await.map(drop)
+    }
+}
+
+/// The document, with the time that is left by the server's clock.
+fn shown() -> Document {
+    doc! { "salt": 1, "digest": 1, "message": 1, "wait": { "$subtract": ["$nextTryAt", "$$NOW"] } }
+}
+
+fn read(found: &Document) -> Refusals {
+    let number = |field: &str| found.get(field).and_then(integer);
+    let refused = number("digest").and_then(|digest| u16::try_from(digest).ok()).map(|digest| {
+        let wait = number("wait").and_then(|wait| u64::try_from(wait).ok()).unwrap_or_default();
+        Refused {
+            digest,
+            wait: Duration::from_millis(wait),
+            message: found.get_str("message").unwrap_or_default().to_owned(),
+        }
+    });
+    Refusals { salt: found.get_str("salt").unwrap_or_default().to_owned(), refused }
+}
