@@ -38,7 +38,7 @@ struct StepPlanView {
     /// What would be done: `none`, `create` (or adopt), `update`, `switchOff`, `release`, `delete`, `purge`;
     /// `look` where only a look at the upstream can tell.
     action: &'static str,
-    /// Why it is not done now: `Paused`, `Stopped` or `NotConfigured`.
+    /// Why it is not done now: `Paused`, `Stopped`, `ChangeGuard` or `NotConfigured`.
     held_back: Option<&'static str>,
     external_id: Option<String>,
     /// When the upstream was last looked at successfully, or in vain where `message` says so.

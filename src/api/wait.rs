@@ -149,9 +149,7 @@ pub fn is_of(record: &Record, slug: &Slug) -> bool {
 /// Whether the current desired state has been acted on, well or not.
 pub fn acted_on(tenant: &Tenant) -> bool {
     // What is held back stays pending until a person says otherwise.
-    let held = |step: StepKind| {
-        matches!(tenant.status.steps[step].reason, Some(Reason::Paused | Reason::Stopped))
-    };
+    let held = |step: StepKind| tenant.status.steps[step].reason.is_some_and(Reason::holds);
     let pending = |step: StepKind| tenant.current_state(step) == StepState::Pending && !held(step);
     tenant.status.observed_generation == Some(tenant.generation)
         && tenant.status.last_handled_desired.as_ref() == Some(&tenant.desired)

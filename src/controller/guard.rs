@@ -21,7 +21,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::feed::Hint;
-use crate::integration::{Mode, RepairGuard};
+use crate::integration::{Cause, Mode, Permission, Purpose, Ready, Refusal, RepairGuard};
 use crate::metrics::Metrics;
 use crate::store::{Store, WatchError};
 use crate::tenant::{Controls, Fleet, Guard, GuardPolicy, PerStep, Reason, StepKind};
@@ -288,5 +288,18 @@ impl RepairGuard for Guards {
             may
         }
         .boxed()
+    }
+}
+
+impl Permission for Guards {
+    fn ask(&self, request: Ready) -> Result<(), Refusal> {
+        if request.purpose == Purpose::Read {
+            return Ok(());
+        }
+        match (self.mode(request.step), request.cause) {
+            (Mode::Observe(Some(reason)), _) => Err(Refusal::Held(reason)),
+            (Mode::Disbelieve, Cause::Doubtful) => Err(Refusal::Held(Reason::ChangeGuard)),
+            (Mode::Change | Mode::Observe(None), _) | (Mode::Disbelieve, Cause::Asked) => Ok(()),
+        }
     }
 }

@@ -39,7 +39,7 @@ use self::refusals::SharedRefusals;
 use self::relist::{Gaps, Relister};
 use self::sweep::Sweeper;
 use self::vanished::Vanished;
-use crate::integration::Integrations;
+use crate::integration::{Integrations, Permission};
 use crate::metrics::Metrics;
 use crate::store::{DueScan, Holder, Journal, Store, StoreError, Urgency};
 use crate::tenant::{Controls, GuardPolicy, Policy, TenantId};
@@ -146,6 +146,8 @@ impl Controller {
             controls,
             hints.clone(),
         ));
+        let permission: Arc<dyn Permission> = Arc::clone(&guards) as _;
+        integrations.obey(&permission);
         let (following, ending) = (Arc::clone(&guards), shutdown.clone());
         feeding.spawn(async move { following.follow(&ending).await });
         let refusals = SharedRefusals::new(store.clone());

@@ -103,6 +103,11 @@ impl Faults {
         self.lock().rules.push(fault);
     }
 
+    /// The rules, with how many requests each still applies to.
+    pub fn rules(&self) -> Vec<Fault> {
+        self.lock().rules.clone()
+    }
+
     pub fn clear(&self) {
         self.lock().rules.clear();
     }
@@ -177,7 +182,7 @@ impl Faults {
 }
 
 async fn list(State(faults): State<Faults>) -> Json<Vec<Fault>> {
-    Json(faults.lock().rules.clone())
+    Json(faults.rules())
 }
 
 async fn add(State(faults): State<Faults>, Json(fault): Json<Fault>) -> StatusCode {

@@ -15,12 +15,12 @@
 
 use std::collections::HashSet;
 use std::future::Future;
-
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
+use super::permission::Cause;
 use super::upstream::Upstream;
 use super::{Effect, Error};
 use crate::failpoint;
@@ -302,8 +302,15 @@ pub struct Marked {
 pub enum Reached {
     Matches(Converged),
     LetGo(Released),
-    /// It differs like this, and was to be left alone, maybe for a reason.
-    Held(Option<Reason>, Found),
+    /// It differs like this, and is to be left alone for this reason.
+    Held {
+        reason: Reason,
+        found: Found,
+        /// The resource where the run had made or changed it before it was held.
+        external_id: Option<String>,
+    },
+    /// It differs like this; nothing but a look was wanted.
+    Seen(Found),
     /// What was seen is not believed.
     Disbelieved,
 }
@@ -323,8 +330,30 @@ impl RepairGuard for Unbounded {
     }
 }
 
-/// Runs a step as far as its target and the guard allow.
+/// Runs a step as far as its target and the guard allow. A run whose write was not let through goes on as
+/// one that only looks, to say what there is now.
 pub async fn run<I: Integration>(
+    integration: &I,
+    target: &Target,
+    guard: &dyn RepairGuard,
+) -> Result<Reached, Error> {
+    let Error { failure, .. } = match attempt(integration, target, guard).await {
+        Err(error) if error.effect == Effect::Held => error,
+        other => return other,
+    };
+    let known = failure.external_id;
+    let recorded = known.clone().or_else(|| target.recorded.clone());
+    let look = Target { mode: Mode::Observe(Some(failure.reason)), recorded, ..target.clone() };
+    match (attempt(integration, &look, guard).await, known) {
+        (Ok(Reached::Held { reason, found, .. }), external_id) => {
+            Ok(Reached::Held { reason, found, external_id })
+        }
+        (Err(error), Some(id)) => Err(error.about(&id)),
+        (other, _) => other,
+    }
+}
+
+async fn attempt<I: Integration>(
     integration: &I,
     target: &Target,
     guard: &dyn RepairGuard,
@@ -340,7 +369,7 @@ pub async fn run<I: Integration>(
         Mode::Change => None,
         Mode::Observe(reason) => Some(reason),
         // What seems to be gone would be forgotten.
-        Mode::Disbelieve => Some(Some(Reason::Stopped)),
+        Mode::Disbelieve => Some(Some(Reason::ChangeGuard)),
     };
     let found = integration.observe(target).await?;
     if let Some(reason) = held {
@@ -349,7 +378,7 @@ pub async fn run<I: Integration>(
             ours.then(|| Field::new("usage", I::usage(resource).name(), how.name()))
         };
         let found = found.as_ref().and_then(leaves).map_or(Found::Missing, |f| Found::Fields(vec![f]));
-        return Ok(Reached::Held(reason, found));
+        return Ok(left_alone(reason, found));
     }
     let Some(resource) = found else {
         return Ok(Reached::LetGo(Released::default()));
@@ -357,7 +386,7 @@ pub async fn run<I: Integration>(
     match integration.owner(target, &resource) {
         Owner::Us => {
             let id = I::external_id(&resource).to_owned();
-            let released = integration.release(target, resource, how).await;
+            let released = Cause::Doubtful.of(integration.release(target, resource, how)).await;
             let released = released.map_err(|error| error.at_least_about(Some(&id)))?;
             failpoint::reach(failpoint::RELEASED);
             Ok(Reached::LetGo(released))
@@ -395,11 +424,12 @@ async fn ensure<I: Integration>(
             fingerprint: Some(integration.fingerprint(&resource)),
         })),
         (Mode::Observe(reason), _, fields) => {
-            Ok(Reached::Held(reason, fields.map_or(Found::Missing, Found::Fields)))
+            Ok(left_alone(reason, fields.map_or(Found::Missing, Found::Fields)))
         }
         (Mode::Change, found, _) => {
             if guard.may_repair(integration.step()).await {
-                converge_from(integration, target, found).await.map(Reached::Matches)
+                let repaired = Cause::Doubtful.of(converge_from(integration, target, found));
+                repaired.await.map(Reached::Matches)
             } else {
                 Ok(Reached::Disbelieved)
             }
@@ -410,6 +440,13 @@ async fn ensure<I: Integration>(
         (Mode::Disbelieve, found, _) => {
             converge_from(integration, target, found).await.map(Reached::Matches)
         }
+    }
+}
+
+fn left_alone(reason: Option<Reason>, found: Found) -> Reached {
+    match reason {
+        Some(reason) => Reached::Held { reason, found, external_id: None },
+        None => Reached::Seen(found),
     }
 }
 
@@ -471,7 +508,7 @@ impl<I: Integration> Run<'_, I> {
             found = match wrote {
                 Ok(resource) => Some(resource),
                 Err(error) => match error.effect {
-                    Effect::None => return Err(error),
+                    Effect::None | Effect::Held => return Err(error),
                     // Once, somebody was faster. Twice, looking does not show what is there.
                     Effect::Stale if stale => return Err(error),
                     Effect::Stale => {

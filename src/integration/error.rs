@@ -20,6 +20,9 @@ pub enum Effect {
     None,
     /// Nothing, because what we had observed is no longer so: look again and go on.
     Stale,
+    /// Nothing: it was not sent, because what it would change is to be left alone now. The failure's reason
+    /// says why.
+    Held,
     /// Perhaps what it was asked to do, perhaps later: look, and write nothing more for now.
     Unknown,
 }
@@ -39,6 +42,13 @@ impl Error {
     /// The upstream asked for a pause: the request waits its turn.
     pub fn throttled(message: String, wait: Duration) -> Self {
         Self::new(FailureKind::Paced { wait }, Reason::RateLimited, message)
+    }
+
+    /// A request that was not sent; see [`Effect::Held`].
+    pub fn held(reason: Reason, message: String) -> Self {
+        let mut error = Self::transient(reason, message);
+        error.effect = Effect::Held;
+        error
     }
 
     /// Needs a person or another desired state.

@@ -14,6 +14,7 @@ mod limits;
 mod oauth;
 mod ocis;
 mod pace;
+mod permission;
 mod stalwart;
 mod template;
 mod upstream;
@@ -31,6 +32,7 @@ pub use ledger::{Away, Known, Ledger};
 pub use limits::Limits;
 pub use oauth::{ClientCredentials, TokenAnswer, TokenEndpoint, TokenSource, no_token_endpoint};
 pub use ocis::{Membership, Ocis, SpaceRole};
+pub use permission::{Cause, Permission, Ready, Refusal};
 pub use stalwart::{DkimManagement, Stalwart};
 pub use template::{GroupTemplate, InvalidGroupTemplate};
 pub use upstream::{Answer, Body, Broken, Call, Credentials, Dialect, Purpose, To, Upstream};
@@ -65,8 +67,10 @@ impl<I: Integration> Guarded<I> {
     async fn run(&self, target: &Target, guard: &dyn RepairGuard) -> Outcome {
         let step = self.integration.step();
         match self.gate.pass(run(&self.integration, target, guard)).await {
-            Ok(Reached::Held(Some(reason), found)) => Outcome::Held { reason, found },
-            Ok(Reached::Held(None, found)) => Outcome::Observed(found),
+            Ok(Reached::Held { reason, found, external_id }) => {
+                Outcome::Held { reason, found, external_id }
+            }
+            Ok(Reached::Seen(found)) => Outcome::Observed(found),
             Ok(Reached::Disbelieved) => Outcome::Disbelieved,
             Ok(Reached::LetGo(Released { external_id, note })) => {
                 let reason = match target.desired.presence {
@@ -125,6 +129,16 @@ impl Integrations {
         let gate = Arc::new(gate);
         integration.upstream().behind(Arc::clone(&gate));
         Guarded { integration, gate }
+    }
+
+    /// Asks before each request from now on.
+    pub fn obey(&self, permission: &Arc<dyn Permission>) {
+        let upstreams = [
+            self.authentik.as_ref().map(|it| it.integration.upstream()),
+            self.stalwart.as_ref().map(|it| it.integration.upstream()),
+            self.ocis.as_ref().map(|it| it.integration.upstream()),
+        ];
+        upstreams.into_iter().flatten().for_each(|upstream| upstream.obey(Arc::clone(permission)));
     }
 
     /// How the upstreams are; it tells of every change.

@@ -23,6 +23,7 @@ use super::http::{BaseUrl, HttpClient, innermost};
 use super::limits::{Limiter, Limits};
 use super::oauth::{Token, TokenSource};
 use super::pace::{PATIENCE, Pace};
+use super::permission::{Permission, Permit, Refusal};
 use super::{Effect, Error};
 use crate::metrics::Metrics;
 use crate::tenant::{Failure, FailureKind, Reason, StepKind};
@@ -60,6 +61,7 @@ pub struct Upstream {
     /// None in a program that has no fleet to protect it from.
     gate: OnceLock<Arc<Gate>>,
     dialect: Dialect,
+    permit: Permit,
     metrics: Arc<Metrics>,
 }
 
@@ -231,7 +233,8 @@ impl Upstream {
         metrics: Arc<Metrics>,
     ) -> Self {
         let (limiter, pace, gate) = (Limiter::new(limits), Pace::default(), OnceLock::new());
-        Self { step, http, base, credentials, limiter, pace, gate, dialect: Dialect::PLAIN, metrics }
+        let (permit, dialect) = (Permit::default(), Dialect::PLAIN);
+        Self { step, http, base, credentials, limiter, pace, gate, permit, dialect, metrics }
     }
 
     /// The same, which understands what its server says in its own way.
@@ -245,6 +248,11 @@ impl Upstream {
     pub(super) fn behind(&self, gate: Arc<Gate>) {
         // An upstream belongs to one integration, which has one gate.
         let _ = self.gate.set(gate);
+    }
+
+    /// Asks before each request from now on.
+    pub fn obey(&self, permission: Arc<dyn Permission>) {
+        self.permit.obey(permission);
     }
 
     pub fn credentials(&self) -> &Credentials {
@@ -315,17 +323,17 @@ impl Upstream {
             gate.lets_through()?;
         }
         let Credentials::Tokens(tokens) = &self.credentials else {
-            return self.send(call, None).await;
+            return self.send(call, purpose, None).await;
         };
         let mut token = tokens.current().await?;
-        let mut begun = self.send(call, Some(&token)).await?;
+        let mut begun = self.send(call, purpose, Some(&token)).await?;
         if is_refusal(&begun)
             && let Some(another) = tokens.after_refusal(&token).await?
         {
             self.measure(call, begun.started, "401");
             drop(begun);
             token = another;
-            begun = self.send(call, Some(&token)).await?;
+            begun = self.send(call, purpose, Some(&token)).await?;
         }
         if !is_refusal(&begun) && !begun.status().is_server_error() {
             tokens.accepted(&token);
@@ -334,7 +342,7 @@ impl Upstream {
             // Two first requests of a new account at once, perhaps.
             self.measure(call, begun.started, "500");
             drop(begun);
-            begun = self.send(call, Some(&token)).await?;
+            begun = self.send(call, purpose, Some(&token)).await?;
             if is_empty_500(&begun)
                 && let Some(error) = tokens.discard(&token)
             {
@@ -345,7 +353,12 @@ impl Upstream {
         Ok(begun)
     }
 
-    async fn send(&self, call: &Call<'_>, token: Option<&Token>) -> Result<Begun, Broken> {
+    async fn send(
+        &self,
+        call: &Call<'_>,
+        purpose: Purpose,
+        token: Option<&Token>,
+    ) -> Result<Begun, Broken> {
         // Before it takes a place from others, and after it may have waited long for one.
         self.pace.turn().await.map_err(Broken::Paused)?;
         let place = self.limiter.admit().await;
@@ -354,6 +367,10 @@ impl Upstream {
             Some(gate) => Some(gate.may_send().await?),
             None => None,
         };
+        // Last: it may have waited long.
+        self.permit.ask(self.step, purpose).map_err(|Refusal::Held(reason)| {
+            Error::held(reason, format!("{}: not sent: {reason}", self.what(call)))
+        })?;
         let started = Instant::now();
         let url = match call.to {
             To::Path(path) => self.base.join(path),

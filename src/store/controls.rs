@@ -126,7 +126,8 @@ impl Store {
 
     /// Lets what a stop or a guard held back be looked at now.
     pub async fn wake_held(&self, step: StepKind) -> Result<(), StoreError> {
-        let reasons = [Reason::Stopped, Reason::DesiredStateChanged].map(Reason::name);
+        let reasons =
+            [Reason::Stopped, Reason::ChangeGuard, Reason::DesiredStateChanged].map(Reason::name);
         let held = doc! {
             format!("steps.{step}.state"): StepState::Pending.name(),
             format!("steps.{step}.reason"): { "$in": reasons.to_vec() },

@@ -149,8 +149,10 @@ pub fn plan(tenant: &Tenant, step: StepKind, configured: bool, controls: &Contro
         Some(Reason::NotConfigured)
     } else if tenant.desired.paused {
         Some(Reason::Paused)
-    } else if controls.is_stopped(step) || (controls.guards[step].is_tripped() && doubted) {
+    } else if controls.is_stopped(step) {
         Some(Reason::Stopped)
+    } else if controls.guards[step].is_tripped() && doubted {
+        Some(Reason::ChangeGuard)
     } else {
         None
     };
@@ -367,10 +369,10 @@ mod tests {
         for step in StepKind::ALL {
             see(&mut missing, step, Found::Missing);
         }
-        assert_eq!(held(&missing, &controls), [Some(Reason::Stopped); 3], "but not from nothing");
+        assert_eq!(held(&missing, &controls), [Some(Reason::ChangeGuard); 3], "but not from nothing");
         let mut leaving = converged;
         leaving.desired.deletion = Some(DeletionPolicy::Retain);
-        assert_eq!(held(&leaving, &controls), [Some(Reason::Stopped); 3]);
+        assert_eq!(held(&leaving, &controls), [Some(Reason::ChangeGuard); 3]);
         assert_eq!(held(&tenant(|_| {}), &controls), [None; 3], "new tenants go on");
     }
 

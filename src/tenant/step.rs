@@ -161,6 +161,9 @@ reasons! {
     Paused,
     /// The upstream, or everything, was stopped: what differs is shown and left as it is.
     Stopped,
+    /// The upstream's change guard has tripped: what differs is shown and left as it is, until a person
+    /// lifts the guard or a sweep finds the upstream sane.
+    ChangeGuard,
     /// The upstream could not be reached.
     Unreachable,
     /// The upstream did not answer in time; whether a write was applied is found out by looking.
@@ -191,6 +194,13 @@ reasons! {
     TlsFailed,
     /// The configured address does not lead to the upstream's API.
     WrongAddress,
+}
+
+impl Reason {
+    /// Whether it holds a step: what differs is shown and left as it is, until what holds it is taken back.
+    pub const fn holds(self) -> bool {
+        matches!(self, Self::Paused | Self::Stopped | Self::ChangeGuard | Self::NotConfigured)
+    }
 }
 
 impl fmt::Display for Reason {

@@ -142,7 +142,9 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
             external_id: Some("id".into()),
             note: None,
         }),
-        1 => Just(Outcome::Held { reason: Reason::Paused, found: Found::Missing }),
+        1 => prop_oneof![Just(None), Just(Some("made".to_owned()))].prop_map(|external_id| {
+            Outcome::Held { reason: Reason::Paused, found: Found::Missing, external_id }
+        }),
         1 => Just(Outcome::Lacking),
         1 => Just(Outcome::Disbelieved),
         1 => Just(Outcome::Observed(Found::Missing)),
@@ -308,9 +310,10 @@ proptest! {
         for run in &case.runs {
             let (before, step) = (&case.tenant.status.steps[run.step], &after.status.steps[run.step]);
             match &run.outcome {
-                Outcome::Held { reason, .. } => {
+                Outcome::Held { reason, external_id, .. } => {
                     prop_assert_eq!((step.state, step.reason), (StepState::Pending, Some(*reason)));
-                    prop_assert_eq!(&step.external_id, &before.external_id);
+                    let made = external_id.as_ref();
+                    prop_assert_eq!(step.external_id.as_ref(), made.or(before.external_id.as_ref()));
                 }
                 Outcome::Observed(_) => {
                     let intent = step.create_intent;

@@ -62,6 +62,8 @@ pub enum Outcome {
     Held {
         reason: Reason,
         found: Found,
+        /// The resource where the run had made or changed it before it was held.
+        external_id: Option<String>,
     },
     /// The fleet has the upstream and the process that ran the step cannot reach it: everything recorded stays.
     Lacking,
@@ -259,7 +261,10 @@ fn after_run(
             step.last_attempt_at = before.last_attempt_at;
             step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
         }
-        Outcome::Held { reason, found } => {
+        Outcome::Held { reason, found, external_id } => {
+            if external_id.is_some() {
+                step.external_id.clone_from(external_id);
+            }
             (step.state, step.reason) = (StepState::Pending, Some(*reason));
             let gone = tenant.desired.for_step(run.step).presence != Presence::Present;
             step.message = Some(match found {
@@ -375,13 +380,9 @@ fn keep_what_was_found(step: &mut StepStatus, failure: &Failure) {
 fn ready(before: &Status, status: &Status, settled: bool, generation: i64, now: Timestamp) -> Ready {
     let failing = status.steps.iter().find(|(_, step)| step.state == StepState::Error);
     let held = status.steps.iter().find_map(|(kind, step)| match (step.state, step.reason) {
-        (
-            StepState::Pending,
-            Some(
-                reason
-                @ (Reason::Paused | Reason::Stopped | Reason::NotConfigured | Reason::RateLimited),
-            ),
-        ) => Some((kind, reason, step)),
+        (StepState::Pending, Some(reason)) if reason.holds() || reason == Reason::RateLimited => {
+            Some((kind, reason, step))
+        }
         _ => None,
     });
     let (reason, message) = match failing {

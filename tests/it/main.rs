@@ -26,6 +26,7 @@ mod ocis;
 mod odd_answers;
 mod openapi;
 mod outage;
+mod permission;
 mod plan;
 mod process;
 mod protect;

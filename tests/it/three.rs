@@ -9,11 +9,11 @@ use mongodb::bson::{Bson, DateTime, Document, doc};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use tenantry::controller::Settings;
-use tenantry::dev::faults::{Fault, FaultAnswer};
+use tenantry::dev::faults::{Fault, FaultAnswer, Faults};
 use tenantry::dev::ocis::Flavour;
 use tenantry::dev::stalwart;
 use tenantry::failpoint::{CLAIMED, COMMITTED, CREATED, CREATING, RAN};
-use tenantry::integration::{Credentials, Integrations, Limits};
+use tenantry::integration::{Credentials, Integrations, Limits, Ocis};
 use tenantry::metrics::Metrics;
 use tenantry::store::NewTenant;
 use tenantry::tenant::{Desired, Services, StepKind};
@@ -51,6 +51,16 @@ impl Suite {
     }
 
     fn integrations(&self, metrics: &Arc<Metrics>, lacked: &[StepKind]) -> Arc<Integrations> {
+        self.integrations_with(metrics, lacked, self.files.connect(metrics))
+    }
+
+    /// The same with an oCIS of the test's own.
+    pub fn integrations_with(
+        &self,
+        metrics: &Arc<Metrics>,
+        lacked: &[StepKind],
+        ocis: Ocis,
+    ) -> Arc<Integrations> {
         let timeout = self.files.timeout;
         let mut integrations = Integrations::new(Arc::clone(metrics));
         if !lacked.contains(&StepKind::Authentik) {
@@ -66,7 +76,7 @@ impl Suite {
             integrations = integrations.with_stalwart(stalwart);
         }
         if !lacked.contains(&StepKind::Ocis) {
-            integrations = integrations.with_ocis(self.files.connect(metrics));
+            integrations = integrations.with_ocis(ocis);
         }
         Arc::new(integrations)
     }
@@ -170,9 +180,17 @@ impl Suite {
         assert_eq!(marked(self.files.server.drives(), "id"), [recorded("ocis")]);
     }
 
+    /// Rules and record of an upstream.
+    pub fn faults(&self, step: StepKind) -> &Faults {
+        match step {
+            StepKind::Authentik => &self.world.authentik.faults,
+            StepKind::Stalwart => &self.stalwart.faults,
+            StepKind::Ocis => &self.files.server.faults,
+        }
+    }
+
     pub fn requests(&self) -> [u64; 3] {
-        [&self.world.authentik.faults, &self.stalwart.faults, &self.files.server.faults]
-            .map(|f| f.total())
+        StepKind::ALL.map(|step| self.faults(step).total())
     }
 
     pub fn forget_requests(&self) {

@@ -20,6 +20,8 @@ enum Answer {
     Stale,
     UnknownDone,
     UnknownNotDone,
+    /// A write that was not let through.
+    Held,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +58,7 @@ impl Fake {
             Answer::Stale => (false, Err(error(Effect::Stale))),
             Answer::UnknownDone => (true, Err(error(Effect::Unknown))),
             Answer::UnknownNotDone => (false, Err(error(Effect::Unknown))),
+            Answer::Held => (false, Err(error(Effect::Held))),
         }
     }
 }
@@ -79,7 +82,7 @@ impl Integration for Fake {
                 Ok(recorded.or(there.first()).cloned())
             }
             Answer::Lie | Answer::Stale => Ok(None),
-            Answer::Refused | Answer::UnknownNotDone => Err(error(Effect::None)),
+            Answer::Refused | Answer::UnknownNotDone | Answer::Held => Err(error(Effect::None)),
         }
     }
 
@@ -193,6 +196,17 @@ fn a_failure_after_a_create_tells_what_was_made() {
 }
 
 #[test]
+fn a_run_that_is_held_tells_what_it_made_before_and_what_differs() {
+    let fake = fake(&[Answer::Yes, Answer::Yes, Answer::Held], true);
+    let reached = run(&fake, &target(), &Unbounded).now_or_never().unwrap().unwrap();
+    let Reached::Held { found: Found::Fields(fields), external_id, .. } = reached else {
+        panic!("{reached:?}")
+    };
+    assert_eq!(external_id.as_deref(), Some("made-0"));
+    assert!(fields[0].differs());
+}
+
+#[test]
 fn a_failure_to_let_go_tells_what_was_found() {
     let fake = fake(&[Answer::Yes, Answer::Refused], false);
     fake.there.lock().unwrap().push(Resource { id: "found".into(), matches: true });
@@ -203,8 +217,8 @@ fn a_failure_to_let_go_tells_what_was_found() {
 }
 
 fn any_answer() -> impl Strategy<Value = Answer> {
-    use Answer::{Lie, Refused, Stale, UnknownDone, UnknownNotDone, Yes};
-    prop::sample::select(vec![Yes, Yes, Yes, Lie, Refused, Stale, UnknownDone, UnknownNotDone])
+    use Answer::{Held, Lie, Refused, Stale, UnknownDone, UnknownNotDone, Yes};
+    prop::sample::select(vec![Yes, Yes, Yes, Lie, Refused, Stale, UnknownDone, UnknownNotDone, Held])
 }
 
 proptest! {
