@@ -2,24 +2,25 @@
 
 mod access;
 
-pub use access::{AccessConfig, AccessSettings, Patience};
+pub use access::{AccessConfig, AccessSettings, Patience, issuers_of};
 
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use crate::integration::{
     BaseUrl, ClientCredentials, Credentials, DkimManagement, GroupTemplate, Limits, Membership,
-    SpaceRole, TokenEndpoint, extra_roots,
+    SpaceRole, TokenEndpoint, roots,
 };
+use crate::secret::Secret;
 use crate::store::check_uri;
 use crate::telemetry::LogFormat;
 use crate::tenant::{Backoff, GuardPolicy, Policy};
@@ -229,7 +230,7 @@ pub struct Given {
 /// The settings of a process, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub mongodb_uri: SecretString,
+    pub mongodb_uri: Secret,
     pub mongodb_database: String,
     pub http_addr: SocketAddr,
     pub telemetry_addr: SocketAddr,
@@ -237,7 +238,8 @@ pub struct Config {
     pub authentik: Option<AuthentikConfig>,
     pub stalwart: Option<StalwartConfig>,
     pub ocis: Option<OcisConfig>,
-    pub extra_ca_file: Option<PathBuf>,
+    /// A PEM bundle of roots to trust beside the system's.
+    pub extra_ca: Option<Secret>,
     pub request_timeout: Duration,
     pub workers: usize,
     pub policy: Policy,
@@ -248,12 +250,14 @@ pub struct Config {
     pub shutdown_grace: Duration,
     pub log_format: LogFormat,
     pub log_filter: Targets,
+    /// Of those above the ones that come from files, which are read again while the process runs.
+    pub from_files: Vec<Secret>,
 }
 
 #[derive(Debug, Clone)]
 pub struct AuthentikConfig {
     pub url: BaseUrl,
-    pub token: SecretString,
+    pub token: Secret,
     pub group_template: GroupTemplate,
     pub limits: Limits,
 }
@@ -268,8 +272,8 @@ pub struct StalwartConfig {
 
 #[derive(Debug, Clone)]
 pub enum StalwartCredentials {
-    ApiKey(SecretString),
-    Login { user: String, password: SecretString },
+    ApiKey(Secret),
+    Login { user: Secret, password: Secret },
 }
 
 impl StalwartCredentials {
@@ -298,18 +302,21 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// Collects mistakes while reading.
+/// Collects mistakes while reading, and the secrets that come from files.
 #[derive(Default)]
-struct Checker(Vec<String>);
+struct Checker {
+    mistakes: Vec<String>,
+    from_files: Vec<Secret>,
+}
 
 impl Checker {
     /// Whether something was wrong with this setting, or with its file.
     fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|mistake| mistake.starts_with(name))
+        self.mistakes.iter().any(|mistake| mistake.starts_with(name))
     }
 
     fn wrong(&mut self, name: &str, why: impl Display) {
-        self.0.push(format!("{name}: {why}"));
+        self.mistakes.push(format!("{name}: {why}"));
     }
 
     fn parsed<T>(&mut self, name: &str, given: Option<&str>, default: &str) -> Option<T>
@@ -346,25 +353,29 @@ impl Checker {
     }
 
     /// Beside `{name}` there is `{name}_FILE`; at most one of them is given.
-    fn secret(&mut self, name: &str, given: Option<&str>, file: Option<&str>) -> Option<SecretString> {
+    fn secret(&mut self, name: &str, given: Option<&str>, file: Option<&str>) -> Option<Secret> {
         match (given, file) {
             (Some(_), Some(_)) => {
                 self.wrong(name, format!("give it or {name}_FILE, not both"));
                 None
             }
-            (Some(secret), None) => Some(SecretString::from(secret)),
-            (None, Some(path)) => match std::fs::read_to_string(path) {
-                Ok(text) if text.trim().is_empty() => {
-                    self.wrong(&format!("{name}_FILE"), format!("{path} is empty"));
-                    None
-                }
-                Ok(text) => Some(SecretString::from(text.trim())),
-                Err(error) => {
-                    self.wrong(&format!("{name}_FILE"), format!("cannot read {path}: {error}"));
-                    None
-                }
-            },
+            (Some(secret), None) => Some(Secret::from(secret)),
+            (None, Some(path)) => self.file(&format!("{name}_FILE"), path),
             (None, None) => None,
+        }
+    }
+
+    /// What a file holds, now and later.
+    fn file(&mut self, name: &str, path: &str) -> Option<Secret> {
+        match Secret::from_file(name, Path::new(path)) {
+            Ok(secret) => {
+                self.from_files.push(secret.clone());
+                Some(secret)
+            }
+            Err(why) => {
+                self.wrong(name, why);
+                None
+            }
         }
     }
 
@@ -467,7 +478,7 @@ impl Given {
             check.secret("MONGODB_URI", some(&self.mongodb_uri), some(&self.mongodb_uri_file));
         match &mongodb_uri {
             Some(uri) => {
-                if let Err(error) = check_uri(uri.expose_secret()) {
+                if let Err(error) = check_uri(uri.current().expose_secret()) {
                     check.wrong("MONGODB_URI", error);
                 }
             }
@@ -493,9 +504,9 @@ impl Given {
         let stalwart = self.check_stalwart(&mut check);
         let ocis = self.check_ocis(&mut check);
 
-        let extra_ca_file = some(&self.extra_ca_file).map(PathBuf::from);
-        if let Some(path) = &extra_ca_file
-            && let Err(error) = extra_roots(path)
+        let extra_ca = some(&self.extra_ca_file).and_then(|path| check.file("EXTRA_CA_FILE", path));
+        if let Some(bundle) = &extra_ca
+            && let Err(error) = roots(bundle.current().expose_secret())
         {
             check.wrong("EXTRA_CA_FILE", error);
         }
@@ -543,7 +554,7 @@ impl Given {
                 Some(workers),
                 Some(log_format),
                 Some(log_filter),
-            ) if check.0.is_empty() => Ok(Config {
+            ) if check.mistakes.is_empty() => Ok(Config {
                 mongodb_uri,
                 mongodb_database,
                 http_addr,
@@ -552,7 +563,7 @@ impl Given {
                 authentik,
                 stalwart,
                 ocis,
-                extra_ca_file,
+                extra_ca,
                 request_timeout,
                 workers,
                 policy: Policy { backoff: Backoff { initial, max }, resync },
@@ -563,8 +574,9 @@ impl Given {
                 shutdown_grace,
                 log_format,
                 log_filter,
+                from_files: check.from_files,
             }),
-            _ => Err(Mistakes(check.0)),
+            _ => Err(Mistakes(check.mistakes)),
         }
     }
 
@@ -604,10 +616,7 @@ impl Given {
         );
         let credentials = match (token, user, password) {
             (Some(token), ..) => Some(StalwartCredentials::ApiKey(token)),
-            (None, Some(user), Some(password)) => {
-                let user = user.expose_secret().to_owned();
-                Some(StalwartCredentials::Login { user, password })
-            }
+            (None, Some(user), Some(password)) => Some(StalwartCredentials::Login { user, password }),
             _ => None,
         };
         let given = some(&self.stalwart_api_url).is_some();
@@ -774,7 +783,8 @@ mod tests {
         let url = ("AUTHENTIK_API_URL", "https://id.acme.test");
         let config = given(&[url, ("AUTHENTIK_API_TOKEN_FILE", path)]).check().unwrap();
         let token = config.authentik.clone().unwrap().token;
-        assert_eq!(secrecy::ExposeSecret::expose_secret(&token), "s3cret");
+        assert_eq!(token.current().expose_secret(), "s3cret");
+        assert_eq!(config.from_files.len(), 1, "it is read again");
         assert!(!format!("{config:?}").contains("s3cret"), "secrets are never printed");
         let both = [url, ("AUTHENTIK_API_TOKEN_FILE", path), ("AUTHENTIK_API_TOKEN", "other")];
         let Mistakes(mistakes) = given(&both).check().unwrap_err();

@@ -8,7 +8,7 @@
 //! * [`auth`] says who asks the API;
 //! * [`integration`] talks to the upstreams, [`store`] to MongoDB;
 //! * [`tenant`] is the domain, and pure;
-//! * [`metrics`], [`telemetry`] and [`failpoint`] are leaves.
+//! * [`metrics`], [`telemetry`], [`secret`] and [`failpoint`] are leaves.
 
 pub mod api;
 pub mod auth;
@@ -21,6 +21,7 @@ pub mod failpoint;
 pub mod integration;
 pub mod metrics;
 pub mod run;
+pub mod secret;
 pub mod store;
 pub mod telemetry;
 pub mod tenant;

@@ -1,5 +1,7 @@
 //! One process: wires the rooms together, starts them, and ends them in order.
 
+mod reload;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +25,8 @@ use crate::integration::{
     TokenSource, Upstream,
 };
 use crate::metrics::Metrics;
-use crate::store::{Holder, Journal, OpenError, Store, StoreOptions, Unsuitable};
+use crate::secret::Secret;
+use crate::store::{Holder, Journal, OpenError, Store, StoreError, StoreOptions, Unsuitable};
 use crate::tenant::{Controls, StepKind};
 
 #[derive(Debug, thiserror::Error)]
@@ -69,14 +72,14 @@ pub async fn run(
     let commands = metrics.mongodb_commands.clone();
     let workers = u32::try_from(config.workers).unwrap_or(u32::MAX);
     let store = Store::new(StoreOptions {
-        uri: config.mongodb_uri.expose_secret().to_owned(),
+        uri: config.mongodb_uri.current().expose_secret().to_owned(),
         database: config.mongodb_database.clone(),
         operation_timeout: config.request_timeout,
         max_connections: workers.saturating_add(OTHER_CONNECTIONS),
         on_command: Some(Arc::new(move |name, _| commands.with_label_values(&[name]).inc())),
     })
     .await?;
-    let client = HttpClient::new(config.extra_ca_file.as_deref(), config.request_timeout)?;
+    let client = HttpClient::new(config.extra_ca.clone(), config.request_timeout)?;
     let integrations = integrations(&config, &client, &metrics);
     let authenticator = config.access.auth.clone().map(|auth| Authenticator::new(auth, &client));
     let guard = Guard::new(
@@ -87,6 +90,8 @@ pub async fn run(
             origins: config.access.cors_origins.clone(),
         },
     );
+
+    reload::start(&config, &store, authenticator.as_ref(), &shutdown);
 
     let http = bind("HTTP_ADDR", config.http_addr).await?;
     let telemetry = bind("TELEMETRY_ADDR", config.telemetry_addr).await?;
@@ -144,7 +149,7 @@ pub async fn run(
     }
 
     let prepared = tokio::select! {
-        prepared = prepare(&store) => prepared,
+        prepared = prepare(&store, &config.mongodb_uri) => prepared,
         () = shutdown.cancelled() => Ok(()),
     };
     if prepared.is_ok() && !shutdown.is_cancelled() {
@@ -217,13 +222,19 @@ fn integrations(config: &Config, http: &HttpClient, metrics: &Arc<Metrics>) -> A
     Arc::new(integrations)
 }
 
-/// Waits for the database, and prepares it.
-async fn prepare(store: &Store) -> Result<(), Unsuitable> {
+/// Waits for the database, and prepares it. Credentials that it refuses are waited for only where others
+/// may be put in their place.
+async fn prepare(store: &Store, uri: &Secret) -> Result<(), Unsuitable> {
     let mut delay = FIRST_RETRY;
     loop {
         match store.prepare().await {
             Ok(()) => return Ok(()),
             Err(OpenError::Unsuitable(unsuitable)) => return Err(unsuitable),
+            Err(OpenError::Store(error @ StoreError::CredentialsRefused { .. }))
+                if !uri.is_from_file() =>
+            {
+                return Err(Unsuitable::Schema(error.to_string()));
+            }
             Err(OpenError::Store(error)) if error.is_unavailable() => {
                 tracing::warn!(%error, retry_in = ?delay, "waiting for MongoDB");
             }

@@ -15,7 +15,7 @@ pub use keys::KEY_REFRESH;
 pub use principal::{Principal, Role};
 pub use roles::RoleMapping;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -52,13 +52,17 @@ impl Refusal {
 /// Checks tokens. Cheap to clone.
 #[derive(Clone)]
 pub struct Authenticator {
-    issuers: Arc<[Trusted]>,
+    /// Whom it trusts now; another list takes this one's place as a whole.
+    issuers: Arc<RwLock<Arc<[Trusted]>>>,
     roles: Arc<RoleMapping>,
+    http: HttpClient,
+    key_refresh: Duration,
 }
 
+#[derive(Clone)]
 struct Trusted {
     config: IssuerConfig,
-    keys: Keys,
+    keys: Arc<Keys>,
 }
 
 /// No token that anybody needs is longer, in bytes; headers may be.
@@ -67,17 +71,34 @@ const MAX_TOKEN: usize = 16 << 10;
 impl Authenticator {
     pub fn new(config: AuthConfig, http: &HttpClient) -> Self {
         let AuthConfig { issuers, roles, key_refresh } = config;
+        let (issuers_of_nobody, roles, http) = (Arc::default(), Arc::new(roles), http.clone());
+        let authenticator = Self { issuers: issuers_of_nobody, roles, http, key_refresh };
+        authenticator.trust(issuers);
+        authenticator
+    }
+
+    /// Trusts these issuers from now on, and no others. The keys of those that stay are kept.
+    pub fn trust(&self, issuers: Vec<IssuerConfig>) {
+        let before = self.issuers();
         let issuers = issuers.into_iter().map(|config| {
-            let keys = Keys::new(config.clone(), http.clone(), key_refresh);
-            Trusted { config, keys }
+            let known = before.iter().find(|trusted| trusted.config == config);
+            known.cloned().unwrap_or_else(|| {
+                let keys = Keys::new(config.clone(), self.http.clone(), self.key_refresh);
+                Trusted { config, keys: Arc::new(keys) }
+            })
         });
-        Self { issuers: issuers.collect(), roles: Arc::new(roles) }
+        let issuers = issuers.collect();
+        *self.issuers.write().unwrap_or_else(PoisonError::into_inner) = issuers;
+    }
+
+    fn issuers(&self) -> Arc<[Trusted]> {
+        Arc::clone(&self.issuers.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Fetches every issuer's keys, so that the first request need not wait and what is wrong is in the
-    /// log from the start. An issuer that is away is asked again when somebody needs it.
+    /// log from the start. An issuer that is away is asked again when a token needs it.
     pub async fn prepare(&self) {
-        join_all(self.issuers.iter().map(|trusted| trusted.keys.prepare())).await;
+        join_all(self.issuers().iter().map(|trusted| trusted.keys.prepare())).await;
     }
 
     /// Says whose token this is.
@@ -89,7 +110,8 @@ impl Authenticator {
             return Err(Refusal::invalid("the token is too long"));
         }
         let claim = verify::look(token)?;
-        let trusted = self.issuers.iter().find(|trusted| trusted.config.issuer == claim.issuer);
+        let issuers = self.issuers();
+        let trusted = issuers.iter().find(|trusted| trusted.config.issuer == claim.issuer);
         let Some(Trusted { config, keys }) = trusted else {
             return Err(Refusal::invalid(
                 "the token is of an issuer that is not trusted here (its iss counts to the letter, \

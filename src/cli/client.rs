@@ -1,17 +1,19 @@
 //! Requests to tenantry's HTTP API.
 
 use std::path::PathBuf;
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use clap::Args;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderValue};
 use reqwest::{Method, StatusCode};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde_json::Value;
 use url::Url;
 
 use super::failure::{Exit, Failure};
-use crate::integration::{BaseUrl, Broken, TokenAnswer, extra_roots, no_token_endpoint};
+use crate::integration::{BaseUrl, Broken, TokenAnswer, no_token_endpoint, roots};
+use crate::secret::Secret;
 
 /// Where the API is, and who asks.
 #[derive(Debug, Clone, Args)]
@@ -66,6 +68,7 @@ pub struct Answer {
 }
 
 /// A request to the API.
+#[derive(Clone)]
 pub struct Ask<'a> {
     method: Method,
     path: &'a [&'a str],
@@ -121,7 +124,9 @@ impl<'a> Ask<'a> {
 pub struct Client {
     http: reqwest::Client,
     base: Url,
-    token: Option<SecretString>,
+    connection: Connection,
+    /// A command may run for days, and then needs more than one.
+    token: RwLock<Option<Secret>>,
 }
 
 impl Client {
@@ -136,7 +141,9 @@ impl Client {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let extra = match connection.ca_file.as_deref().filter(|file| !file.as_os_str().is_empty()) {
             Some(file) => {
-                extra_roots(file).map_err(|error| Failure::usage(format!("EXTRA_CA_FILE: {error}")))?
+                let wrong = |why| Failure::usage(format!("EXTRA_CA_FILE: {}: {why}", file.display()));
+                let bundle = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
+                roots(&bundle).map_err(wrong)?
             }
             None => Vec::new(),
         };
@@ -148,14 +155,44 @@ impl Client {
             .tls_certs_merge(extra)
             .build()
             .map_err(|error| Failure::failed(format!("cannot set up TLS: {}", cause(&error))))?;
-        let token = token(&http, connection).await?;
-        Ok(Self { http, base, token })
+        let token = match given(connection)? {
+            Some(token) => Some(token),
+            None => issued(&http, connection).await?,
+        };
+        Ok(Self { http, base, connection: connection.clone(), token: RwLock::new(token) })
+    }
+
+    fn token(&self) -> Option<Secret> {
+        self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// After the token was refused: whether there is another one now, in its file or at the issuer.
+    async fn renew_token(&self) -> Result<bool, Failure> {
+        match self.token() {
+            Some(token) if token.is_from_file() => Ok(token.reread().await),
+            Some(_) if some(&self.connection.token).is_none() => {
+                let another = issued(&self.http, &self.connection).await?;
+                *self.token.write().unwrap_or_else(PoisonError::into_inner) = another;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// The answer, with another token where the first is refused.
+    async fn send(&self, ask: Ask<'_>, timeout: Option<Duration>) -> Result<reqwest::Response, Failure> {
+        let unreachable = |error| self.unreachable(error);
+        let answer = self.request(ask.clone(), timeout)?.send().await.map_err(unreachable)?;
+        if answer.status() == StatusCode::UNAUTHORIZED && self.renew_token().await? {
+            return self.request(ask, timeout)?.send().await.map_err(unreachable);
+        }
+        Ok(answer)
     }
 
     /// A stream of server-sent events, which ends when the server or the network ends it.
     pub async fn events(&self, ask: Ask<'_>) -> Result<reqwest::Response, Failure> {
         let (what, feature) = (self.what(&ask), ask.feature);
-        let answer = self.request(ask, None)?.send().await.map_err(|error| self.unreachable(error))?;
+        let answer = self.send(ask, None).await?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);
@@ -185,8 +222,8 @@ impl Client {
         if let Some(timeout) = timeout {
             request = request.timeout(timeout);
         }
-        if let Some(token) = &self.token {
-            request = request.header(AUTHORIZATION, bearer(token)?);
+        if let Some(token) = self.token() {
+            request = request.header(AUTHORIZATION, bearer(&token)?);
         }
         for (name, value) in ask.headers {
             request = request.header(name, value);
@@ -199,8 +236,7 @@ impl Client {
 
     pub async fn ask(&self, ask: Ask<'_>) -> Result<Answer, Failure> {
         let (what, feature, limit) = (self.what(&ask), ask.feature, TIMEOUT + ask.waits);
-        let request = self.request(ask, Some(limit))?;
-        let answer = request.send().await.map_err(|error| self.unreachable(error))?;
+        let answer = self.send(ask, Some(limit)).await?;
         let (status, etag) = (answer.status(), answer.headers().get(ETAG).cloned());
         let text = answer.text().await.map_err(|error| self.unreachable(error))?;
         if status.is_redirection() {
@@ -235,21 +271,22 @@ impl Client {
     }
 }
 
-/// The token to show, from the first place that has one.
-async fn token(
-    http: &reqwest::Client,
-    connection: &Connection,
-) -> Result<Option<SecretString>, Failure> {
-    let some = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+fn some(text: &Option<String>) -> Option<&str> {
+    text.as_deref().filter(|text| !text.is_empty())
+}
+
+/// The token that was given, directly or in a file.
+fn given(connection: &Connection) -> Result<Option<Secret>, Failure> {
     if let Some(token) = some(&connection.token) {
-        return Ok(Some(SecretString::from(token.trim())));
+        return Ok(Some(Secret::from(token.trim())));
     }
-    if let Some(file) = connection.token_file.as_deref().filter(|file| !file.as_os_str().is_empty()) {
-        let token = std::fs::read_to_string(file).map_err(|error| {
-            Failure::usage(format!("TENANTRY_TOKEN_FILE: {}: {error}", file.display()))
-        })?;
-        return Ok(Some(SecretString::from(token.trim())));
-    }
+    let file = connection.token_file.as_deref().filter(|file| !file.as_os_str().is_empty());
+    let token = file.map(|file| Secret::from_file("TENANTRY_TOKEN_FILE", file)).transpose();
+    token.map_err(|why| Failure::usage(format!("TENANTRY_TOKEN_FILE: {why}")))
+}
+
+/// A token of the issuer, where one is configured.
+async fn issued(http: &reqwest::Client, connection: &Connection) -> Result<Option<Secret>, Failure> {
     let Some(endpoint) = some(&connection.oidc_token_url) else { return Ok(None) };
     let (Some(id), Some(secret)) =
         (some(&connection.oidc_client_id), some(&connection.oidc_client_secret))
@@ -260,11 +297,11 @@ async fn token(
     };
     let form = [
         ("grant_type", "client_credentials"),
-        ("client_id", &id),
-        ("client_secret", &secret),
+        ("client_id", id),
+        ("client_secret", secret),
         ("scope", &connection.oidc_scope),
     ];
-    let url = Url::parse(&endpoint)
+    let url = Url::parse(endpoint)
         .map_err(|error| Failure::usage(format!("TENANTRY_OIDC_TOKEN_URL: {error}")))?;
     let unreachable = |error: reqwest::Error| {
         Failure::failed(format!(
@@ -278,7 +315,7 @@ async fn token(
     let body = answer.bytes().await.map_err(unreachable)?;
     let no_token = format!("the issuer at {endpoint} gives no token ({status}");
     Err(match TokenAnswer::read(status, &body, &url) {
-        TokenAnswer::Granted { token, .. } => return Ok(Some(token)),
+        TokenAnswer::Granted { token, .. } => return Ok(Some(token.into())),
         TokenAnswer::Refused { why } => {
             let message = format!(
                 "{no_token}: {why}). Are TENANTRY_OIDC_CLIENT_ID and TENANTRY_OIDC_CLIENT_SECRET right?"
@@ -293,8 +330,8 @@ async fn token(
     })
 }
 
-fn bearer(token: &SecretString) -> Result<HeaderValue, Failure> {
-    let value = HeaderValue::try_from(format!("Bearer {}", token.expose_secret()));
+fn bearer(token: &Secret) -> Result<HeaderValue, Failure> {
+    let value = HeaderValue::try_from(format!("Bearer {}", token.current().expose_secret()));
     let mut value = value.map_err(|_| Failure::usage("the token holds characters that no token has"))?;
     value.set_sensitive(true);
     Ok(value)

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::{Checker, some};
 use crate::auth::{AuthConfig, IssuerConfig, KEY_REFRESH, RoleMapping};
+use crate::secret::Secret;
 
 /// As given.
 #[derive(Debug, Clone, Default, Args)]
@@ -73,6 +74,8 @@ pub struct AccessSettings {
 pub struct AccessConfig {
     /// `None`: everybody may do everything.
     pub auth: Option<AuthConfig>,
+    /// The list of issuers in JSON, where that is how they were given.
+    pub issuers_list: Option<Secret>,
     /// Requests a minute of one client.
     pub rate_limit: Option<NonZeroU32>,
     /// Requests at once.
@@ -129,7 +132,7 @@ impl AccessSettings {
                 false
             }
         };
-        let issuers = self.check_issuers(check, open);
+        let (issuers, issuers_list) = self.check_issuers(check, open);
         let values = |given: &Option<String>, default: &str| -> BTreeSet<String> {
             list(some(given).unwrap_or(default)).collect()
         };
@@ -163,35 +166,39 @@ impl AccessSettings {
                 check.wrong("CORS_ORIGINS", why);
             }
         }
-        AccessConfig { auth, rate_limit, max_requests, cors_origins, patience: Patience::default() }
+        let patience = Patience::default();
+        AccessConfig { auth, issuers_list, rate_limit, max_requests, cors_origins, patience }
     }
 
-    fn check_issuers(&self, check: &mut Checker, open: bool) -> Vec<IssuerConfig> {
+    fn check_issuers(&self, check: &mut Checker, open: bool) -> (Vec<IssuerConfig>, Option<Secret>) {
         let list_of =
             check.secret("OIDC_ISSUERS", some(&self.oidc_issuers), some(&self.oidc_issuers_file));
         let (issuer, audience) = (some(&self.oidc_issuer), some(&self.oidc_audience));
         check.both("OIDC_ISSUER", issuer.is_some(), "OIDC_AUDIENCE", audience.is_some());
-        let given = match (issuer, list_of) {
-            _ if check.has("OIDC_") => return Vec::new(),
+        let (name, issuers) = match (issuer, &list_of) {
+            _ if check.has("OIDC_") => return (Vec::new(), None),
             (Some(_), Some(_)) => {
                 check.wrong("OIDC_ISSUERS", "give it or OIDC_ISSUER, not both");
-                return Vec::new();
+                return (Vec::new(), None);
             }
             (Some(issuer), None) => {
                 let audiences = list(audience.unwrap_or_default()).collect();
-                vec![GivenIssuer { issuer: issuer.to_owned(), audiences, jwks_url: None }]
+                let given = GivenIssuer { issuer: issuer.to_owned(), audiences, jwks_url: None };
+                ("OIDC_ISSUER", trusted(vec![given]))
             }
-            (None, Some(json)) => match serde_json::from_str::<Vec<GivenIssuer>>(json.expose_secret()) {
-                Ok(given) => given,
-                Err(error) => {
-                    let form = r#"[{"issuer": "https://…/", "audiences": ["…"]}]"#;
-                    check.wrong("OIDC_ISSUERS", format!("must be JSON like {form}: {error}"));
-                    return Vec::new();
-                }
-            },
-            (None, None) => Vec::new(),
+            (None, Some(json)) => ("OIDC_ISSUERS", issuers_of(json)),
+            (None, None) => ("OIDC_ISSUER", Ok(Vec::new())),
         };
-        match (open, given.is_empty()) {
+        let issuers = match issuers {
+            Ok(issuers) => issuers,
+            Err(mistakes) => {
+                for mistake in mistakes {
+                    check.wrong(name, mistake);
+                }
+                return (Vec::new(), None);
+            }
+        };
+        match (open, issuers.is_empty()) {
             (true, false) => {
                 check.wrong("INSECURE_NO_AUTH", "give it or an issuer, not both");
             }
@@ -202,20 +209,35 @@ impl AccessSettings {
             }
             _ => {}
         }
-        let name = if issuer.is_some() { "OIDC_ISSUER" } else { "OIDC_ISSUERS" };
-        let mut issuers: Vec<IssuerConfig> = Vec::new();
-        for GivenIssuer { issuer, audiences, jwks_url } in given {
-            if issuers.iter().any(|other| other.issuer == issuer) {
-                check.wrong(name, format!("{issuer} is there twice; give all its audiences at once"));
-                continue;
-            }
-            match IssuerConfig::new(&issuer, audiences, jwks_url.as_deref()) {
-                Ok(config) => issuers.push(config),
-                Err(error) => check.wrong(name, error),
-            }
-        }
-        issuers
+        (issuers, list_of)
     }
+}
+
+/// The issuers that a list in JSON names, as it is now.
+///
+/// # Errors
+/// Everything that is wrong with it, in words.
+pub fn issuers_of(json: &Secret) -> Result<Vec<IssuerConfig>, Vec<String>> {
+    let given = serde_json::from_str::<Vec<GivenIssuer>>(json.current().expose_secret());
+    trusted(given.map_err(|error| {
+        let form = r#"[{"issuer": "https://…/", "audiences": ["…"]}]"#;
+        vec![format!("must be JSON like {form}: {error}")]
+    })?)
+}
+
+fn trusted(given: Vec<GivenIssuer>) -> Result<Vec<IssuerConfig>, Vec<String>> {
+    let (mut issuers, mut mistakes) = (Vec::<IssuerConfig>::new(), Vec::new());
+    for GivenIssuer { issuer, audiences, jwks_url } in given {
+        if issuers.iter().any(|other| other.issuer == issuer) {
+            mistakes.push(format!("{issuer} is there twice; give all its audiences at once"));
+            continue;
+        }
+        match IssuerConfig::new(&issuer, audiences, jwks_url.as_deref()) {
+            Ok(config) => issuers.push(config),
+            Err(error) => mistakes.push(error.to_string()),
+        }
+    }
+    if mistakes.is_empty() { Ok(issuers) } else { Err(mistakes) }
 }
 
 fn list(text: &str) -> impl Iterator<Item = String> {
@@ -229,7 +251,7 @@ mod tests {
     fn check(settings: AccessSettings) -> (AccessConfig, Vec<String>) {
         let mut check = Checker::default();
         let config = settings.check(&mut check);
-        (config, check.0)
+        (config, check.mistakes)
     }
 
     fn text(text: &str) -> Option<String> {

@@ -92,7 +92,7 @@ impl Dev {
         shutdown: &CancellationToken,
     ) -> anyhow::Result<()> {
         let config = given.check().map_err(wrong_settings)?;
-        let uri = secrecy::ExposeSecret::expose_secret(&config.mongodb_uri).to_owned();
+        let uri = secrecy::ExposeSecret::expose_secret(&config.mongodb_uri.current()).to_owned();
         let (database, timeout) = (config.mongodb_database.clone(), config.request_timeout);
         let (listening, listens) = oneshot::channel();
         let running = tokio::spawn(run::run(config, shutdown.clone(), Some(listening)));

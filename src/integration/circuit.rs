@@ -166,6 +166,15 @@ impl Circuit {
         }
     }
 
+    /// What was refused has been replaced: its successor is tried at once, and the tries of the one before
+    /// are not its own. An outage is none of its doing.
+    pub fn renewed(&mut self, now: Instant) {
+        if self.shut().is_some_and(|shut| shut.cause != Cause::Outage) {
+            self.tries.clear();
+            self.postpone(now, now);
+        }
+    }
+
     /// Another process was refused with the same credential.
     pub fn recall(&mut self, error: &Error, probe_at: Instant, now: Instant) {
         let shut = Shut {

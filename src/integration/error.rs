@@ -168,6 +168,14 @@ impl Error {
         self
     }
 
+    /// Whether another secret could be what is needed: a credential, or the roots that are trusted.
+    pub fn is_about_our_secrets(&self) -> bool {
+        matches!(
+            self.failure.reason,
+            Reason::CredentialsRejected | Reason::ClaimsRejected | Reason::TlsFailed
+        )
+    }
+
     pub fn is_misconfigured(&self) -> bool {
         matches!(self.failure.kind, FailureKind::Misconfigured { .. })
     }

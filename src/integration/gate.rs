@@ -43,6 +43,8 @@ pub struct Gate {
     /// Told whenever a run that was let through alone, or a check, has ended.
     probed: Notify,
     risked: Arc<Semaphore>,
+    /// Told when a probe is due earlier than it was said.
+    hurried: Notify,
     board: HealthBoard,
 }
 
@@ -55,6 +57,8 @@ struct State {
     accepted: Option<Instant>,
     /// What a check last told, so that it is logged only when it changes.
     told: Option<Checked>,
+    /// The version of the secrets that a probe was last let through early for.
+    secrets: u64,
 }
 
 enum Entry<'a> {
@@ -83,6 +87,7 @@ impl Gate {
             latest_failure: None,
             accepted: None,
             told: None,
+            secrets: 0,
         };
         Self {
             step,
@@ -90,6 +95,7 @@ impl Gate {
             state: Mutex::new(state),
             probed: Notify::new(),
             risked: Arc::new(Semaphore::new(RISKED)),
+            hurried: Notify::new(),
             board,
         }
     }
@@ -263,6 +269,27 @@ impl Gate {
         let now = Instant::now();
         self.lock().circuit.postpone(now + wait, now);
         self.amend(|_| {});
+    }
+
+    /// The secrets are others than those that were refused, so that the next check may find out at once, and
+    /// once: `version` tells them from the ones before.
+    pub(super) fn secrets_changed(&self, version: u64) {
+        let now = Instant::now();
+        {
+            let mut state = self.lock();
+            if state.secrets == version {
+                return;
+            }
+            state.secrets = version;
+            state.circuit.renewed(now);
+        }
+        self.amend(|_| {});
+        self.hurried.notify_one();
+    }
+
+    /// Waits until a probe is due earlier than it was said.
+    pub(super) async fn hurried(&self) {
+        self.hurried.notified().await;
     }
 
     /// While the breaker is shut: how long until the next probe, and what is told to all.

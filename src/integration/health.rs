@@ -5,13 +5,15 @@
 //! time, and for refused credentials when no other process has tried. What an upstream asks for
 //! (`Retry-After`) is kept, but no longer than the gate's longest pause.
 
+use std::future::Future;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Known, Ledger};
-use super::{Guarded, Integration, Integrations};
-use crate::tenant::{Breaker, PerStep, Reason, StepKind, UpstreamHealth};
+use super::{Error, Guarded, Integration, Integrations};
+use crate::secret::Changes;
+use crate::tenant::{Breaker, FailureKind, PerStep, Reason, StepKind, UpstreamHealth};
 
 const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const FIRST_WAIT: Duration = Duration::from_secs(2);
@@ -20,6 +22,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 const PERMISSION_WAIT: Duration = Duration::from_secs(300);
 /// Between looks whether another process was accepted, while we are refused.
 const LOOK: Duration = Duration::from_secs(15);
+/// In which secrets that belong together change.
+const TOGETHER: Duration = Duration::from_millis(100);
 
 impl Integrations {
     /// Learns what credentials other processes know to be refused. To be called before anything is asked.
@@ -49,9 +53,15 @@ impl Integrations {
     async fn keep<I: Integration>(&self, guarded: Option<&Guarded<I>>, ledger: &dyn Ledger) {
         let Some(guarded) = guarded else { return };
         let step = guarded.integration.step();
-        loop {
-            self.check_until_usable(guarded, ledger).await;
-            self.health_becomes(step, is_unusable).await;
+        let keeping = async {
+            loop {
+                self.check_until_usable(guarded, ledger).await;
+                self.health_becomes(step, is_unusable).await;
+            }
+        };
+        tokio::select! {
+            () = keeping => {}
+            () = guarded.follow_secrets() => {}
         }
     }
 
@@ -63,7 +73,7 @@ impl Integrations {
             if let Some((until_probe, _)) = gate.shut() {
                 if !until_probe.is_zero() {
                     let rest = if refused { until_probe.min(LOOK) } else { until_probe };
-                    self.rest(step, rest).await;
+                    self.rest(guarded, rest).await;
                     guarded.look(ledger).await;
                     continue;
                 }
@@ -71,7 +81,7 @@ impl Integrations {
                     continue;
                 }
             }
-            match gate.probe(guarded.integration.check()).await {
+            match guarded.probe(guarded.integration.check()).await {
                 Ok(checked) => {
                     gate.checked(&checked);
                     if refused {
@@ -81,25 +91,27 @@ impl Integrations {
                     if checked.lacks.is_empty() && gate.is_open() {
                         return;
                     }
-                    self.rest(step, PERMISSION_WAIT).await;
+                    self.rest(guarded, PERMISSION_WAIT).await;
                 }
                 // The gate says when.
                 Err(_) if !gate.is_open() => {}
                 Err(error) => {
-                    self.rest(step, wait.max(error.asked_pause())).await;
+                    self.rest(guarded, wait.max(error.asked_pause())).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
                 }
             }
         }
     }
 
-    /// Waits, but no longer than until the breaker shuts or opens.
-    async fn rest(&self, step: StepKind, wait: Duration) {
+    /// Waits, but no longer than until the breaker shuts or opens, or a probe is due earlier.
+    async fn rest<I: Integration>(&self, guarded: &Guarded<I>, wait: Duration) {
+        let step = guarded.integration.step();
         let is_open = |health: &UpstreamHealth| matches!(health.breaker, Breaker::Open { .. });
         let before = self.health().borrow()[step].as_ref().is_some_and(is_open);
         tokio::select! {
             () = tokio::time::sleep(wait.max(SHORTEST_WAIT)) => {}
             () = self.health_becomes(step, |health| is_open(health) != before) => {}
+            () = guarded.gate.hurried() => {}
         }
     }
 
@@ -145,6 +157,56 @@ fn is_unusable(health: &UpstreamHealth) -> bool {
 }
 
 impl<I: Integration> Guarded<I> {
+    /// Lets a run through the gate. If it is refused because of our secrets, their files are read again:
+    /// where others have been put in their place, those are tried at once.
+    pub(super) async fn pass<T>(&self, run: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let used = self.integration.upstream().secrets_version();
+        let ended = self.gate.pass(run).await;
+        self.judged(used, ended).await
+    }
+
+    /// The same for a check, which is let through when nothing else is.
+    pub(super) async fn probe<T>(
+        &self,
+        check: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let used = self.integration.upstream().secrets_version();
+        let ended = self.gate.probe(check).await;
+        self.judged(used, ended).await
+    }
+
+    async fn judged<T>(&self, used: u64, mut ended: Result<T, Error>) -> Result<T, Error> {
+        let upstream = self.integration.upstream();
+        if let Err(error) = &mut ended
+            && error.is_about_our_secrets()
+            && !error.failure.parked
+        {
+            upstream.reread_secrets().await;
+            if upstream.secrets_version() != used {
+                self.secrets_changed();
+                error.failure.kind = FailureKind::Transient { retry_after: None };
+            }
+        }
+        ended
+    }
+
+    fn secrets_changed(&self) {
+        let upstream = self.integration.upstream();
+        upstream.secrets_changed();
+        self.gate.secrets_changed(upstream.secrets_version());
+    }
+
+    /// Uses other secrets as soon as they are there.
+    async fn follow_secrets(&self) {
+        let mut changes = Changes::of(&self.integration.upstream().secrets());
+        loop {
+            changes.next().await;
+            // A name and its password are in two files.
+            tokio::time::sleep(TOGETHER).await;
+            self.secrets_changed();
+        }
+    }
+
     /// Tells the other processes of refused tries. Returns whether our credentials are refused.
     async fn share(&self, ledger: &dyn Ledger) -> bool {
         let (step, credentials) = (self.integration.step(), self.integration.upstream().credentials());

@@ -6,55 +6,78 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use reqwest::header::ACCEPT;
 use reqwest::{Certificate, Client, StatusCode, redirect};
+use secrecy::ExposeSecret;
 use url::Url;
 
 use super::upstream::Broken;
+use crate::secret::Secret;
 
 /// The longest public document that is read, in bytes.
 const MAX_DOCUMENT: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HttpClientError {
-    #[error("{path}: {why}")]
-    ExtraCa { path: String, why: String },
+    #[error("EXTRA_CA_FILE: {0}")]
+    ExtraCa(String),
     #[error("cannot set up TLS: {0}")]
     Tls(String),
 }
 
-/// Connections to all upstreams. Cheap to clone.
+/// Connections to all upstreams. Cheap to clone: clones share them, and whom they trust.
 #[derive(Clone)]
-pub struct HttpClient {
-    pub(super) client: Client,
+pub struct HttpClient(Arc<Shared>);
+
+struct Shared {
+    /// A PEM bundle of root certificates to trust beside the system's.
+    extra_ca: Option<Secret>,
+    total: Duration,
+    /// The connections, and the version of the bundle that they were made for.
+    made: RwLock<(Client, u64)>,
 }
 
 impl HttpClient {
-    /// `extra_ca` is a PEM bundle of root certificates to trust beside the system's.
-    pub fn new(extra_ca: Option<&Path>, total: Duration) -> Result<Self, HttpClientError> {
+    /// `extra_ca` is a PEM bundle of root certificates to trust beside the system's; `total` bounds each
+    /// request.
+    ///
+    /// # Errors
+    /// When the bundle holds no certificate, or TLS cannot be set up.
+    pub fn new(extra_ca: Option<Secret>, total: Duration) -> Result<Self, HttpClientError> {
         // A second call finds it installed, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let extra = extra_ca.map(extra_roots).transpose()?.unwrap_or_default();
-        let builder = || {
-            Client::builder()
-                .user_agent(concat!("tenantry/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout((total / 2).min(Duration::from_secs(5)))
-                .timeout(total)
-                .redirect(redirect::Policy::none())
-                .pool_idle_timeout(Duration::from_secs(30))
-        };
-        let client = builder().tls_certs_merge(extra.clone()).build().or_else(|error| {
-            tracing::warn!(
-                error = %innermost(&error),
-                "cannot read the system's root certificates; trusting only EXTRA_CA_FILE's"
-            );
-            builder().tls_certs_only(extra).build()
-        });
-        let client = client.map_err(|error| HttpClientError::Tls(innermost(&error)))?;
-        Ok(Self { client })
+        let version = extra_ca.as_ref().map_or(0, Secret::version);
+        let made = RwLock::new((connections(extra_ca.as_ref(), total)?, version));
+        Ok(Self(Arc::new(Shared { extra_ca, total, made })))
+    }
+
+    /// The bundle of roots, if there is one.
+    pub(super) fn extra_ca(&self) -> Option<&Secret> {
+        self.0.extra_ca.as_ref()
+    }
+
+    /// The connections to use now: new ones once the bundle of roots is another one.
+    pub(super) fn client(&self) -> Client {
+        let Shared { extra_ca, total, made } = &*self.0;
+        let version = extra_ca.as_ref().map_or(0, Secret::version);
+        {
+            let made = made.read().unwrap_or_else(PoisonError::into_inner);
+            if made.1 == version {
+                return made.0.clone();
+            }
+        }
+        let mut made = made.write().unwrap_or_else(PoisonError::into_inner);
+        if made.1 != version {
+            match connections(extra_ca.as_ref(), *total) {
+                Ok(client) => made.0 = client,
+                Err(error) => tracing::error!("the root certificates before are kept: {error}"),
+            }
+            made.1 = version;
+        }
+        made.0.clone()
     }
 
     /// Reads a small public document, without credentials; whatever its status.
@@ -63,7 +86,7 @@ impl HttpClient {
     /// In words: what kept it from being read.
     pub async fn document(&self, url: &Url) -> Result<(StatusCode, Vec<u8>), String> {
         let broken = |error: reqwest::Error| Broken::from(error).in_words();
-        let request = self.client.get(url.clone()).header(ACCEPT, "application/json");
+        let request = self.client().get(url.clone()).header(ACCEPT, "application/json");
         let mut response = request.send().await.map_err(broken)?;
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(broken)? {
@@ -76,13 +99,36 @@ impl HttpClient {
     }
 }
 
+fn connections(extra_ca: Option<&Secret>, total: Duration) -> Result<Client, HttpClientError> {
+    let extra = extra_ca.map(|bundle| roots(bundle.current().expose_secret())).transpose();
+    let extra = extra.map_err(HttpClientError::ExtraCa)?.unwrap_or_default();
+    let builder = || {
+        Client::builder()
+            .user_agent(concat!("tenantry/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout((total / 2).min(Duration::from_secs(5)))
+            .timeout(total)
+            .redirect(redirect::Policy::none())
+            .pool_idle_timeout(Duration::from_secs(30))
+    };
+    let client = builder().tls_certs_merge(extra.clone()).build().or_else(|error| {
+        tracing::warn!(
+            error = %innermost(&error),
+            "cannot read the system's root certificates; trusting only EXTRA_CA_FILE's"
+        );
+        builder().tls_certs_only(extra).build()
+    });
+    client.map_err(|error| HttpClientError::Tls(innermost(&error)))
+}
+
 /// The root certificates in a PEM bundle.
-pub fn extra_roots(path: &Path) -> Result<Vec<Certificate>, HttpClientError> {
-    let wrong = |why: String| HttpClientError::ExtraCa { path: path.display().to_string(), why };
-    let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-    let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| wrong(innermost(&error)))?;
+///
+/// # Errors
+/// In words: why there are none.
+pub fn roots(bundle: &str) -> Result<Vec<Certificate>, String> {
+    let certificates =
+        Certificate::from_pem_bundle(bundle.as_bytes()).map_err(|error| innermost(&error))?;
     if certificates.is_empty() {
-        return Err(wrong("holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)".into()));
+        return Err("holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)".into());
     }
     Ok(certificates)
 }

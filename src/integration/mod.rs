@@ -27,7 +27,7 @@ pub use converge::{
 };
 pub use error::{Effect, Error};
 pub use gate::{Gate, HealthBoard};
-pub use http::{BaseUrl, HttpClient, HttpClientError, InvalidBaseUrl, extra_roots};
+pub use http::{BaseUrl, HttpClient, HttpClientError, InvalidBaseUrl, roots};
 pub use ledger::{Away, Known, Ledger};
 pub use limits::Limits;
 pub use oauth::{ClientCredentials, TokenAnswer, TokenEndpoint, TokenSource, no_token_endpoint};
@@ -66,7 +66,7 @@ struct Guarded<I> {
 impl<I: Integration> Guarded<I> {
     async fn run(&self, target: &Target, guard: &dyn RepairGuard) -> Outcome {
         let step = self.integration.step();
-        match self.gate.pass(run(&self.integration, target, guard)).await {
+        match self.pass(run(&self.integration, target, guard)).await {
             Ok(Reached::Held { reason, found, external_id }) => {
                 Outcome::Held { reason, found, external_id }
             }
@@ -169,9 +169,9 @@ impl Integrations {
     /// Lists what tenants have in use in an upstream; see [`Integration::sweep`].
     pub async fn sweep(&self, step: StepKind, each: impl FnMut(Seen) + Send) -> Result<(), Error> {
         match (step, &self.authentik, &self.stalwart, &self.ocis) {
-            (StepKind::Authentik, Some(it), ..) => it.gate.pass(it.integration.sweep(each)).await,
-            (StepKind::Stalwart, _, Some(it), _) => it.gate.pass(it.integration.sweep(each)).await,
-            (StepKind::Ocis, .., Some(it)) => it.gate.pass(it.integration.sweep(each)).await,
+            (StepKind::Authentik, Some(it), ..) => it.pass(it.integration.sweep(each)).await,
+            (StepKind::Stalwart, _, Some(it), _) => it.pass(it.integration.sweep(each)).await,
+            (StepKind::Ocis, .., Some(it)) => it.pass(it.integration.sweep(each)).await,
             _ => Ok(()),
         }
     }
@@ -183,9 +183,9 @@ impl Integrations {
         ids: &HashSet<TenantId>,
     ) -> Result<Vec<Marked>, Error> {
         match (step, &self.authentik, &self.stalwart, &self.ocis) {
-            (StepKind::Authentik, Some(it), ..) => it.gate.pass(it.integration.marked_as(ids)).await,
-            (StepKind::Stalwart, _, Some(it), _) => it.gate.pass(it.integration.marked_as(ids)).await,
-            (StepKind::Ocis, .., Some(it)) => it.gate.pass(it.integration.marked_as(ids)).await,
+            (StepKind::Authentik, Some(it), ..) => it.pass(it.integration.marked_as(ids)).await,
+            (StepKind::Stalwart, _, Some(it), _) => it.pass(it.integration.marked_as(ids)).await,
+            (StepKind::Ocis, .., Some(it)) => it.pass(it.integration.marked_as(ids)).await,
             _ => Ok(Vec::new()),
         }
     }

@@ -29,7 +29,8 @@ use serde::Deserialize;
 use url::Url;
 
 use super::Error;
-use super::upstream::{Answer, Call, Purpose, To, Upstream, redact};
+use super::upstream::{Answer, Call, Purpose, To, Upstream};
+use crate::secret::Secret;
 use crate::tenant::Reason;
 
 /// Where tokens come from.
@@ -45,16 +46,16 @@ pub enum TokenEndpoint {
 pub struct ClientCredentials {
     pub endpoint: TokenEndpoint,
     pub client_id: String,
-    pub client_secret: Option<SecretString>,
+    pub client_secret: Option<Secret>,
     /// A service account with an app password, as Authentik has them.
-    pub account: Option<(String, SecretString)>,
+    pub account: Option<(String, Secret)>,
     pub scope: String,
 }
 
 /// An access token. Debug output does not show it.
 #[derive(Clone)]
 pub struct Token {
-    secret: Arc<SecretString>,
+    secret: Secret,
     /// Tells tokens apart.
     number: u64,
     renew_at: Instant,
@@ -62,8 +63,8 @@ pub struct Token {
 }
 
 impl Token {
-    pub fn expose(&self) -> &str {
-        self.secret.expose_secret()
+    pub fn secret(&self) -> SecretString {
+        self.secret.current()
     }
 }
 
@@ -200,15 +201,34 @@ impl TokenSource {
         let ClientCredentials { client_id, client_secret, account, scope, .. } = &*self.credentials;
         part(client_id);
         part(scope);
-        part(client_secret.as_ref().map_or("", |secret| secret.expose_secret()));
+        part(
+            client_secret.as_ref().map(Secret::current).as_ref().map_or("", ExposeSecret::expose_secret),
+        );
         if let Some((user, password)) = account {
             part(user);
-            part(password.expose_secret());
+            part(password.current().expose_secret());
         }
     }
 
     pub fn scope(&self) -> &str {
         &self.credentials.scope
+    }
+
+    /// What tokens are asked for with.
+    pub fn secrets(&self) -> Vec<Secret> {
+        self.credentials.secrets()
+    }
+
+    /// They are others than before. A token that was got with the old ones is used until the next one is
+    /// there, which is asked for at once: if it is refused, that shows while there is time.
+    pub fn credentials_changed(&self) {
+        let mut state = self.lock();
+        (state.held, state.failures, state.replacement) = (None, 0, false);
+        // Whoever waits for what was asked for with the old ones goes on waiting; nobody joins.
+        state.fetching = None;
+        if let Some(token) = &mut state.token {
+            token.renew_at = Instant::now();
+        }
     }
 
     /// Who we are, for messages.
@@ -221,7 +241,7 @@ impl TokenSource {
     pub fn redact(&self, text: &str) -> String {
         let mut text = self.credentials.redact(text);
         if let Some(token) = &self.lock().token {
-            text = redact(&text, &token.secret);
+            text = token.secret.redact(&text);
         }
         text
     }
@@ -242,8 +262,14 @@ impl TokenSource {
             (Arc::clone(&self.issuer), Arc::clone(&self.credentials), Arc::clone(&self.state));
         let discovered = state.discovered.clone();
         let fetch = async move {
+            let version = credentials.version();
             let fetched = request(&issuer, &credentials, discovered).await;
-            lock(&shared).learn(fetched)
+            let mut state = lock(&shared);
+            match fetched {
+                // It says nothing about those that are there now.
+                Err(error) if credentials.version() != version => Err(error),
+                fetched => state.learn(fetched),
+            }
         };
         let fetch = fetch.boxed().shared();
         state.fetching = Some(fetch.clone());
@@ -282,7 +308,7 @@ impl State {
                 self.tokens += 1;
                 let life = life.unwrap_or(USUAL_LIFE);
                 let token = Token {
-                    secret: Arc::new(token),
+                    secret: token.into(),
                     number: self.tokens,
                     renew_at: asked + life.mul_f64(RENEW_AFTER),
                     expires_at: asked + life,
@@ -317,10 +343,12 @@ async fn request(
         ("scope", &credentials.scope),
     ];
     // In the body: of a header's secret Authentik does not decode what RFC 6749 says to encode (observed).
-    if let Some(secret) = &credentials.client_secret {
+    let client_secret = credentials.client_secret.as_ref().map(Secret::current);
+    if let Some(secret) = &client_secret {
         form.push(("client_secret", secret.expose_secret()));
     }
-    if let Some((user, password)) = &credentials.account {
+    let account = credentials.account.as_ref().map(|(user, password)| (user, password.current()));
+    if let Some((user, password)) = &account {
         form.extend([("username", user.as_str()), ("password", password.expose_secret())]);
     }
     let mut call = Call::new("get_token", Method::POST, &[]).form(&form);
@@ -448,7 +476,16 @@ async fn discover(issuer: &Upstream, url: &Url) -> Result<Url, Error> {
 
 impl ClientCredentials {
     fn redact(&self, text: &str) -> String {
-        let secrets = self.client_secret.iter().chain(self.account.iter().map(|(_, password)| password));
-        secrets.fold(text.to_owned(), |text, secret| redact(&text, secret))
+        self.secrets().iter().fold(text.to_owned(), |text, secret| secret.redact(&text))
+    }
+
+    fn secrets(&self) -> Vec<Secret> {
+        let password = self.account.as_ref().map(|(_, password)| password);
+        self.client_secret.iter().chain(password).cloned().collect()
+    }
+
+    /// Tells those that a token was asked for with from those that are there now.
+    fn version(&self) -> u64 {
+        self.secrets().iter().map(Secret::version).sum()
     }
 }

@@ -9,9 +9,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
@@ -26,6 +27,7 @@ use super::pace::{PATIENCE, Pace};
 use super::permission::{Permission, Permit, Refusal};
 use super::{Effect, Error};
 use crate::metrics::Metrics;
+use crate::secret::Secret;
 use crate::tenant::{Failure, FailureKind, Reason, StepKind};
 
 /// The longest answer that is read whole, in bytes. The largest expected one, a page of 100 groups with
@@ -41,10 +43,10 @@ const MAX_WORDS: usize = 300;
 pub enum Credentials {
     /// Nothing in the header.
     None,
-    Bearer(SecretString),
+    Bearer(Secret),
     Basic {
-        user: String,
-        password: SecretString,
+        user: Secret,
+        password: Secret,
     },
     /// Tokens of an issuer, renewed as they age.
     Tokens(Arc<TokenSource>),
@@ -378,17 +380,18 @@ impl Upstream {
         };
         let mut request = self
             .http
-            .client
+            .client()
             .request(call.method.clone(), url)
             // Without it Authentik's proxy answers in HTML while it starts.
             .header(ACCEPT, "application/json")
             // An upstream's logs and ours can be laid side by side.
             .header("x-request-id", format!("tenantry-{:016x}", rand::random::<u64>()));
         request = match (&self.credentials, token) {
-            (_, Some(token)) => request.bearer_auth(token.expose()),
-            (Credentials::Bearer(token), None) => request.bearer_auth(token.expose_secret()),
+            (_, Some(token)) => request.bearer_auth(token.secret().expose_secret()),
+            (Credentials::Bearer(token), None) => request.bearer_auth(token.current().expose_secret()),
             (Credentials::Basic { user, password }, None) => {
-                request.basic_auth(user, Some(password.expose_secret()))
+                let (user, password) = (user.current(), password.current());
+                request.basic_auth(user.expose_secret(), Some(password.expose_secret()))
             }
             (Credentials::None | Credentials::Tokens(_), None) => request,
         };
@@ -596,10 +599,10 @@ impl Credentials {
         };
         match self {
             Self::None => {}
-            Self::Bearer(token) => part(token.expose_secret()),
+            Self::Bearer(token) => part(token.current().expose_secret()),
             Self::Basic { user, password } => {
-                part(user);
-                part(password.expose_secret());
+                part(user.current().expose_secret());
+                part(password.current().expose_secret());
             }
             Self::Tokens(tokens) => tokens.each_part(part),
         }
@@ -610,9 +613,19 @@ impl Credentials {
     fn redact(&self, text: &str) -> String {
         match self {
             Self::None => text.to_owned(),
-            Self::Bearer(secret) => redact(text, secret),
-            Self::Basic { password, .. } => redact(text, password),
+            Self::Bearer(secret) => secret.redact(text),
+            Self::Basic { password, .. } => password.redact(text),
             Self::Tokens(tokens) => tokens.redact(text),
+        }
+    }
+
+    /// All that they are made of.
+    fn secrets(&self) -> Vec<Secret> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Bearer(secret) => vec![secret.clone()],
+            Self::Basic { user, password } => vec![user.clone(), password.clone()],
+            Self::Tokens(tokens) => tokens.secrets(),
         }
     }
 }
@@ -622,12 +635,31 @@ const NOT_TLS: &str = "answers, but not with TLS: is that the port for http:// r
 /// For a server that asks for a pause and does not say how long.
 const USUAL_PAUSE: Duration = Duration::from_secs(1);
 
-const REDACTED: &str = "[redacted]";
+/// How the upstream is met: with which credentials, and whom we trust to be it. They may come from files
+/// that are replaced while the process runs.
+impl Upstream {
+    /// Everything that an upstream's refusal may be about and that may change.
+    pub fn secrets(&self) -> Vec<Secret> {
+        let mut secrets = self.credentials.secrets();
+        secrets.extend(self.http.extra_ca().cloned());
+        secrets
+    }
 
-pub(super) fn redact(text: &str, secret: &SecretString) -> String {
-    match secret.expose_secret() {
-        "" => text.to_owned(),
-        secret => text.replace(secret, REDACTED),
+    /// Tells those that a request was sent with from those that are there now.
+    pub fn secrets_version(&self) -> u64 {
+        self.secrets().iter().map(Secret::version).sum()
+    }
+
+    /// Reads again what comes from files.
+    pub async fn reread_secrets(&self) {
+        join_all(self.secrets().iter().map(Secret::reread)).await;
+    }
+
+    /// They are others than before: what was learned with the old ones does not count.
+    pub fn secrets_changed(&self) {
+        if let Credentials::Tokens(tokens) = &self.credentials {
+            tokens.credentials_changed();
+        }
     }
 }
 
@@ -770,7 +802,7 @@ mod tests {
             StepKind::Authentik,
             http,
             BaseUrl::parse("http://acme.test", "").unwrap(),
-            Credentials::Bearer(SecretString::from("s3cret-token")),
+            Credentials::Bearer(Secret::from("s3cret-token")),
             Limits::GENEROUS,
             Arc::default(),
         );

@@ -13,11 +13,13 @@
 //! * [`controls`](self::controls): stops, guards, the sweep's lease.
 //! * [`fleet`](self::fleet): which fleet this is, and which upstreams it has.
 //! * [`refusals`](self::refusals): what credentials upstreams refuse.
+//! * [`connection`](self::connection): the client, and how another takes its place.
 //! * [`follow`](self::follow): how tenants are, by change stream, for those who wait.
 //!
 //! Leases and due times come from the *server's* clock (`$$NOW`), so that controllers with different
 //! clocks agree on them.
 
+mod connection;
 mod controls;
 mod document;
 mod due;
@@ -35,6 +37,7 @@ mod sweep;
 mod tenants;
 mod watch;
 
+pub use connection::{Connection, NotConnected};
 pub use controls::{ControlsWatch, Scope};
 pub use document::{InvalidDocument, Record};
 pub use due::{DueScan, DueTenant, Unparked, Urgency};
@@ -59,10 +62,10 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 use mongodb::bson::{Document, doc};
 use mongodb::error::{Error as DriverError, ErrorKind, WriteFailure};
-use mongodb::event::EventHandler;
-use mongodb::event::command::CommandEvent;
-use mongodb::options::{ClientOptions, SelectionCriteria, WriteConcern};
-use mongodb::{Client, Collection, Cursor, Database};
+use mongodb::options::SelectionCriteria;
+use mongodb::{Cursor, Database};
+
+use self::connection::Connections;
 
 /// Name of the collection that holds the tenants.
 pub const TENANTS: &str = "tenants";
@@ -76,14 +79,18 @@ pub enum StoreError {
     /// No answer in time: the same, and perhaps it was too much at once.
     #[error("MongoDB is unavailable ({operation}): no answer within {limit:?}")]
     Late { operation: &'static str, limit: Duration },
+    /// The server does not accept our credentials, or no longer: worth trying again with others.
+    #[error("MongoDB refuses the user or password of MONGODB_URI ({operation}): {message}")]
+    CredentialsRefused { operation: &'static str, message: String },
     /// The server answered, and refused.
     #[error("MongoDB refused {operation}: {message}")]
     Refused { operation: &'static str, message: String, code: Option<i32> },
 }
 
 impl StoreError {
+    /// Whether nothing can be done for any tenant, for now.
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Late { .. })
+        matches!(self, Self::Unavailable { .. } | Self::Late { .. } | Self::CredentialsRefused { .. })
     }
 }
 
@@ -117,6 +124,7 @@ pub enum OpenError {
 pub type CommandObserver = Arc<dyn Fn(&str, Option<&str>) + Send + Sync>;
 
 /// Where the tenants live and how long an operation may take.
+#[derive(Clone)]
 pub struct StoreOptions {
     pub uri: String,
     pub database: String,
@@ -138,9 +146,7 @@ pub fn check_uri(uri: &str) -> Result<(), Unsuitable> {
 /// The tenants in MongoDB. Cheap to clone: clones share one connection pool.
 #[derive(Clone)]
 pub struct Store {
-    client: Client,
-    database: Database,
-    tenants: Collection<Document>,
+    connections: Arc<Connections>,
     timeout: Duration,
     /// On whose behalf changes are made.
     by: Option<String>,
@@ -158,39 +164,14 @@ impl Store {
     /// # Errors
     /// When the address cannot be parsed, or its SRV record cannot be resolved.
     pub async fn new(options: StoreOptions) -> Result<Self, Unsuitable> {
-        let mut client = ClientOptions::parse(&options.uri)
-            .await
-            .map_err(|error| Unsuitable::Uri(uri_error(&error)))?;
-        client.app_name.get_or_insert_with(|| "tenantry".into());
-        // A fence only holds if a claim that was answered cannot be rolled back by a failover.
-        client.write_concern = Some(WriteConcern::majority());
-        client.selection_criteria = None;
-        client.server_selection_timeout = Some(options.operation_timeout / 2);
-        client.connect_timeout.get_or_insert(options.operation_timeout / 2);
-        client.max_pool_size = Some(options.max_connections);
-        if let Some(observe) = options.on_command {
-            client.command_event_handler = Some(EventHandler::callback(move |event| {
-                if let CommandEvent::Started(started) = event {
-                    let collection = started.command.get_str(&started.command_name).ok();
-                    observe(&started.command_name, collection);
-                }
-            }));
-        }
-        let client =
-            Client::with_options(client).map_err(|error| Unsuitable::Uri(without_labels(&error)))?;
-        Ok(Self::over(client.database(&options.database), options.operation_timeout))
+        let (connection, timeout) = (Connection::prepare(&options).await?, options.operation_timeout);
+        Ok(Self { connections: Connections::new(connection, Some(options)), timeout, by: None })
     }
 
-    /// A store on a database that somebody else connected to.
+    /// A store on a database that another program connected to.
     pub fn over(database: Database, operation_timeout: Duration) -> Self {
-        let tenants = database.collection(TENANTS);
-        Self {
-            client: database.client().clone(),
-            database,
-            tenants,
-            timeout: operation_timeout,
-            by: None,
-        }
+        let connections = Connections::new(Connection::to(database), None);
+        Self { connections, timeout: operation_timeout, by: None }
     }
 
     /// Checks that the server can carry a controller, and creates what the collection needs.
@@ -203,12 +184,13 @@ impl Store {
         let build = self.command("buildInfo", doc! { "buildInfo": 1 }).await?;
         suitable(&hello, build.get_str("version").unwrap_or("unknown"))?;
         self.ensure_schema().await?;
+        self.remember_home().await?;
         self.ensure_history().await
     }
 
     /// Ends the client's background work.
     pub async fn close(self) {
-        self.client.shutdown().immediate(true).await;
+        self.client.clone().shutdown().immediate(true).await;
     }
 
     async fn command(&self, operation: &'static str, command: Document) -> Result<Document, StoreError> {
@@ -242,7 +224,11 @@ impl Store {
         operation: &'static str,
         run: impl IntoFuture<Output = Result<T, DriverError>>,
     ) -> Result<T, StoreError> {
-        within(self.timeout, operation, run.into_future()).await
+        let done = within(self.timeout, operation, run.into_future()).await;
+        if matches!(&done, Err(StoreError::CredentialsRefused { .. })) {
+            self.connections.refused.notify_one();
+        }
+        done
     }
 }
 
@@ -275,6 +261,12 @@ async fn within<T>(
 const TRANSIENT_CODES: &[i32] =
     &[6, 7, 89, 91, 112, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 64, 50];
 
+/// Authentication failed.
+const AUTHENTICATION_FAILED: i32 = 18;
+/// Something is not allowed; also what a user that was removed while it was connected is told.
+const UNAUTHORIZED: i32 = 13;
+const REMOVED: &str = "requires authentication";
+
 fn code_of(error: &DriverError) -> Option<i32> {
     match error.kind.as_ref() {
         ErrorKind::Command(command) => Some(command.code),
@@ -291,12 +283,19 @@ fn classify(operation: &'static str, error: &DriverError) -> StoreError {
         | ErrorKind::ServerSelection { .. }
         | ErrorKind::ConnectionPoolCleared { .. }
         | ErrorKind::DnsResolve { .. }
+        // Another connection has taken its place.
+        | ErrorKind::Shutdown
         // A write that reached the primary but not the majority yet may still be rolled back.
         | ErrorKind::Write(WriteFailure::WriteConcernError(_)) => true,
         _ => code.is_some_and(|code| TRANSIENT_CODES.contains(&code)),
     };
     let message = without_labels(error);
-    if unavailable {
+    let refused = matches!(error.kind.as_ref(), ErrorKind::Authentication { .. })
+        || code == Some(AUTHENTICATION_FAILED)
+        || (code == Some(UNAUTHORIZED) && message.contains(REMOVED));
+    if refused {
+        StoreError::CredentialsRefused { operation, message }
+    } else if unavailable {
         StoreError::Unavailable { operation, message }
     } else {
         StoreError::Refused { operation, message, code }

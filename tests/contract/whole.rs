@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use mongodb::bson::{DateTime, Document, doc};
 use mongodb::{Client, Collection};
 use reqwest::Method;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tenantry::controller::{Controller, Settings};
 use tenantry::dev::mongod::{self, DataDir};
@@ -18,6 +18,7 @@ use tenantry::integration::{
     Integrations, Limits, Ocis, Stalwart, TokenEndpoint, TokenSource, Upstream,
 };
 use tenantry::metrics::Metrics;
+use tenantry::secret::Secret;
 use tenantry::store::{Holder, Journal, NewTenant, Store, StoreOptions};
 use tenantry::tenant::{Backoff, Controls, Desired, GuardPolicy, Policy, Services, StepKind};
 use tokio_util::sync::CancellationToken;
@@ -60,23 +61,23 @@ impl Servers {
         };
         let (stalwart, stalwart_simulator) = match given("TENANTRY_TEST_STALWART_URL") {
             Some(url) => match setting("TENANTRY_TEST_STALWART_TOKEN") {
-                Some(token) => ((url, Credentials::Bearer(SecretString::from(token))), None),
+                Some(token) => ((url, Credentials::Bearer(Secret::from(token))), None),
                 None => {
-                    let user = needed("TENANTRY_TEST_STALWART_USERNAME");
-                    let password = SecretString::from(needed("TENANTRY_TEST_STALWART_PASSWORD"));
+                    let user = Secret::from(needed("TENANTRY_TEST_STALWART_USERNAME"));
+                    let password = Secret::from(needed("TENANTRY_TEST_STALWART_PASSWORD"));
                     ((url, Credentials::Basic { user, password }), None)
                 }
             },
             None => {
                 let options = stalwart::Options::default();
                 let simulator = stalwart::Simulator::new(0, "API_contract", options).await.unwrap();
-                let credentials = Credentials::Bearer(SecretString::from("API_contract"));
+                let credentials = Credentials::Bearer(Secret::from("API_contract"));
                 ((simulator.url(), credentials), Some(simulator))
             }
         };
         let (ocis, ocis_simulator) = match given("TENANTRY_TEST_OCIS_URL") {
             Some(url) => {
-                let secret = SecretString::from(needed("TENANTRY_TEST_OCIS_CLIENT_SECRET"));
+                let secret = Secret::from(needed("TENANTRY_TEST_OCIS_CLIENT_SECRET"));
                 let endpoint = needed("TENANTRY_TEST_OCIS_TOKEN_URL");
                 let endpoint = TokenEndpoint::Url(endpoint.parse().expect("it is an address"));
                 let scope = setting("TENANTRY_TEST_OCIS_SCOPE");
@@ -91,7 +92,7 @@ impl Servers {
             }
             None => {
                 let account = issuer::Account::new("tenantry", "pw", &["tenant-provisioners"]);
-                let secret = SecretString::from(account.client_secret());
+                let secret = Secret::from(account.client_secret());
                 let options = issuer::Options { accounts: vec![account], ..Default::default() };
                 let issuer = issuer::Simulator::new(0, options).await.unwrap();
                 let (flavour, trusted) = (ocis::Flavour::OpenCloud, issuer.issuer_url("ocis"));
@@ -118,7 +119,7 @@ impl Servers {
             let base = BaseUrl::parse(url, "").expect("it is an address");
             Upstream::new(step, http.clone(), base, credentials, limits, Arc::clone(metrics))
         };
-        let token = Credentials::Bearer(SecretString::from(self.authentik.1.as_str()));
+        let token = Credentials::Bearer(Secret::from(self.authentik.1.as_str()));
         let authentik = upstream(StepKind::Authentik, &self.authentik.0, token, Limits::GENEROUS);
         let template = GroupTemplate::parse("tenant-{slug}").expect("it is a template");
         let stalwart = upstream(StepKind::Stalwart, &self.stalwart.0, self.stalwart.1.clone(), gentle);
@@ -145,9 +146,10 @@ impl Servers {
         });
         let request = self.http.post(format!("{}/jmap", self.stalwart.0));
         let request = match &self.stalwart.1 {
-            Credentials::Bearer(token) => request.bearer_auth(token.expose_secret()),
+            Credentials::Bearer(token) => request.bearer_auth(token.current().expose_secret()),
             Credentials::Basic { user, password } => {
-                request.basic_auth(user, Some(password.expose_secret()))
+                let (user, password) = (user.current(), password.current());
+                request.basic_auth(user.expose_secret(), Some(password.expose_secret()))
             }
             _ => panic!("Stalwart wants a key or a login"),
         };
@@ -174,11 +176,11 @@ impl Servers {
     async fn token(&self) -> String {
         let credentials = &self.ocis.1;
         let TokenEndpoint::Url(endpoint) = &credentials.endpoint else { panic!("it is given") };
-        let secret = credentials.client_secret.as_ref().expect("it is given").expose_secret();
+        let secret = credentials.client_secret.as_ref().expect("it is given").current();
         let form = [
             ("grant_type", "client_credentials"),
             ("client_id", &credentials.client_id),
-            ("client_secret", secret),
+            ("client_secret", secret.expose_secret()),
             ("scope", &credentials.scope),
         ];
         let answer = Answer::to(self.http.post(endpoint.clone()).form(&form)).await.must_be(200);

@@ -17,9 +17,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["auth", "integration", "store", "tenant"]),
     ("metrics", &["tenant"]),
     ("telemetry", &[]),
+    ("secret", &[]),
     ("failpoint", &[]),
 ];
-const LEAVES: [&str; 3] = ["metrics", "telemetry", "failpoint"];
+const LEAVES: [&str; 4] = ["metrics", "telemetry", "secret", "failpoint"];
 
 fn sources(path: &Path, into: &mut Vec<(String, String)>) {
     if path.is_dir() {

@@ -8,12 +8,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use mongodb::bson::{Document, doc, oid::ObjectId};
 use proptest::prelude::*;
-use secrecy::SecretString;
 use serde_json::json;
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::dev::stalwart::{Options, Simulator};
 use tenantry::integration::{Credentials, Integrations, Limits, Mode, Target, Unbounded};
 use tenantry::metrics::Metrics;
+use tenantry::secret::Secret;
 use tenantry::tenant::{
     Basis, DeletionPolicy, Desired, Fleet, Jitter, Reason, Services, Status, StepKind, StepRun, Tenant,
     TenantId, transition,
@@ -74,7 +74,7 @@ impl Life {
     async fn new() -> Self {
         let options = Options { dkim_delay: Duration::from_millis(1), ..Options::default() };
         let server = Simulator::new(0, "key", options).await.unwrap();
-        let credentials = Credentials::Bearer(SecretString::from("key"));
+        let credentials = Credentials::Bearer(Secret::from("key"));
         let stalwart = crate::stalwart::connect(&server.url(), credentials, Limits::GENEROUS);
         let integrations = Integrations::new(Arc::new(Metrics::new())).with_stalwart(stalwart);
         let mut desired = Desired::new("Acme".parse().unwrap());

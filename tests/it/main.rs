@@ -31,6 +31,7 @@ mod plan;
 mod process;
 mod protect;
 mod relist;
+mod secrets;
 mod stalwart;
 mod support;
 mod sweep;

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use secrecy::SecretString;
 use serde_json::json;
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::dev::issuer;
 use tenantry::dev::ocis::Flavour;
 use tenantry::integration::{ClientCredentials, Error, Ocis, TokenEndpoint};
 use tenantry::metrics::Metrics;
+use tenantry::secret::Secret;
 use tenantry::tenant::Reason;
 
 use crate::ocis::{ACCOUNT, FileServer, PASSWORD};
@@ -61,11 +61,7 @@ async fn every_way_to_be_the_account_works() {
     let encoded = issuer::Account::new(ACCOUNT, PASSWORD, &[]).client_secret();
     let issuer = files.issuer.issuer_url("ocis").parse().unwrap();
     for credentials in [
-        ClientCredentials {
-            account: None,
-            client_secret: Some(SecretString::from(encoded)),
-            ..base.clone()
-        },
+        ClientCredentials { account: None, client_secret: Some(Secret::from(encoded)), ..base.clone() },
         ClientCredentials { endpoint: TokenEndpoint::DiscoveredFrom(issuer), ..base.clone() },
     ] {
         let ocis = files.connect_with(credentials, None, &Arc::new(Metrics::new()));

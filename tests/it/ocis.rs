@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use secrecy::SecretString;
 use serde_json::{Value, json};
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::dev::issuer;
@@ -15,6 +14,7 @@ use tenantry::integration::{
     Unbounded, Upstream, converge,
 };
 use tenantry::metrics::Metrics;
+use tenantry::secret::Secret;
 use tenantry::tenant::{
     Desired, FailureKind, IntentId, Outcome, Reason, Services, StepDesired, StepKind, TenantId,
 };
@@ -48,7 +48,7 @@ impl FileServer {
             endpoint: TokenEndpoint::Url(self.issuer.token_url().parse().unwrap()),
             client_id: "web".into(),
             client_secret: None,
-            account: Some((ACCOUNT.into(), SecretString::from(PASSWORD))),
+            account: Some((ACCOUNT.into(), Secret::from(PASSWORD))),
             scope: "openid profile email".into(),
         }
     }
@@ -504,7 +504,7 @@ async fn the_check_tells_version_and_a_missing_role() {
         assert_eq!(checked.lacks, Vec::<String>::new());
         let plain = issuer::Account::new("plain", "pw", &["ocis-users"]);
         bench.files.issuer.add_account(plain);
-        let account = Some(("plain".to_owned(), SecretString::from("pw")));
+        let account = Some(("plain".to_owned(), Secret::from("pw")));
         let credentials = ClientCredentials { account, ..bench.files.credentials() };
         let ocis = bench.files.connect_with(credentials, None, &Arc::new(Metrics::new()));
         let lacks = ocis.check().await.unwrap().lacks;
@@ -554,7 +554,7 @@ async fn a_list_keeps_the_meaning_of_statuses_that_every_other_request_has() {
 async fn rejected_credentials_cost_the_issuer_one_request_and_ocis_none() {
     let files = FileServer::new(Flavour::Ocis31).await;
     let metrics = Arc::new(Metrics::new());
-    let account = Some((ACCOUNT.to_owned(), SecretString::from("wrong")));
+    let account = Some((ACCOUNT.to_owned(), Secret::from("wrong")));
     let credentials = ClientCredentials { account, ..files.credentials() };
     let ocis = files.connect_with(credentials, None, &metrics);
     let integrations = Arc::new(Integrations::new(Arc::clone(&metrics)).with_ocis(ocis));

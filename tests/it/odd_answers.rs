@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mongodb::bson::oid::ObjectId;
-use secrecy::SecretString;
 use serde_json::{Value, json};
 use tenantry::dev::authentik::{self, Release};
 use tenantry::dev::faults::{Fault, FaultAnswer};
@@ -16,6 +15,7 @@ use tenantry::integration::{
     Converged, Credentials, Error, Integration, Intent, Limits, Mode, Target, converge,
 };
 use tenantry::metrics::Metrics;
+use tenantry::secret::Secret;
 use tenantry::tenant::{Desired, IntentId, Reason, StepKind, TenantId};
 
 use crate::ocis::FileServer;
@@ -131,7 +131,7 @@ async fn a_group_that_cannot_be_understood_spoils_no_list_and_is_not_taken_for_g
 #[tokio::test]
 async fn a_domain_that_cannot_be_understood_spoils_no_list_and_is_not_taken_for_gone() {
     let server = stalwart::Simulator::new(0, "API_odd", stalwart::Options::default()).await.unwrap();
-    let key = Credentials::Bearer(SecretString::from("API_odd"));
+    let key = Credentials::Bearer(Secret::from("API_odd"));
     let stalwart = connect(&server.url(), key, Limits::GENEROUS);
     let targets = ["acme", "globex", "initech"].map(|slug| target(StepKind::Stalwart, slug));
     for target in &targets {

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mongodb::bson::doc;
-use secrecy::SecretString;
 use serde_json::json;
 use tenantry::dev::authentik::Release;
 use tenantry::dev::faults::{Fault, Faults};
@@ -16,6 +15,7 @@ use tenantry::integration::{
     Membership, Mode, Permission, Purpose, Ready, Refusal, SpaceRole, Target, Unbounded, Upstream,
 };
 use tenantry::metrics::Metrics;
+use tenantry::secret::Secret;
 use tenantry::store::Scope;
 use tenantry::tenant::{
     DeletionPolicy, Desired, IntentId, Outcome, Reason, Services, StepKind, TenantId,
@@ -289,7 +289,7 @@ async fn a_write_that_waits_for_its_turn_at_the_limiter_asks_when_it_has_it() {
         StepKind::Authentik,
         HttpClient::new(None, Duration::from_secs(2)).unwrap(),
         BaseUrl::parse(&world.authentik.url(), "api/v3").unwrap(),
-        Credentials::Bearer(SecretString::from(TOKEN)),
+        Credentials::Bearer(Secret::from(TOKEN)),
         limits,
         Arc::clone(&metrics),
     );

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mongodb::bson::oid::ObjectId;
-use secrecy::SecretString;
 use serde_json::{Value, json};
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::dev::stalwart::{Options, Simulator};
@@ -15,6 +14,7 @@ use tenantry::integration::{
     Limits, Mode, Stalwart, Target, Unbounded, Upstream, converge,
 };
 use tenantry::metrics::Metrics;
+use tenantry::secret::Secret;
 use tenantry::tenant::{
     Desired, FailureKind, Outcome, Reason, Services, StepDesired, StepKind, TenantId,
 };
@@ -34,7 +34,7 @@ pub struct Bench {
 
 impl Bench {
     pub async fn new() -> Self {
-        Self::with(Credentials::Bearer(SecretString::from(KEY))).await
+        Self::with(Credentials::Bearer(Secret::from(KEY))).await
     }
 
     async fn with(credentials: Credentials) -> Self {
@@ -318,7 +318,7 @@ async fn a_mark_in_somebody_elses_words_or_in_a_name_is_no_mark() {
 
 #[tokio::test]
 async fn a_rejected_key_is_a_misconfiguration_that_tells_of_the_ban() {
-    let bench = Bench::with(Credentials::Bearer(SecretString::from("API_wrong"))).await;
+    let bench = Bench::with(Credentials::Bearer(Secret::from("API_wrong"))).await;
     let error = bench.converge(&target()).await.unwrap_err();
     assert!(error.is_misconfigured());
     assert_eq!(error.failure.reason, Reason::CredentialsRejected);
@@ -330,7 +330,7 @@ async fn a_rejected_key_is_a_misconfiguration_that_tells_of_the_ban() {
 async fn an_administrators_login_works_as_well_as_a_key() {
     let login = |password: &str| Credentials::Basic {
         user: "admin@lab.test".into(),
-        password: SecretString::from(password),
+        password: Secret::from(password),
     };
     let bench = Bench::with(login("a good: password")).await;
     bench.server.add_user("admin@lab.test", "a good: password");
@@ -343,7 +343,7 @@ async fn an_administrators_login_works_as_well_as_a_key() {
 #[tokio::test]
 async fn a_rejected_key_costs_at_most_three_requests_in_ten_minutes_for_a_thousand_tenants() {
     let server = Simulator::new(0, KEY, options()).await.unwrap();
-    let wrong = Credentials::Bearer(SecretString::from("API_wrong"));
+    let wrong = Credentials::Bearer(Secret::from("API_wrong"));
     let metrics = Arc::new(Metrics::new());
     let stalwart = connect(&server.url(), wrong, Limits::GENEROUS);
     let integrations = Arc::new(Integrations::new(Arc::clone(&metrics)).with_stalwart(stalwart));
@@ -387,7 +387,7 @@ async fn a_server_in_bootstrap_mode_is_not_ready_rather_than_forbidding() {
 async fn a_missing_permission_is_named_by_the_check_and_by_the_step() {
     let bench = Bench::new().await;
     bench.server.add_key("API_reader", &["authenticate", "sysDomainGet", "sysDomainQuery"]);
-    let credentials = Credentials::Bearer(SecretString::from("API_reader"));
+    let credentials = Credentials::Bearer(Secret::from("API_reader"));
     let reader = connect(&bench.server.url(), credentials, Limits::GENEROUS);
     let checked = reader.check().await.unwrap();
     let missing = [
@@ -454,7 +454,7 @@ async fn the_servers_limits_are_waited_for_and_its_public_address_is_not_followe
 #[tokio::test]
 async fn a_ban_is_a_matter_of_credentials_on_an_open_connection_and_a_broken_connection_on_a_new_one() {
     let server = Simulator::new(0, KEY, Options { max_failed_logins: 3, ..options() }).await.unwrap();
-    let credentials = Credentials::Bearer(SecretString::from("API_wrong"));
+    let credentials = Credentials::Bearer(Secret::from("API_wrong"));
     let wrong = connect(&server.url(), credentials.clone(), Limits::GENEROUS);
     for n in 0..6 {
         let error = converge(&wrong, &target()).await.unwrap_err();
@@ -468,7 +468,7 @@ async fn a_ban_is_a_matter_of_credentials_on_an_open_connection_and_a_broken_con
 #[tokio::test]
 async fn a_ban_is_told_with_what_to_do_in_which_order() {
     let server = Simulator::new(0, KEY, Options { max_failed_logins: 1, ..options() }).await.unwrap();
-    let credentials = Credentials::Bearer(SecretString::from("API_wrong"));
+    let credentials = Credentials::Bearer(Secret::from("API_wrong"));
     let wrong = connect(&server.url(), credentials.clone(), Limits::GENEROUS);
     // 401, the ban itself, and what an open connection gets from then on.
     for status in ["401", "429", "403"] {
@@ -566,7 +566,7 @@ async fn neither_the_concurrency_nor_the_rate_is_ever_exceeded() {
     let server = Simulator::new(0, KEY, Options { latency, ..options() }).await.unwrap();
     let per_minute = 6_000;
     let limits = Limits { concurrent: 3, per_minute: NonZeroU32::new(per_minute) };
-    let credentials = Credentials::Bearer(SecretString::from(KEY));
+    let credentials = Credentials::Bearer(Secret::from(KEY));
     let stalwart = Arc::new(connect(&server.url(), credentials, limits));
     let started = Instant::now();
     let mut runs = tokio::task::JoinSet::new();

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 use mongodb::{Client, Collection, Database};
-use secrecy::SecretString;
 use serde_json::Value;
 use tenantry::config::AccessSettings;
 use tenantry::controller::{Controller, Settings};
@@ -17,6 +16,7 @@ use tenantry::integration::{
     Authentik, BaseUrl, Credentials, GroupTemplate, HttpClient, Integrations, Limits, Upstream,
 };
 use tenantry::metrics::Metrics;
+use tenantry::secret::Secret;
 use tenantry::store::{Holder, Journal, Store, StoreOptions};
 use tenantry::tenant::{Backoff, Controls, GuardPolicy, Policy, StepKind};
 use tokio::sync::watch;
@@ -303,7 +303,7 @@ pub fn authentik(url: &str, token: &str, timeout: Duration, metrics: &Arc<Metric
         StepKind::Authentik,
         HttpClient::new(None, timeout).expect("TLS can be set up"),
         BaseUrl::parse(url, "api/v3").expect("the address is valid"),
-        Credentials::Bearer(SecretString::from(token)),
+        Credentials::Bearer(Secret::from(token)),
         Limits::GENEROUS,
         Arc::clone(metrics),
     );

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mongodb::bson::{Bson, DateTime, Document, doc};
-use secrecy::SecretString;
 use serde_json::{Value, json};
 use tenantry::controller::Settings;
 use tenantry::dev::faults::{Fault, FaultAnswer, Faults};
@@ -15,6 +14,7 @@ use tenantry::dev::stalwart;
 use tenantry::failpoint::{CLAIMED, COMMITTED, CREATED, CREATING, RAN};
 use tenantry::integration::{Credentials, Integrations, Limits, Ocis};
 use tenantry::metrics::Metrics;
+use tenantry::secret::Secret;
 use tenantry::store::NewTenant;
 use tenantry::tenant::{Desired, Services, StepKind};
 
@@ -69,7 +69,7 @@ impl Suite {
             integrations = integrations.with_authentik(authentik);
         }
         if !lacked.contains(&StepKind::Stalwart) {
-            let credentials = Credentials::Bearer(SecretString::from(KEY));
+            let credentials = Credentials::Bearer(Secret::from(KEY));
             let limits = Limits { concurrent: 3, per_minute: None };
             let url = self.stalwart.url();
             let stalwart = crate::stalwart::connect_with(&url, credentials, limits, timeout);

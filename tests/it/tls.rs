@@ -89,6 +89,23 @@ async fn a_certificate_of_a_private_ca_is_refused_with_the_remedy_and_trusted_wi
 }
 
 #[tokio::test]
+async fn a_bundle_of_roots_that_is_replaced_in_its_file_is_trusted_without_a_restart() {
+    let world = World::new().await;
+    let (proxy, another) = (proxy(&world.authentik.url()).await, proxy(&world.authentik.url()).await);
+    let bundle = tempfile::NamedTempFile::new().unwrap();
+    std::fs::copy(&another.root, bundle.path()).unwrap();
+    let file = bundle.path().to_string_lossy().into_owned();
+    let settings = [("AUTHENTIK_API_URL", &*proxy.url), ("EXTRA_CA_FILE", &*file)];
+    let process = Process::start(&world, &settings);
+    world.insert("acme").await;
+    let step = world.step_becomes("acme", "error").await;
+    assert_eq!(step.get_str("reason").unwrap(), "TlsFailed", "{step}");
+    std::fs::copy(&proxy.root, bundle.path()).unwrap();
+    world.active("acme").await;
+    process.stop().await;
+}
+
+#[tokio::test]
 async fn stalwart_ocis_and_its_issuer_are_reached_through_tls_as_well() {
     let suite = Suite::new().await;
     let (mail, files) = (proxy(&suite.stalwart.url()).await, proxy(&suite.files.server.url()).await);

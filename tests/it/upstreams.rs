@@ -1,6 +1,6 @@
 //! How the upstreams are: what `GET /upstreams` and `tenantry upstreams` tell.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tenantry::dev::faults::{Fault, FaultAnswer};
 
 use crate::api::{Served, json};
@@ -33,7 +33,8 @@ async fn an_upstream_is_shown_with_its_health_and_when_it_last_accepted_us() {
     assert_eq!(shown["nextProbeAt"], Value::Null);
     assert!(shown["credentialsAcceptedAt"].is_string(), "{shown}");
     let not_configured = served.upstream("ocis").await;
-    assert_eq!(not_configured, json!({ "upstream": "ocis", "configured": false, "health": "unknown" }));
+    assert_eq!(not_configured["configured"], false, "{not_configured}");
+    assert_eq!(not_configured["health"], "unknown", "{not_configured}");
     served.stop().await;
 }
 
