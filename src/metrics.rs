@@ -35,6 +35,8 @@ pub struct Metrics {
     pub upstream_down: IntGaugeVec,
     /// 1 while the fleet has an `upstream` whose setting this process lacks.
     pub upstream_not_configured: IntGaugeVec,
+    /// Changes of resources by reconciles, by `upstream` and `act`: created, adopted, repaired, deleted, ….
+    pub acts: IntCounterVec,
     /// Events that could not be written to the tenants' histories in time.
     pub events_dropped: IntCounter,
     /// 1 while people have stopped an `upstream`.
@@ -150,6 +152,11 @@ impl Metrics {
                 "upstream_not_configured",
                 "1 while the fleet has the upstream and this process lacks its setting.",
                 &["upstream"],
+            ),
+            acts: add.counters(
+                "acts_total",
+                "Changes of resources by reconciles: created, recreated, adopted, repaired, released, ….",
+                &["upstream", "act"],
             ),
             events_dropped: add
                 .counter("events_dropped_total", "Events that found the queue of the histories full."),

@@ -3,8 +3,8 @@
 mod reload;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
@@ -127,6 +127,7 @@ pub async fn run(
         },
         guard,
     };
+    let grace = Grace::of(config.shutdown_grace, &shutdown);
     // Written until everything else has ended.
     let closing = CancellationToken::new();
     let (journal, writing) = Journal::start(store.clone(), Arc::clone(&metrics), closing.clone());
@@ -172,7 +173,9 @@ pub async fn run(
     let [api, telemetry] = servers;
     tokio::join!(end(api, linger / 2), end(telemetry, linger / 2));
     closing.cancel();
-    if tokio::time::timeout(linger / 2, writing).await.is_err() {
+    // Most often there is much time left, and a new primary may take some of it.
+    let left = grace.left().saturating_sub(linger / 2).max(linger / 2);
+    if tokio::time::timeout(left, writing).await.is_err() {
         tracing::warn!("the latest events could not be written");
     }
     // Connections that hang must not hold us up.
@@ -220,6 +223,29 @@ fn integrations(config: &Config, http: &HttpClient, metrics: &Arc<Metrics>) -> A
         None => not_set("OCIS_API_URL", StepKind::Ocis),
     }
     Arc::new(integrations)
+}
+
+/// The time between the request to shut down and the end.
+struct Grace {
+    span: Duration,
+    began: Arc<OnceLock<Instant>>,
+}
+
+impl Grace {
+    fn of(span: Duration, shutdown: &CancellationToken) -> Self {
+        let began = Arc::<OnceLock<Instant>>::default();
+        let (begins, shutdown) = (Arc::clone(&began), shutdown.clone());
+        tokio::spawn(async move {
+            shutdown.cancelled().await;
+            let _ = begins.set(Instant::now());
+        });
+        Self { span, began }
+    }
+
+    /// What is left of it.
+    fn left(&self) -> Duration {
+        self.span.saturating_sub(self.began.get().map_or(Duration::ZERO, Instant::elapsed))
+    }
 }
 
 /// Waits for the database, and prepares it. Credentials that it refuses are waited for only where others

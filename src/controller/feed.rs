@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::relist::Gaps;
 use crate::metrics::Metrics;
-use crate::store::{Change, ResumeToken, Store, Urgency, Watch, WatchError};
+use crate::store::{Change, Gone, ResumeToken, Store, Urgency, Watch, WatchError};
 use crate::tenant::TenantId;
 
 /// Says that a tenant may need work, or, without one, that any may.
@@ -43,7 +43,7 @@ pub struct Feed {
     /// Told when changes were missed.
     pub gaps: Gaps,
     /// Told of tenants whose documents are gone, as far as there is room; nobody waits for that.
-    pub gone: mpsc::Sender<TenantId>,
+    pub gone: mpsc::Sender<Gone>,
     pub open: watch::Sender<bool>,
     pub shutdown: CancellationToken,
 }
@@ -172,7 +172,7 @@ impl Feed {
                             return End::Shutdown;
                         }
                     }
-                    Change::Gone(id) => drop(self.gone.try_send(id)),
+                    Change::Gone(gone) => drop(self.gone.try_send(gone)),
                     Change::Gap => {
                         tracing::warn!("the collection was dropped or renamed");
                         return End::StartOver { cause: "collection_gone" };

@@ -2,27 +2,22 @@
 
 use crate::store::Claim;
 use crate::tenant::{
-    Desired, Event, EventKind, Outcome, Phase, Status, StepKind, StepRun, StepState, Subject, Tenant,
+    Act, Desired, Event, EventKind, Phase, Status, StepKind, StepState, Subject, Tenant,
 };
 
-/// What changed by a reconcile, from before to after.
-pub fn of_reconcile(claim: &Claim, after: &Status, runs: &[StepRun]) -> Vec<Event> {
-    let tenant = &claim.tenant;
-    let before = &tenant.status;
+/// What was done to resources.
+pub fn of_acts(acts: &[(StepKind, Act)]) -> Vec<Event> {
+    let event = |(step, act): &(StepKind, Act)| {
+        Some(Event::now(act.deed.kind()?, act.to_string()).of_step(*step, None))
+    };
+    acts.iter().filter_map(event).collect()
+}
+
+/// What changed of a status that was recorded, since the one that was told before.
+pub fn of_reconcile(told: &Status, recorded: &Status) -> Vec<Event> {
     let mut events = Vec::new();
-    for run in runs {
-        if let Outcome::Ok { repaired, .. } = &run.outcome
-            && !repaired.is_empty()
-            // What was asked for is an edit, not drift.
-            && before.steps[run.step].observed.as_ref() == Some(&tenant.desired.for_step(run.step))
-        {
-            let fields: Vec<_> = repaired.iter().map(ToString::to_string).collect();
-            let event = Event::now(EventKind::DriftRepaired, fields.join("; "));
-            events.push(event.of_step(run.step, None));
-        }
-    }
     for step in StepKind::ALL {
-        let (old, new) = (&before.steps[step], &after.steps[step]);
+        let (old, new) = (&told.steps[step], &recorded.steps[step]);
         if (old.state, old.reason) == (new.state, new.reason) {
             continue;
         }
@@ -32,7 +27,7 @@ pub fn of_reconcile(claim: &Claim, after: &Status, runs: &[StepRun]) -> Vec<Even
         }
         events.push(Event::now(EventKind::StepChanged, message).of_step(step, new.reason));
     }
-    if before.phase != Phase::Active && after.phase == Phase::Active {
+    if told.phase != Phase::Active && recorded.phase == Phase::Active {
         events.push(Event::now(EventKind::Active, "every step is ok or skipped"));
     }
     events
@@ -40,60 +35,111 @@ pub fn of_reconcile(claim: &Claim, after: &Status, runs: &[StepRun]) -> Vec<Even
 
 /// What people, or programs, wanted of the tenant since it was last looked at.
 pub fn of_what_was_asked(claim: &Claim) -> Vec<Event> {
-    let tenant = &claim.tenant;
-    let by = |kinds: &[EventKind]| {
-        let changes = tenant.changed_by.iter().flatten();
-        names(changes.filter(|change| kinds.contains(&change.kind)).map(|change| &change.by))
-    };
-    // A pause may be part of an edit.
-    let by_pause = |kind: EventKind| by(&[kind]).or_else(|| by(&[EventKind::Edited]));
+    let asked = Asked(&claim.tenant);
     let mut events = Vec::new();
     if claim.is_new() {
-        let creator = by(&[EventKind::Created]);
+        events.push(asked.creation(claim.is_found()));
+    }
+    events.extend(asked.edit());
+    events.extend(asked.pause());
+    events.extend(asked.deletion());
+    events.extend(asked.reconcile());
+    events
+}
+
+/// What became of a change that is not there any more.
+const TAKEN_BACK: &str = "taken back before it was acted on";
+
+/// What the document says was asked for, and what of that is still so.
+struct Asked<'a>(&'a Tenant);
+
+impl Asked<'_> {
+    /// Who asked for changes of these kinds.
+    fn by(&self, kinds: &[EventKind]) -> Option<String> {
+        let changes = self.0.changed_by.iter().flatten();
+        names(changes.filter(|change| kinds.contains(&change.kind)).filter_map(|c| c.by.as_ref()))
+    }
+
+    /// Whether such a change was asked for, whoever did.
+    fn was(&self, kind: EventKind) -> bool {
+        self.0.changed_by.iter().flatten().any(|change| change.kind == kind)
+    }
+
+    fn handled(&self) -> Option<&Desired> {
+        self.0.status.last_handled_desired.as_ref()
+    }
+
+    fn creation(&self, found: bool) -> Event {
+        let creator = self.by(&[EventKind::Created]);
         let message = match creator {
             Some(_) => "by a request",
-            None if claim.is_found() => "found in the database",
+            None if found => "found in the database",
             None => "",
         };
-        events.push(Event::now(EventKind::Created, message).at(tenant.created_at).by(creator));
+        Event::now(EventKind::Created, message).at(self.0.created_at).by(creator)
     }
-    if let Some(handled) = &tenant.status.last_handled_desired {
-        let edited = edits(handled, &tenant.desired);
-        if !edited.is_empty() {
-            events.push(Event::now(EventKind::Edited, edited).by(by(&[EventKind::Edited])));
-        }
-        let pause = match (handled.paused, tenant.desired.paused) {
-            (false, true) => Some(EventKind::Paused),
-            (true, false) => Some(EventKind::Resumed),
-            _ => None,
+
+    fn edit(&self) -> Option<Event> {
+        let handled = self.handled()?;
+        let edits = edits(handled, &self.0.desired);
+        // A pause, or its end, may be all that was edited.
+        let paused = handled.paused != self.0.desired.paused;
+        let generation = self.0.status.observed_generation;
+        let edited = self.was(EventKind::Edited) || generation.is_some_and(|g| g != self.0.generation);
+        let message = match edits.is_empty() {
+            false => edits,
+            true if edited && !paused => TAKEN_BACK.to_owned(),
+            true => return None,
         };
-        events.extend(pause.map(|kind| Event::now(kind, "").by(by_pause(kind))));
+        Some(Event::now(EventKind::Edited, message).by(self.by(&[EventKind::Edited])))
     }
-    let handled = tenant.status.last_handled_desired.as_ref().and_then(|handled| handled.deletion);
-    match (handled, tenant.desired.deletion) {
-        (before, Some(policy)) if before != Some(policy) => {
-            let message = format!("with policy {policy}");
-            let at = tenant.deletion_requested_at.filter(|_| before.is_none());
-            let event = Event::now(EventKind::DeletionRequested, message);
-            let event = event.by(by(&[EventKind::DeletionRequested]));
-            events.push(at.map_or(event.clone(), |at| event.at(at)));
+
+    fn pause(&self) -> Vec<Event> {
+        let Some(handled) = self.handled() else { return Vec::new() };
+        // It may be part of an edit.
+        let by = |kind: EventKind| self.by(&[kind]).or_else(|| self.by(&[EventKind::Edited]));
+        let (first, second) = match handled.paused {
+            false => (EventKind::Paused, EventKind::Resumed),
+            true => (EventKind::Resumed, EventKind::Paused),
+        };
+        if handled.paused != self.0.desired.paused {
+            return vec![Event::now(first, "").by(by(first))];
         }
-        (Some(_), None) => {
-            events.push(Event::now(EventKind::Undeleted, "").by(by(&[EventKind::Undeleted])))
+        if !(self.was(first) && self.was(second)) {
+            return Vec::new();
         }
-        _ => {}
+        let both = [first, second].map(|kind| Event::now(kind, TAKEN_BACK).by(self.by(&[kind])));
+        both.into()
     }
-    let about = tenant.reconcile_requested_steps.as_ref().map(|of| {
-        let named = StepKind::ALL.into_iter().filter(|step| of[*step]).map(StepKind::name);
-        named.collect::<Vec<_>>().join(", ")
-    });
-    // Who only wants to look wants nothing of the tenant.
-    if let Some(at) = tenant.open_request().filter(|_| about.as_deref() != Some("")) {
+
+    fn deletion(&self) -> Vec<Event> {
+        let (asked, undone) = (EventKind::DeletionRequested, EventKind::Undeleted);
+        let event = |kind: EventKind, message: String| Event::now(kind, message).by(self.by(&[kind]));
+        match (self.handled().and_then(|handled| handled.deletion), self.0.desired.deletion) {
+            (before, Some(policy)) if before != Some(policy) => {
+                let event = event(asked, format!("with policy {policy}"));
+                let at = self.0.deletion_requested_at.filter(|_| before.is_none());
+                vec![at.map_or(event.clone(), |at| event.at(at))]
+            }
+            (Some(_), None) => vec![event(undone, String::new())],
+            (None, None) if self.was(asked) && self.was(undone) => {
+                [asked, undone].map(|kind| event(kind, TAKEN_BACK.to_owned())).into()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn reconcile(&self) -> Option<Event> {
+        let about = self.0.reconcile_requested_steps.as_ref().map(|of| {
+            let named = StepKind::ALL.into_iter().filter(|step| of[*step]).map(StepKind::name);
+            named.collect::<Vec<_>>().join(", ")
+        });
+        // A request that only wants to look wants nothing of the tenant.
+        let at = self.0.open_request().filter(|_| about.as_deref() != Some(""))?;
         let message = format!("of {}", about.as_deref().unwrap_or("all steps"));
-        let by = names(tenant.reconcile_requested_by.iter());
-        events.push(Event::now(EventKind::ReconcileRequested, message).at(at).by(by));
+        let by = names(self.0.reconcile_requested_by.iter());
+        Some(Event::now(EventKind::ReconcileRequested, message).at(at).by(by))
     }
-    events
 }
 
 /// Each name once.
@@ -107,13 +153,27 @@ fn names<'a>(all: impl Iterator<Item = &'a String>) -> Option<String> {
     (!names.is_empty()).then(|| names.join(", "))
 }
 
-/// The last event of a tenant; its `last` status says what became of its resources.
-pub fn tombstone(tenant: &Tenant, last: &Status) -> (Subject, Event) {
+/// The last events of a tenant: what was asked of it, and its end; its `last` status says what became of its
+/// resources. They are told before the document goes, and again should it not go, so each has a key.
+pub fn of_end(claim: &Claim, last: &Status) -> Vec<(Subject, Event)> {
+    let tenant = &claim.tenant;
     let policy = tenant.desired.deletion.map_or("retain", |policy| policy.name());
     let left = last.steps.iter().filter_map(|(_, step)| step.message.as_deref());
     let left: Vec<_> = left.collect();
     let message = format!("deleted with policy {policy}. {}", left.join("; "));
-    (tenant.subject(), Event::now(EventKind::Deleted, message.trim_end()))
+    let end = Event::now(EventKind::Deleted, message.trim_end());
+    let events = of_what_was_asked(claim).into_iter().chain([end]);
+    events.map(|event| (tenant.subject(), event.clone().keyed(key(tenant, &event)))).collect()
+}
+
+/// The same for as long as nothing was recorded in between.
+fn key(tenant: &Tenant, event: &Event) -> String {
+    let time = |at: Option<jiff::Timestamp>| at.map_or(0, jiff::Timestamp::as_millisecond);
+    let (status, kind) = (&tenant.status, event.kind);
+    let (deletion, handled) =
+        (time(tenant.deletion_requested_at), time(status.last_handled_reconcile_at));
+    let request = time(Some(event.at).filter(|_| kind == EventKind::ReconcileRequested));
+    format!("{kind}/{deletion}/{handled}/{request}")
 }
 
 /// What differs between two desired states, in words, but for what has events of its own.

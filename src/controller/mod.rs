@@ -13,6 +13,7 @@ mod reconcile;
 mod recovery;
 mod refusals;
 mod relist;
+mod report;
 mod sketch;
 mod steps;
 mod sweep;

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::guard::Guards;
 use super::history;
+use super::report::Report;
 use super::steps::Steps;
 use crate::failpoint;
 use crate::integration::Integrations;
@@ -15,10 +16,7 @@ use crate::metrics::Metrics;
 use crate::store::{
     Claim, ClaimAnswer, Commit, Holder, InvalidDocument, Journal, Plans, Store, StoreError, Urgency,
 };
-use crate::tenant::{
-    Basis, Fleet, Jitter, Phase, Policy, Reason, Status, StepKind, StepState, Tenant, TenantId,
-    starts_afresh, transition,
-};
+use crate::tenant::{Basis, Fleet, Jitter, Policy, Status, StepKind, Tenant, TenantId, transition};
 
 /// What reconciling needs; shared by all workers.
 pub struct Reconciler {
@@ -93,6 +91,20 @@ impl Reconciler {
     async fn work(&self, claim: &Claim, fleet: &Fleet, started: Instant) -> (&'static str, Verdict) {
         let (integrations, guards) = (&self.integrations, &self.guards);
         let mut steps = Steps::start(claim, fleet, &self.policy, integrations, guards, &self.metrics);
+        let mut report = Report::of(claim, &self.journal, &self.metrics);
+        let ended = self.run_to_the_end(claim, &mut steps, &mut report, started).await;
+        // It was done, though its outcome may not have been recorded.
+        report.tell_acts(steps.take_acts());
+        ended
+    }
+
+    async fn run_to_the_end(
+        &self,
+        claim: &Claim,
+        steps: &mut Steps<'_>,
+        report: &mut Report<'_>,
+        started: Instant,
+    ) -> (&'static str, Verdict) {
         // Our own, cautious idea of how long the lease lasts: counted from before it was asked for.
         let mut held_until = started + self.lease_ttl;
         let renewal = self.lease_ttl / 3;
@@ -106,12 +118,15 @@ impl Reconciler {
             tokio::select! {
                 _ = steps.next() => progress = true,
                 _ = tick.tick() => {
-                    let plans = progress.then(|| self.plans(claim, &steps));
+                    let plans = progress.then(|| self.plans(claim, steps));
                     let asked = Instant::now();
                     match self.store.renew(claim, self.lease_ttl, plans.as_ref()).await {
-                        Ok(Commit::Done { .. }) => {
+                        Ok(Commit::Done { superseded, .. }) => {
                             held_until = asked + self.lease_ttl;
                             progress = false;
+                            if let Some(plans) = plans {
+                                report.tell(plans.written(superseded), steps.take_acts());
+                            }
                         }
                         Ok(Commit::Fenced) => return self.fenced(claim),
                         Err(error) if Instant::now() >= held_until => {
@@ -129,24 +144,32 @@ impl Reconciler {
         failpoint::reach(failpoint::RAN);
         if steps.are_running() {
             steps.give_up();
-            return self.give_up(claim, &steps).await;
+            return self.give_up(claim, steps, report).await;
         }
         steps.account_for_all();
-        self.commit(claim, &steps, held_until).await
+        self.commit(claim, steps, report, held_until).await
     }
 
     /// Writes down what is known and frees the tenant for others, who look again at the rest.
-    async fn give_up(&self, claim: &Claim, steps: &Steps<'_>) -> (&'static str, Verdict) {
+    async fn give_up(
+        &self,
+        claim: &Claim,
+        steps: &Steps<'_>,
+        report: &mut Report<'_>,
+    ) -> (&'static str, Verdict) {
+        let plans = self.plans(claim, steps);
         let given_up = if steps.runs().is_empty() {
             self.store.release(claim).await
         } else {
-            self.store.abandon(claim, &self.plans(claim, steps)).await
+            self.store.abandon(claim, &plans).await
         };
         match given_up {
-            Ok(_) => {
+            Ok(Commit::Done { superseded, .. }) => {
+                report.tell(plans.written(superseded), steps.take_acts());
                 self.wake(claim, steps).await;
                 ("abandoned", Verdict::Done)
             }
+            Ok(Commit::Fenced) => self.fenced(claim),
             Err(error) => self.store_failed(claim.tenant.id, &error),
         }
     }
@@ -178,79 +201,49 @@ impl Reconciler {
         }
     }
 
-    /// Commits, and keeps trying while the lease is certainly ours. The fence makes a second try of a
-    /// commit that was applied harmless.
+    /// Removes the document of a tenant that is to go and has nothing left, or commits.
     async fn commit(
         &self,
         claim: &Claim,
         steps: &Steps<'_>,
+        report: &mut Report<'_>,
         held_until: Instant,
     ) -> (&'static str, Verdict) {
         let plans = self.plans(claim, steps);
-        let runs = steps.runs();
-        let mut told = false;
         if nothing_left(claim, &plans.current.status) {
-            // First, so that whoever sees the document go finds out that it went as it should. If somebody
-            // changes their mind right now, the history says that too.
-            let subject = claim.tenant.subject();
-            let asked = history::of_what_was_asked(claim).into_iter();
-            let mut events: Vec<_> = asked.map(|event| (subject.clone(), event)).collect();
-            events.push(history::tombstone(&claim.tenant, &plans.current.status));
+            report.tell_acts(steps.take_acts());
+            // First, so that whoever sees the document go finds out that it went as it should. If that is
+            // taken back right now, the history says that too.
+            let events = history::of_end(claim, &plans.current.status);
             if let Err(error) = self.store.record_events(&events).await {
                 return self.store_failed(claim.tenant.id, &error);
             }
-            told = true;
+            report.asked_is_told();
             failpoint::reach(failpoint::REMOVING);
             match self.store.remove(claim).await {
                 Ok(Commit::Done { .. }) => {
                     tracing::info!(slug = %claim.tenant.slug, "tenant is gone");
                     return ("removed", Verdict::Done);
                 }
-                // Somebody changed their mind, which the commit finds out, or it is gone already.
+                // It was taken back, which the commit finds out, or it is gone already.
                 Ok(Commit::Fenced) => {}
                 Err(error) => return self.store_failed(claim.tenant.id, &error),
             }
         }
-        let mut pause = Duration::from_millis(100);
-        let mut unclear = false;
-        let commit = loop {
-            match self.store.commit(claim, &plans).await {
-                Err(error) if error.is_unavailable() && Instant::now() + pause < held_until => {
-                    unclear = true;
-                    tokio::select! {
-                        () = tokio::time::sleep(pause) => pause *= 2,
-                        // The lease will expire; there is no time left for another try.
-                        () = self.abandon.cancelled() => break Err(error),
-                    }
-                }
-                other => break other,
-            }
-        };
-        match commit {
-            // The first try was applied, and only its answer was lost.
-            Ok(Commit::Fenced) if unclear && self.store.was_committed(claim).await.unwrap_or(false) => {
-                self.wake(claim, steps).await;
-                ("ok", Verdict::Again)
-            }
+        match self.commit_for_certain(claim, &plans, held_until).await {
             Ok(Commit::Fenced) => self.fenced(claim),
             Err(error) => self.store_failed(claim.tenant.id, &error),
             Ok(Commit::Done { next, interrupted, superseded }) => {
                 failpoint::reach(failpoint::COMMITTED);
-                let written = if superseded { &plans.superseded } else { &plans.current };
-                self.committed(claim, &written.status, &plans.ran);
-                let asked = if told { Vec::new() } else { history::of_what_was_asked(claim) };
-                let happened = history::of_reconcile(claim, &written.status, runs);
-                for event in asked.into_iter().chain(happened) {
-                    self.journal.note(claim.tenant.subject(), event);
-                }
-                let failed = runs.iter().any(|run| run.outcome.is_failure());
+                report.tell_asked();
+                report.tell(plans.written(superseded), steps.take_acts());
                 if self.wake(claim, steps).await || interrupted {
                     return ("interrupted", Verdict::Again);
                 }
                 let wait =
                     next.and_then(|next| Duration::try_from(next.duration_since(claim.now())).ok());
                 let wait = wait.unwrap_or_default();
-                if failed {
+                if steps.runs().iter().any(|run| run.outcome.is_failure()) {
                     ("error", Verdict::DueIn { wait, urgency: Urgency::Retry })
                 } else {
                     ("ok", Verdict::DueIn { wait, urgency: Urgency::Resync })
@@ -259,40 +252,30 @@ impl Reconciler {
         }
     }
 
-    /// Logs and counts what a commit changed.
-    fn committed(&self, claim: &Claim, after: &Status, ran: &[StepKind]) {
-        let tenant = &claim.tenant;
-        let before = &tenant.status;
-        for step in StepKind::ALL {
-            let (old, new) = (&before.steps[step], &after.steps[step]);
-            let asked_anew = starts_afresh(tenant, step);
-            if new.state == StepState::Error
-                && let (Some(at), Some(next)) = (new.last_attempt_at, new.next_attempt_at)
-                && ran.contains(&step)
-            {
-                let delay = next.duration_since(at).as_secs_f64();
-                self.metrics.backoff_seconds.with_label_values(&[step.name()]).observe(delay);
+    /// Commits, and keeps trying while the lease is certainly ours. The fence makes a second try of a
+    /// commit that was applied harmless.
+    async fn commit_for_certain(
+        &self,
+        claim: &Claim,
+        plans: &Plans,
+        held_until: Instant,
+    ) -> Result<Commit, StoreError> {
+        let mut pause = Duration::from_millis(100);
+        let mut unclear = false;
+        loop {
+            match self.store.commit(claim, plans).await {
+                Err(error) if error.is_unavailable() && Instant::now() + pause < held_until => {
+                    unclear = true;
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => pause *= 2,
+                        // The lease will expire; there is no time left for another try.
+                        () = self.abandon.cancelled() => return Err(error),
+                    }
+                }
+                // The first try was applied, perhaps, and only its answer was lost.
+                Ok(Commit::Fenced) if unclear => return self.store.find_commit(claim, plans).await,
+                other => return other,
             }
-            if old.state == new.state && old.reason == new.reason && !asked_anew {
-                continue;
-            }
-            let reason = new.reason.map_or("", Reason::name);
-            match &new.message {
-                Some(message) if new.state == StepState::Error => tracing::warn!(
-                    slug = %tenant.slug, upstream = %step, reason, attempts = new.attempts,
-                    "{} -> {}: {message}", old.state.name(), new.state.name()
-                ),
-                _ if old.state != new.state => tracing::info!(
-                    slug = %tenant.slug, upstream = %step, reason,
-                    "{} -> {}", old.state.name(), new.state.name()
-                ),
-                _ => {}
-            }
-        }
-        if before.phase == Phase::Pending && after.phase == Phase::Active {
-            let age = claim.now().duration_since(tenant.created_at).as_secs_f64().max(0.0);
-            self.metrics.time_to_active_seconds.observe(age);
-            tracing::info!(slug = %tenant.slug, after_seconds = age, "tenant is active");
         }
     }
 

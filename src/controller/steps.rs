@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::guard::Guards;
-use crate::integration::{Integrations, Mode, Target};
+use crate::integration::{Deeds, Integrations, Mode, Target};
 use crate::metrics::Metrics;
 use crate::store::Claim;
 use crate::tenant::{
-    Failure, FailureKind, Fleet, Jitter, Outcome, PerStep, Policy, Reason, StepKind, StepRun, StepState,
-    due_steps, steps_to_observe,
+    Act, Failure, FailureKind, Fleet, Jitter, Outcome, PerStep, Policy, Reason, StepKind, StepRun,
+    StepState, due_steps, steps_to_observe,
 };
 
 /// Repetitions in one reconcile. What is still free then is left to the next one.
@@ -35,6 +35,8 @@ pub struct Steps<'a> {
     runs: Vec<StepRun>,
     /// When each run began, as the guards count.
     moments: PerStep<u64>,
+    /// What each step did, also those that run still or were given up.
+    deeds: [(StepKind, Deeds); 3],
     repetitions: u32,
 }
 
@@ -62,6 +64,7 @@ impl<'a> Steps<'a> {
             running: JoinSet::new(),
             runs: Vec::new(),
             moments: PerStep::default(),
+            deeds: StepKind::ALL.map(|step| (step, Deeds::default())),
             repetitions: 0,
         };
         for step in steps.due.clone() {
@@ -100,6 +103,15 @@ impl<'a> Steps<'a> {
     /// Stops waiting for those that run still.
     pub fn give_up(&mut self) {
         self.running = JoinSet::new();
+    }
+
+    /// What was done to resources since the last time.
+    pub fn take_acts(&self) -> Vec<(StepKind, Act)> {
+        let of = |(step, deeds): &(StepKind, Deeds)| {
+            let step = *step;
+            deeds.take().into_iter().map(move |act| (step, act))
+        };
+        self.deeds.iter().flat_map(of).collect()
     }
 
     /// Says of every step that ended without an outcome that it failed.
@@ -167,9 +179,10 @@ impl<'a> Steps<'a> {
         let may_exist = self.claim.may_have_made(step);
         let target = Target::of(tenant, self.fleet, step, may_exist, mode, self.claim.now());
         let (integrations, guards) = (Arc::clone(self.integrations), Arc::clone(self.guards));
+        let deeds = self.deeds[step as usize].1.clone();
         self.running.spawn(async move {
             let started = Instant::now();
-            let outcome = integrations.run(step, &target, &*guards).await;
+            let outcome = deeds.of(integrations.run(step, &target, &*guards)).await;
             (step, outcome, started.elapsed())
         });
     }

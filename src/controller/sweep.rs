@@ -28,7 +28,7 @@ use super::sketch::{Entry, Sketch, TooMany};
 use crate::failpoint;
 use crate::integration::{Integrations, Seen};
 use crate::metrics::Metrics;
-use crate::store::{BATCH, Holder, Journal, Store, StoreError};
+use crate::store::{BATCH, Gone, Holder, Journal, Store, StoreError};
 use crate::tenant::{Event, EventKind, Fingerprint, Part, PerStep, StepKind, Subject, TenantId};
 
 /// Sweeps when it is time, for as long as the process runs.
@@ -312,7 +312,8 @@ impl Sweeper {
         // Those that no event told, because nobody watched.
         let ids: Vec<TenantId> = tenants.iter().copied().collect();
         for ids in ids.chunks(BATCH as usize) {
-            let vanished = self.store.vanished(ids).await?;
+            let gone: Vec<_> = ids.iter().map(|id| Gone { id: *id, at: None }).collect();
+            let vanished = self.store.vanished(&gone).await?;
             let told = vanished.iter().filter(|(_, slug)| slug.is_some()).count();
             self.metrics.vanished.inc_by(told as u64);
         }

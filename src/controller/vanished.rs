@@ -12,8 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::integration::Integrations;
 use crate::metrics::Metrics;
-use crate::store::{Store, StoreError};
-use crate::tenant::TenantId;
+use crate::store::{Gone, Store, StoreError};
 
 /// Of tenants that went together, those that are looked for at once: oCIS is listed once for all of them.
 const TOGETHER: usize = 50;
@@ -27,7 +26,7 @@ pub struct Vanished {
     pub integrations: Arc<Integrations>,
     pub metrics: Arc<Metrics>,
     /// Tenants whose documents are gone, for whatever reason.
-    pub gone: mpsc::Receiver<TenantId>,
+    pub gone: mpsc::Receiver<Gone>,
 }
 
 impl Vanished {
@@ -38,9 +37,9 @@ impl Vanished {
             while self.gone.recv_many(&mut together, TOGETHER).await > 0 {
                 tokio::time::sleep(PAUSE).await;
                 while together.len() < TOGETHER
-                    && let Ok(id) = self.gone.try_recv()
+                    && let Ok(gone) = self.gone.try_recv()
                 {
-                    together.push(id);
+                    together.push(gone);
                 }
                 if let Err(error) = self.look(&together).await {
                     tracing::warn!(%error, "cannot look after tenants that are gone; the next sweep will");
@@ -54,7 +53,7 @@ impl Vanished {
         }
     }
 
-    async fn look(&self, gone: &[TenantId]) -> Result<(), StoreError> {
+    async fn look(&self, gone: &[Gone]) -> Result<(), StoreError> {
         let vanished = self.store.vanished(gone).await?;
         if vanished.is_empty() {
             return Ok(());

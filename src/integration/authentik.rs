@@ -20,9 +20,12 @@ use serde_json::value::RawValue;
 
 use super::Error;
 use super::GroupTemplate;
-use super::converge::{Checked, Integration, Marked, Owner, Release, Released, Seen, Target, Usage};
+use super::converge::{
+    Checked, DUPLICATE, Integration, Marked, Owner, Release, Released, Seen, Target, Usage,
+};
+use super::deeds::note;
 use super::upstream::{Answer, Call, Dialect, Purpose, To, Upstream};
-use crate::tenant::{Field, Fingerprint, Reason, StepKind, TenantId};
+use crate::tenant::{Deed, Fate, Field, Fingerprint, Reason, StepKind, TenantId};
 
 /// The attributes that we own. All strings: a number beyond 64 bits would make every list that holds
 /// the group fail (observed).
@@ -194,7 +197,11 @@ impl Authentik {
         let call = Call::new("delete_duplicate_group", Method::DELETE, &path);
         let answer = self.upstream.write(&call).await?;
         match answer.status {
-            StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(()),
+            StatusCode::NO_CONTENT => {
+                note(Deed::TwinLetGo(Fate::Deleted), &twin.name, &twin.pk);
+                Ok(())
+            }
+            StatusCode::NOT_FOUND => Ok(()),
             _ => Err(self.refused(&call, &answer)),
         }
     }
@@ -469,6 +476,10 @@ impl Integration for Authentik {
         &group.pk
     }
 
+    fn name(group: &Group) -> &str {
+        &group.name
+    }
+
     fn usage(group: &Group) -> Usage {
         group.usage()
     }
@@ -545,7 +556,11 @@ impl Integration for Authentik {
             let call = Call::new("delete_group", Method::DELETE, &path);
             let answer = self.upstream.write(&call).await?;
             return match answer.status {
-                StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(Released::default()),
+                StatusCode::NO_CONTENT => {
+                    note(Deed::LetGo(Fate::Deleted), &group.name, &group.pk);
+                    Ok(Released::default())
+                }
+                StatusCode::NOT_FOUND => Ok(Released::default()),
                 _ => Err(self.refused(&call, &answer).about(&group.pk)),
             };
         };
@@ -558,6 +573,7 @@ impl Integration for Authentik {
             if answer.status != StatusCode::OK {
                 return Err(self.refused(&call, &answer).about(&group.pk));
             }
+            note(Deed::LetGo(Fate::Kept(usage.name())), &group.name, &group.pk);
         }
         let note = format!("authentik: group {:?} is kept, marked {}", group.name, usage.name());
         Ok(Released { external_id: Some(group.pk), note: Some(note) })
@@ -600,7 +616,7 @@ impl Integration for Authentik {
         }
         compare(USAGE, Some(group.usage().name().into()), Usage::InUse.name().into());
         for twin in &group.twins {
-            compare("duplicate", Some(twin.pk.clone()), "(none)".into());
+            compare(DUPLICATE, Some(twin.pk.clone()), "(none)".into());
         }
         fields
     }

@@ -20,12 +20,13 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
+use super::deeds::note;
 use super::permission::Cause;
 use super::upstream::Upstream;
 use super::{Effect, Error};
 use crate::failpoint;
 use crate::tenant::{
-    DeletionPolicy, Field, Fingerprint, Fleet, FleetId, Found, IntentId, Presence, Reason, Slug,
+    Deed, DeletionPolicy, Field, Fingerprint, Fleet, FleetId, Found, IntentId, Presence, Reason, Slug,
     StepDesired, StepKind, Tenant, TenantId,
 };
 
@@ -202,6 +203,9 @@ pub trait Integration: Sync {
     ) -> impl Future<Output = Result<Self::Resource, Error>> + Send;
 
     fn external_id(resource: &Self::Resource) -> &str;
+
+    /// How people find it.
+    fn name(resource: &Self::Resource) -> &str;
 
     /// How it is marked.
     fn usage(resource: &Self::Resource) -> Usage;
@@ -450,6 +454,11 @@ fn left_alone(reason: Option<Reason>, found: Found) -> Reached {
     }
 }
 
+/// The names of fields that are about other resources than the tenant's own; what is done about those is noted
+/// by itself.
+pub const DUPLICATE: &str = "duplicate";
+pub const FORMER: &str = "former domain";
+
 /// Writes in one run: a create whose answer shows something left to update, and one try more.
 const MAX_WRITES: usize = 3;
 
@@ -464,7 +473,14 @@ async fn converge_from<I: Integration>(
     target: &Target,
     found: Option<I::Resource>,
 ) -> Result<Converged, Error> {
-    let mut run = Run { integration, target: target.clone(), made: false, repaired: Vec::new() };
+    let mut run = Run {
+        integration,
+        given: target,
+        target: target.clone(),
+        made: false,
+        repaired: Vec::new(),
+        unsure: None,
+    };
     let ended = run.go_on_from(found).await;
     ended.map_err(|error| error.at_least_about(run.target.recorded.as_deref()))
 }
@@ -472,11 +488,14 @@ async fn converge_from<I: Integration>(
 /// One run of a step, with what it has found out so far.
 struct Run<'a, I> {
     integration: &'a I,
+    given: &'a Target,
     /// As given; but its `recorded` is what is known by now.
     target: Target,
     /// A create was answered with yes.
     made: bool,
     repaired: Vec<Field>,
+    /// What a write did if it was applied, which was not answered.
+    unsure: Option<Deed>,
 }
 
 impl<I: Integration> Run<'_, I> {
@@ -497,8 +516,7 @@ impl<I: Integration> Run<'_, I> {
                     if round == MAX_WRITES {
                         break;
                     }
-                    self.repaired.extend(drift);
-                    self.update(resource).await
+                    self.update(resource, drift).await
                 }
                 None => match unclear {
                     Some(error) => return Err(error),
@@ -532,13 +550,20 @@ impl<I: Integration> Run<'_, I> {
     fn judge(&mut self, resource: &I::Resource) -> Result<Vec<Field>, Error> {
         match self.integration.owner(&self.target, resource) {
             Owner::Other(why) => return Err(Error::terminal(Reason::Conflict, why)),
-            Owner::Us => self.target.recorded = Some(I::external_id(resource).to_owned()),
+            Owner::Us => {
+                self.target.recorded = Some(I::external_id(resource).to_owned());
+                // Whatever else there is to do: a create that was not answered was applied.
+                if let Some(Deed::Created | Deed::Recreated { .. }) = &self.unsure {
+                    self.note_unsure(resource);
+                }
+            }
             Owner::Nobody => {}
         }
         Ok(self.integration.drift(&self.target, resource))
     }
 
     fn converged(&mut self, resource: &I::Resource) -> Converged {
+        self.note_unsure(resource);
         Converged {
             external_id: I::external_id(resource).to_owned(),
             repaired: std::mem::take(&mut self.repaired),
@@ -547,10 +572,53 @@ impl<I: Integration> Run<'_, I> {
         }
     }
 
-    async fn update(&mut self, resource: I::Resource) -> Result<I::Resource, Error> {
-        let updated = self.integration.update(&self.target, resource).await?;
+    /// A look has shown that a write was applied, which was not answered.
+    fn note_unsure(&mut self, resource: &I::Resource) {
+        if let Some(deed) = self.unsure.take() {
+            note(deed, I::name(resource), I::external_id(resource));
+        }
+    }
+
+    async fn update(&mut self, resource: I::Resource, drift: Vec<Field>) -> Result<I::Resource, Error> {
+        self.repaired.extend(drift.iter().cloned());
+        let deed = self.deed(&resource, drift);
+        let updated = self.integration.update(&self.target, resource).await;
+        let updated = self.noted(deed, updated)?;
         failpoint::reach(failpoint::UPDATED);
         Ok(updated)
+    }
+
+    /// What an update of the resource is; `None` where it only completes what this run has made, or where
+    /// nothing of the resource itself differs.
+    fn deed(&self, resource: &I::Resource, mut drift: Vec<Field>) -> Option<Deed> {
+        drift.retain(|field| ![DUPLICATE, FORMER].contains(&&*field.name));
+        if self.made || drift.is_empty() {
+            return None;
+        }
+        let repairs = self.given.observed.as_ref() == Some(&self.given.desired);
+        Some(match (self.integration.owner(&self.target, resource), I::usage(resource)) {
+            (Owner::Nobody | Owner::Other(_), _) => Deed::Adopted(drift),
+            (Owner::Us, Usage::Off | Usage::Released) => Deed::Restored(drift),
+            (Owner::Us, Usage::InUse) if repairs => Deed::Repaired(drift),
+            (Owner::Us, Usage::InUse) => Deed::Updated(drift),
+        })
+    }
+
+    /// Notes what a write did, or that it may have done it.
+    fn noted(
+        &mut self,
+        deed: Option<Deed>,
+        wrote: Result<I::Resource, Error>,
+    ) -> Result<I::Resource, Error> {
+        match &wrote {
+            Ok(resource) => {
+                deed.into_iter()
+                    .for_each(|deed| note(deed, I::name(resource), I::external_id(resource)));
+            }
+            Err(error) if error.effect == Effect::Unknown => self.unsure = deed,
+            Err(_) => {}
+        }
+        wrote
     }
 
     async fn create(&mut self) -> Result<I::Resource, Error> {
@@ -564,7 +632,14 @@ impl<I: Integration> Run<'_, I> {
             return Err(Error::transient(Reason::UnexpectedAnswer, message));
         }
         failpoint::reach(failpoint::CREATING);
-        let made = self.integration.create(&self.target).await.map_err(Error::of_create)?;
+        // Of a tenant that moves to another domain, the recorded one is still there.
+        let moves = self.given.observed.as_ref().is_some_and(|o| o.domain != self.given.desired.domain);
+        let deed = match self.given.recorded.clone().filter(|_| !moves) {
+            Some(lost) => Deed::Recreated { lost },
+            None => Deed::Created,
+        };
+        let made = self.integration.create(&self.target).await.map_err(Error::of_create);
+        let made = self.noted(Some(deed), made)?;
         self.made = true;
         self.target.recorded = Some(I::external_id(&made).to_owned());
         failpoint::reach(failpoint::CREATED);

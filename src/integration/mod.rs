@@ -5,6 +5,7 @@
 mod authentik;
 mod circuit;
 mod converge;
+mod deeds;
 mod error;
 mod gate;
 mod health;
@@ -25,6 +26,7 @@ pub use converge::{
     Checked, Converged, Integration, Intent, Marked, Mode, Owner, Reached, Release, Released, Remarks,
     RepairGuard, Seen, Target, Unbounded, Usage, converge, run,
 };
+pub use deeds::Deeds;
 pub use error::{Effect, Error};
 pub use gate::{Gate, HealthBoard};
 pub use http::{BaseUrl, HttpClient, HttpClientError, InvalidBaseUrl, roots};
@@ -65,7 +67,6 @@ struct Guarded<I> {
 
 impl<I: Integration> Guarded<I> {
     async fn run(&self, target: &Target, guard: &dyn RepairGuard) -> Outcome {
-        let step = self.integration.step();
         match self.pass(run(&self.integration, target, guard)).await {
             Ok(Reached::Held { reason, found, external_id }) => {
                 Outcome::Held { reason, found, external_id }
@@ -80,15 +81,9 @@ impl<I: Integration> Guarded<I> {
                 };
                 Outcome::Released { reason, external_id, note }
             }
-            Ok(Reached::Matches(Converged { external_id, repaired, remarks, fingerprint })) => {
-                for drift in &repaired {
-                    tracing::info!(
-                        slug = %target.slug, upstream = %step, field = %drift.name,
-                        from = %drift.observed, to = %drift.desired, "repaired drift"
-                    );
-                }
+            Ok(Reached::Matches(Converged { external_id, remarks, fingerprint, .. })) => {
                 let Remarks { note, look_again } = remarks;
-                Outcome::Ok { external_id: Some(external_id), note, look_again, fingerprint, repaired }
+                Outcome::Ok { external_id: Some(external_id), note, look_again, fingerprint }
             }
             // Whoever wanted to see has nothing to do with the step's own tries.
             Err(Error { failure, .. }) if target.mode == Mode::Observe(None) => {

@@ -139,8 +139,7 @@ impl Store {
         };
         let connection = Connection::prepare(&StoreOptions { uri, ..options.clone() }).await?;
         let home = self.connections.home.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let new =
-            Self { connections: Connections::new(connection, None), timeout: self.timeout, by: None };
+        let new = Self { connections: Connections::new(connection, None), by: None, ..self.clone() };
         let judged = match new.collection_id().await {
             Ok(led_to) if home.is_none() || led_to == home => Ok(()),
             Ok(_) => Err(NotConnected::Elsewhere),

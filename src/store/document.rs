@@ -140,7 +140,7 @@ fn read_tenant(document: &Document) -> Result<Tenant, Vec<String>> {
 fn read_change(change: &Bson) -> Option<Change> {
     let change = change.as_document()?;
     Some(Change {
-        by: change.get_str("by").ok()?.to_owned(),
+        by: change.get_str("by").ok().map(ToOwned::to_owned),
         kind: change.get_str("type").ok()?.parse().ok()?,
     })
 }

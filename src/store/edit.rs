@@ -136,10 +136,8 @@ impl Store {
         initial("lease", doc! { "epoch": 0_i64 }.into());
         initial("createdAt", "$$NOW".into());
         initial("updatedAt", "$$NOW".into());
-        if let Some(by) = &self.by {
-            let created = doc! { "$literal": signed(by, EventKind::Created) };
-            initial("changedBy", Bson::Array(vec![created.into()]));
-        }
+        let created = doc! { "$literal": signed(self.by.as_deref(), EventKind::Created) };
+        initial("changedBy", Bson::Array(vec![created.into()]));
         // After the edit, which looks at what was there.
         let pipeline = vec![edit, doc! { "$set": made }];
         let mut left = UPSERTS;

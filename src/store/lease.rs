@@ -50,8 +50,9 @@ pub struct Claim {
     holder: Holder,
     /// The desired state as stored when the claim was made.
     desired: Document,
-    /// `reconcileRequestedAt` as stored when the claim was made.
+    /// `reconcileRequestedAt` and `generation` as stored when the claim was made.
     request: Bson,
+    generation: Bson,
     claimed_at: Timestamp,
     claimed: Instant,
 }
@@ -116,6 +117,24 @@ pub struct Plans {
     pub looked: Vec<StepKind>,
 }
 
+impl Plans {
+    /// The one that was written.
+    pub fn written(&self, superseded: bool) -> &Transition {
+        if superseded { &self.superseded } else { &self.current }
+    }
+}
+
+/// What a fenced write is of a reconcile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The reconcile goes on, and the lease with it.
+    Progress,
+    /// The rest is left to another reconcile.
+    Abandoned,
+    /// All due steps have run.
+    End,
+}
+
 /// How a commit, or a renewal, ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Commit {
@@ -129,6 +148,23 @@ pub enum Commit {
     },
     /// Somebody else took the lease, or the document is gone: nothing was written.
     Fenced,
+}
+
+impl Commit {
+    /// What `after`, the fields of [`written`], says of a write of these plans.
+    fn of(after: &Document, plans: Option<&Plans>) -> Self {
+        let next = after.get("nextReconcileAt").and_then(timestamp);
+        let planned = plans.and_then(|plans| plans.current.status.next_reconcile_at);
+        let interrupted = plans.is_some() && next.map(whole_millis) != planned.map(whole_millis);
+        let lease = after.get_document("lease");
+        let superseded = lease.is_ok_and(|lease| lease.get_bool("superseded").unwrap_or(false));
+        Self::Done { next, interrupted, superseded }
+    }
+}
+
+/// The fields that tell what a fenced write came to.
+fn written() -> Document {
+    doc! { "_id": 0, "nextReconcileAt": 1, "lease.superseded": 1 }
 }
 
 impl Store {
@@ -215,6 +251,7 @@ impl Store {
                     holder: holder.clone(),
                     desired: snapshot(&document),
                     request: document.get("reconcileRequestedAt").cloned().unwrap_or(Bson::Null),
+                    generation: document.get("generation").cloned().unwrap_or(Bson::Null),
                     claimed_at: expires_at - ttl,
                     claimed,
                 })))
@@ -222,7 +259,11 @@ impl Store {
             Record::Invalid(invalid) => {
                 let held = doc! { "_id": object_id(id), "lease.epoch": epoch };
                 let handled = doc! { "$literal": snapshot(&document) };
-                self.reject(held, handled, &invalid, invalid_retry).await?;
+                // Nothing was sent for what this claim intended.
+                let unused = StepKind::ALL.into_iter().map(|step| format!("steps.{step}.createIntent"));
+                let unused: Vec<_> =
+                    unused.filter(|field| is_intent(&document, field, intent)).collect();
+                self.reject(held, handled, &invalid, invalid_retry, &unused).await?;
                 Ok(ClaimAnswer::Invalid(invalid))
             }
         }
@@ -239,14 +280,15 @@ impl Store {
             "holder": &claim.holder.0,
             "epoch": claim.epoch,
             "expiresAt": { "$add": ["$$NOW", millis(ttl)] },
+            "superseded": superseded(),
         }] };
-        self.write_fenced("renew", claim, lease, progress, false).await
+        self.write_fenced("renew", claim, lease, progress, Stage::Progress).await
     }
 
     /// Writes the outcome of a reconcile, computes when the tenant is due next, and releases the
     /// lease, in one command.
     pub async fn commit(&self, claim: &Claim, plans: &Plans) -> Result<Commit, StoreError> {
-        self.write_fenced("commit", claim, free_lease(claim), Some(plans), true).await
+        self.write_fenced("commit", claim, free_lease(claim), Some(plans), Stage::End).await
     }
 
     /// Removes the document of a tenant that is to go and has nothing left, if nobody changed their mind
@@ -270,23 +312,25 @@ impl Store {
     /// Gives the lease back without an outcome: the tenant stays due. The holder stays too, as in a
     /// crash: whoever claims it next knows that something may have been left half done.
     pub async fn release(&self, claim: &Claim) -> Result<Commit, StoreError> {
-        self.write_fenced("release", claim, abandoned_lease(claim), None, false).await
+        self.write_fenced("release", claim, abandoned_lease(claim), None, Stage::Abandoned).await
     }
 
     /// Gives the lease back with the outcomes that there are, some steps having been left half done.
     pub async fn abandon(&self, claim: &Claim, plans: &Plans) -> Result<Commit, StoreError> {
-        self.write_fenced("abandon", claim, abandoned_lease(claim), Some(plans), false).await
+        self.write_fenced("abandon", claim, abandoned_lease(claim), Some(plans), Stage::Abandoned).await
     }
 
-    /// Whether a commit whose answer was lost was applied.
-    pub async fn was_committed(&self, claim: &Claim) -> Result<bool, StoreError> {
+    /// What a commit of these plans wrote whose answer was lost; [`Commit::Fenced`] where it was not applied,
+    /// or that cannot be found out any more.
+    pub async fn find_commit(&self, claim: &Claim, plans: &Plans) -> Result<Commit, StoreError> {
         let freed = doc! {
             "_id": object_id(claim.tenant.id),
             "lease.epoch": claim.epoch,
             "lease.holder": { "$exists": false },
         };
-        let find = self.tenants.find_one(freed).projection(doc! { "_id": 1 });
-        Ok(self.bounded("look for a commit", find).await?.is_some())
+        let find = self.tenants.find_one(freed).projection(written());
+        let found = self.bounded("look for a commit", find).await?;
+        Ok(found.map_or(Commit::Fenced, |found| Commit::of(&found, Some(plans))))
     }
 
     async fn write_fenced(
@@ -295,42 +339,36 @@ impl Store {
         claim: &Claim,
         lease: Document,
         plans: Option<&Plans>,
-        last: bool,
+        stage: Stage,
     ) -> Result<Commit, StoreError> {
         let held = doc! {
             "_id": object_id(claim.tenant.id),
             "lease.epoch": claim.epoch,
             "lease.holder": &claim.holder.0,
         };
-        let mut pipeline = plans.map_or_else(Vec::new, |plans| outcome_stages(claim, plans, last));
+        let mut pipeline = plans.map_or_else(Vec::new, |plans| outcome_stages(claim, plans, stage));
         pipeline.push(doc! { "$set": { "lease": lease } });
         let after = self
             .bounded(
                 operation,
                 self.tenants
                     .find_one_and_update(held, pipeline)
-                    .projection(doc! { "_id": 0, "nextReconcileAt": 1, "lease.superseded": 1 })
+                    .projection(written())
                     .return_document(ReturnDocument::After),
             )
             .await?;
-        Ok(after.map_or(Commit::Fenced, |after| {
-            let next = after.get("nextReconcileAt").and_then(timestamp);
-            let planned = plans.and_then(|plans| plans.current.status.next_reconcile_at);
-            let interrupted = plans.is_some() && next.map(whole_millis) != planned.map(whole_millis);
-            let lease = after.get_document("lease");
-            let superseded = lease.is_ok_and(|lease| lease.get_bool("superseded").unwrap_or(false));
-            Commit::Done { next, interrupted, superseded }
-        }))
+        Ok(after.map_or(Commit::Fenced, |after| Commit::of(&after, plans)))
     }
 
     /// Notes in a document that it makes no sense, and why. `held` selects it, `handled` is the
-    /// snapshot of its desired state: a later change makes it due again.
+    /// snapshot of its desired state: a later change makes it due again. Fields that are `unused` go.
     async fn reject(
         &self,
         held: Document,
         handled: Document,
         invalid: &InvalidDocument,
         retry: Duration,
+        unused: &[String],
     ) -> Result<(), StoreError> {
         let condition = doc! {
             "type": "Ready",
@@ -352,6 +390,7 @@ impl Store {
         if !invalid.known {
             set.insert("conditions", conditions_with(condition));
         }
+        set.extend(unused.iter().map(|field| (field.clone(), Bson::from("$$REMOVE"))));
         let update = self.tenants.update_one(held, vec![doc! { "$set": set }]);
         self.bounded("reject", update).await?;
         Ok(())
@@ -375,7 +414,7 @@ impl Store {
             });
         };
         let handled = doc! { "$mergeObjects": [current_desired("$")] };
-        self.reject(selected, handled, &invalid, retry).await?;
+        self.reject(selected, handled, &invalid, retry, &[]).await?;
         Ok(invalid)
     }
 }
@@ -388,21 +427,34 @@ fn new_intent() -> IntentId {
     IntentId::from_bytes(bytes)
 }
 
+/// Whether the field, by its path, holds this intent.
+fn is_intent(document: &Document, path: &str, intent: IntentId) -> bool {
+    let mut names = path.split('.');
+    let last = names.next_back().unwrap_or_default();
+    let holder = names.try_fold(document, |inside, name| inside.get_document(name).ok());
+    holder.is_some_and(|holder| holder.get_str(last).is_ok_and(|found| found == intent.to_string()))
+}
+
 /// Nobody's. The epoch stays: the next claim must have a higher one.
 fn free_lease(claim: &Claim) -> Document {
-    let superseded = doc! { "$ifNull": ["$lease.superseded", false] };
-    doc! { "$mergeObjects": [{ "epoch": claim.epoch, "superseded": superseded }] }
+    doc! { "$mergeObjects": [{ "epoch": claim.epoch, "superseded": superseded() }] }
 }
 
 /// Free for others, but not finished.
 fn abandoned_lease(claim: &Claim) -> Document {
-    doc! { "$literal": { "epoch": claim.epoch, "holder": &claim.holder.0 } }
+    let holder = doc! { "$literal": &claim.holder.0 };
+    doc! { "$mergeObjects": [{ "epoch": claim.epoch, "holder": holder, "superseded": superseded() }] }
+}
+
+/// Aggregation expression: which of two plans this write chose; see [`outcome_stages`].
+fn superseded() -> Document {
+    doc! { "$ifNull": ["$lease.superseded", false] }
 }
 
 /// The pipeline that writes one of two plans, depending on whether the desired state is still the one
 /// that was claimed. Everything that came from outside is a `$literal`: an upstream's message may
 /// begin with a dollar sign.
-fn outcome_stages(claim: &Claim, plans: &Plans, last: bool) -> Vec<Document> {
+fn outcome_stages(claim: &Claim, plans: &Plans, stage: Stage) -> Vec<Document> {
     let object_or_empty = |field: &str| {
         doc! { "$cond": [{ "$eq": [{ "$type": field }, "object"] }, field, {}] }
     };
@@ -410,6 +462,8 @@ fn outcome_stages(claim: &Claim, plans: &Plans, last: bool) -> Vec<Document> {
         "lease.superseded": { "$ne": [current_desired("$"), { "$literal": &claim.desired }] },
         "lease.asked": { "$or": [
             { "$ne": [{ "$ifNull": ["$reconcileRequestedAt", Bson::Null] }, { "$literal": &claim.request }] },
+            // Edited, and back again: what is recorded is true, but the edits are to be told and counted.
+            { "$ne": [{ "$ifNull": ["$generation", Bson::Null] }, { "$literal": &claim.generation }] },
             { "$ne": [{ "$type": "$nextReconcileAt" }, "date"] },
         ] },
         "steps": object_or_empty("$steps"),
@@ -446,19 +500,19 @@ fn outcome_stages(claim: &Claim, plans: &Plans, last: bool) -> Vec<Document> {
         "observedGeneration": choose(&|status| status.observed_generation.map(Bson::from)),
         "lastHandledReconcileAt": choose(&|status| status.last_handled_reconcile_at.map(date)),
         "conditions": conditions_with(choose(&ready)),
-        "nextReconcileAt": { "$cond": ["$lease.asked", "$$NOW", next] },
     };
+    // Until its end the tenant is due as it was claimed; and what is asked for meanwhile shows there.
+    if stage != Stage::Progress {
+        set.insert("nextReconcileAt", doc! { "$cond": ["$lease.asked", "$$NOW", next] });
+    }
     if current.last_handled_desired.as_ref() == Some(&claim.tenant.desired) {
         set.insert("lastHandledDesired", doc! { "$literal": &claim.desired });
-        if last && !claim.tenant.changed_by.is_empty() {
-            // Told in the history now. Whoever came since is told next time.
+        if stage == Stage::End && !claim.tenant.changed_by.is_empty() {
+            // Told in the history now. What came since is told next time.
             let told = i64::try_from(claim.tenant.changed_by.len()).unwrap_or(i64::MAX);
             let rest = doc! { "$slice": ["$changedBy", told, i64::from(i32::MAX)] };
-            let more = doc! { "$and": [
-                "$lease.superseded",
-                { "$gt": [
-                    { "$cond": [{ "$isArray": "$changedBy" }, { "$size": "$changedBy" }, 0] }, told,
-                ] },
+            let more = doc! { "$gt": [
+                { "$cond": [{ "$isArray": "$changedBy" }, { "$size": "$changedBy" }, 0] }, told,
             ] };
             set.insert("changedBy", doc! { "$cond": [more, rest, "$$REMOVE"] });
         }

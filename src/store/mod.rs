@@ -44,7 +44,7 @@ pub use due::{DueScan, DueTenant, Unparked, Urgency};
 pub use edit::{Edit, Edited, Put};
 pub use fleet::{Pass, Retired};
 pub use follow::{Follow, Told};
-pub use history::{Journal, KEPT};
+pub use history::{Gone, Journal, KEPT};
 pub use idempotency::{IdempotencyKey, Inserted, InvalidIdempotencyKey};
 pub use lease::{Claim, ClaimAnswer, Commit, Holder, Plans};
 pub use refusals::{Refusals, Refused, TryPolicy};
@@ -150,6 +150,7 @@ pub struct Store {
     timeout: Duration,
     /// On whose behalf changes are made.
     by: Option<String>,
+    backlog: history::Backlog,
 }
 
 impl Store {
@@ -165,13 +166,18 @@ impl Store {
     /// When the address cannot be parsed, or its SRV record cannot be resolved.
     pub async fn new(options: StoreOptions) -> Result<Self, Unsuitable> {
         let (connection, timeout) = (Connection::prepare(&options).await?, options.operation_timeout);
-        Ok(Self { connections: Connections::new(connection, Some(options)), timeout, by: None })
+        Ok(Self {
+            connections: Connections::new(connection, Some(options)),
+            timeout,
+            by: None,
+            backlog: history::Backlog::default(),
+        })
     }
 
     /// A store on a database that another program connected to.
     pub fn over(database: Database, operation_timeout: Duration) -> Self {
         let connections = Connections::new(Connection::to(database), None);
-        Self { connections, timeout: operation_timeout, by: None }
+        Self { connections, timeout: operation_timeout, by: None, backlog: history::Backlog::default() }
     }
 
     /// Checks that the server can carry a controller, and creates what the collection needs.
@@ -195,7 +201,16 @@ impl Store {
 
     async fn command(&self, operation: &'static str, command: Document) -> Result<Document, StoreError> {
         let primary = SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary);
-        self.bounded(operation, self.database.run_command(command).selection_criteria(primary)).await
+        let run = self.database.run_command(command).selection_criteria(primary);
+        let reply = self.bounded(operation, run).await?;
+        // Of a raw command the driver leaves that to us.
+        match reply.get_document("writeConcernError") {
+            Ok(error) => {
+                let message = error.get_str("errmsg").unwrap_or("not acknowledged by the majority");
+                Err(StoreError::Unavailable { operation, message: message.to_owned() })
+            }
+            Err(_) => Ok(reply),
+        }
     }
 
     /// Reads all that a query finds, each document as it comes: parsed, it takes many times the room of what

@@ -157,10 +157,7 @@ impl Store {
         kind: EventKind,
         mut change: Vec<Document>,
     ) -> Result<Option<Record>, StoreError> {
-        let signature = self.signature(kind, true);
-        if !signature.is_empty() {
-            change.push(doc! { "$set": signature });
-        }
+        change.push(doc! { "$set": self.signature(kind, true) });
         let update = self
             .tenants
             .find_one_and_update(filter, change)
@@ -304,16 +301,18 @@ fn about(steps: &[StepKind], observe: bool) -> Document {
 /// after so many is not.
 const REMEMBERED: i64 = 20;
 
-/// One element of `changedBy`.
-pub(super) fn signed(by: &str, kind: EventKind) -> Document {
-    doc! { "by": by, "type": kind.name() }
+/// One element of `changedBy`: also of a change by an unknown caller, which may be taken back before a
+/// reconcile sees it, and is told all the same.
+pub(super) fn signed(by: Option<&str>, kind: EventKind) -> Document {
+    let mut change = doc! { "type": kind.name() };
+    change.extend(by.map(|by| ("by".to_owned(), by.into())));
+    change
 }
 
 impl Store {
     /// Fields of a change's `$set`: who asked for it, if `changed` says that it is a change.
     pub(super) fn signature(&self, kind: EventKind, changed: impl Into<Bson>) -> Document {
-        let Some(by) = &self.by else { return Document::new() };
-        let change = signed(by, kind);
+        let change = signed(self.by.as_deref(), kind);
         let names = doc! { "$cond": [{ "$isArray": "$changedBy" }, "$changedBy", []] };
         let full = doc! { "$gte": [{ "$size": names.clone() }, REMEMBERED] };
         let more = doc! { "$concatArrays": [names, [{ "$literal": change }]] };
@@ -348,8 +347,6 @@ pub(super) fn new_document(new: &NewTenant, by: Option<&str>) -> Document {
         "createdAt": created.clone(),
         "updatedAt": created,
     });
-    if let Some(by) = by {
-        document.insert("changedBy", vec![Bson::from(signed(by, EventKind::Created))]);
-    }
+    document.insert("changedBy", vec![Bson::from(signed(by, EventKind::Created))]);
     document
 }

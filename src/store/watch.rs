@@ -11,6 +11,7 @@ use mongodb::bson::{Document, doc};
 
 use super::document::timestamp;
 use super::due::{Urgency, content_due};
+use super::history::Gone;
 use super::stream::{ChangeStream, ResumeToken, WatchError};
 use super::{Store, TENANTS};
 use crate::tenant::TenantId;
@@ -21,7 +22,7 @@ pub enum Change {
     /// A tenant was inserted, or changed by somebody else. `at` is the server's time of the change.
     Tenant { id: TenantId, urgency: Urgency, at: Option<Timestamp> },
     /// A tenant's document is gone.
-    Gone(TenantId),
+    Gone(Gone),
     /// The collection was dropped or renamed: this stream has ended, and the next one cannot resume.
     Gap,
 }
@@ -73,7 +74,8 @@ fn change(event: &Document) -> Option<Change> {
         }
         "delete" => {
             let id = event.get_document("documentKey").ok()?.get_object_id("_id").ok()?;
-            Some(Change::Gone(TenantId::from_bytes(id.bytes())))
+            let at = event.get("wallTime").and_then(timestamp);
+            Some(Change::Gone(Gone { id: TenantId::from_bytes(id.bytes()), at }))
         }
         "drop" | "rename" | "dropDatabase" | "invalidate" => Some(Change::Gap),
         _ => None,

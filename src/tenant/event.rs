@@ -34,8 +34,22 @@ kinds! {
     StepChanged,
     /// A sweep saw that a resource differs; the message says in what.
     DriftFound,
-    /// What somebody had changed in an upstream was put back; the message says what.
+    /// What had been changed in an upstream was put back; the message says what.
     DriftRepaired,
+    /// A resource was made.
+    ResourceCreated,
+    /// A resource was made again, because the recorded one is gone: what people kept in it may be lost.
+    ResourceRecreated,
+    /// A resource that tenantry had not made for this tenant was taken over.
+    ResourceAdopted,
+    /// A resource that was off, released or disabled is in use again.
+    ResourceRestored,
+    /// A resource was let go and stays; the message says how.
+    ResourceReleased,
+    /// A resource was let go and is gone for ever.
+    ResourceDeleted,
+    /// A second resource with the tenant's mark was put out of use.
+    TwinDisabled,
     /// Every step was ok or skipped for the first time.
     Active,
     Paused,
@@ -92,12 +106,14 @@ pub struct Event {
     pub message: String,
     /// Who asked for it, where that is known.
     pub by: Option<String>,
+    /// What it has in common with the same event told again, should that be possible.
+    pub key: Option<String>,
 }
 
 impl Event {
     pub fn now(kind: EventKind, message: impl Into<String>) -> Self {
         let at = Timestamp::now();
-        Self { at, kind, step: None, reason: None, message: message.into(), by: None }
+        Self { at, kind, step: None, reason: None, message: message.into(), by: None, key: None }
     }
 
     /// It happened then.
@@ -113,6 +129,13 @@ impl Event {
         self
     }
 
+    /// Told again with the same key, it is the same event.
+    #[must_use]
+    pub fn keyed(mut self, key: String) -> Self {
+        self.key = Some(key);
+        self
+    }
+
     #[must_use]
     pub fn by(mut self, who: Option<String>) -> Self {
         self.by = who;
@@ -120,10 +143,11 @@ impl Event {
     }
 }
 
-/// A change that somebody asked for, until it is told.
+/// A change that was asked for, until it is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    pub by: String,
+    /// Who asked for it, where that is known.
+    pub by: Option<String>,
     pub kind: EventKind,
 }
 
@@ -134,4 +158,14 @@ pub enum Subject {
     Tenant { id: TenantId, slug: Option<Slug> },
     /// That of all tenants together.
     Fleet,
+}
+
+impl Subject {
+    /// The tenant's slug, where there is one and it is known.
+    pub fn slug(&self) -> Option<&Slug> {
+        match self {
+            Self::Tenant { slug, .. } => slug.as_ref(),
+            Self::Fleet => None,
+        }
+    }
 }

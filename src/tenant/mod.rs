@@ -4,6 +4,7 @@
 //! arguments, so that a property test can drive every rule about status (`transition`) and timing
 //! (`due`, `backoff`) directly.
 
+mod act;
 mod backoff;
 mod controls;
 mod desired;
@@ -24,6 +25,7 @@ mod step;
 mod tests;
 mod transition;
 
+pub use act::{Act, Deed, Fate, Resource};
 pub use backoff::{Backoff, Jitter};
 pub use controls::{Controls, Guard, GuardPolicy};
 pub use desired::{DeletionPolicy, Desired, Presence, Services, StepDesired};

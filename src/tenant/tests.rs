@@ -130,7 +130,6 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
         note: note.then(|| "by the way".into()),
         look_again: look_again.map(Duration::from_secs),
         fingerprint: None,
-        repaired: Vec::new(),
     };
     prop_oneof![
         3 => Just(Outcome::ok("id")),

@@ -5,8 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    Backoff, Field, Fingerprint, Found, Jitter, Observation, Phase, Presence, Ready, Reason, Status,
-    StepKind, StepState, StepStatus, Tenant, due::starts_afresh, lacking,
+    Backoff, Fingerprint, Found, Jitter, Observation, Phase, Presence, Ready, Reason, Status, StepKind,
+    StepState, StepStatus, Tenant, due::starts_afresh, lacking,
 };
 
 /// When things are tried again.
@@ -46,8 +46,6 @@ pub enum Outcome {
         /// A create whose outcome was never known may still take effect: look again after this long.
         look_again: Option<Duration>,
         fingerprint: Option<Fingerprint>,
-        /// What had to be put back.
-        repaired: Vec<Field>,
     },
     /// Nothing to do; the reason says why.
     Skipped(Reason),
@@ -83,7 +81,7 @@ impl Outcome {
     /// Plainly well.
     pub fn ok(external_id: &str) -> Self {
         let external_id = Some(external_id.to_owned());
-        Self::Ok { external_id, note: None, look_again: None, fingerprint: None, repaired: Vec::new() }
+        Self::Ok { external_id, note: None, look_again: None, fingerprint: None }
     }
 }
 

@@ -398,12 +398,13 @@ async fn a_commit_whose_answer_was_lost_can_be_told_from_one_that_was_fenced_out
     let world = World::new().await;
     let acme = world.insert("acme").await;
     let held = claim(&world.store, acme, "a", SHORT).await.expect("it is due");
-    assert!(!world.store.was_committed(&held).await.unwrap());
-    world.store.commit(&held, &all_well(&held)).await.unwrap();
-    assert!(world.store.was_committed(&held).await.unwrap());
+    let plans = all_well(&held);
+    assert_eq!(world.store.find_commit(&held, &plans).await.unwrap(), Commit::Fenced);
+    let done = world.store.commit(&held, &plans).await.unwrap();
+    assert_eq!(world.store.find_commit(&held, &plans).await.unwrap(), done, "with all that it said");
     world.set("acme", doc! { "name": "Changed" }).await;
     claim(&world.store, acme, "b", TTL).await.expect("it changed");
-    assert!(!world.store.was_committed(&held).await.unwrap());
+    assert_eq!(world.store.find_commit(&held, &plans).await.unwrap(), Commit::Fenced);
 }
 
 #[tokio::test]
@@ -482,4 +483,23 @@ async fn what_makes_a_step_due_while_it_is_looked_at_outlives_the_look() {
     assert_eq!(step, flagged, "a look leaves nothing but what it saw");
     let next = claim(&world.store, acme, "a", TTL).await.expect("it is due");
     assert_eq!(due_steps(&next.tenant, next.now(), &settings().policy), [StepKind::Ocis]);
+}
+
+#[tokio::test]
+async fn a_document_that_is_no_tenant_loses_the_intent_of_the_claim_and_keeps_an_older_one() {
+    let world = World::new().await;
+    let acme = world.insert("acme").await;
+    world.set("acme", doc! { "name": "   " }).await;
+    let id = TenantId::from_bytes(acme.bytes());
+    let intent =
+        async || world.step_of("acme", "ocis").await.get_str("createIntent").ok().map(str::to_owned);
+    let claimed = world.store.claim(id, &Holder::new("a", 1), TTL, TTL).await.unwrap();
+    assert!(matches!(claimed, ClaimAnswer::Invalid(_)), "{claimed:?}");
+    assert_eq!(intent().await, None, "nothing was sent for it");
+    // A create may have been sent for this one.
+    let older = "65a0000000000000000000bb";
+    world.set("acme", doc! { "name": "    ", "steps.ocis.createIntent": older }).await;
+    let claimed = world.store.claim(id, &Holder::new("a", 1), TTL, TTL).await.unwrap();
+    assert!(matches!(claimed, ClaimAnswer::Invalid(_)), "{claimed:?}");
+    assert_eq!(intent().await.as_deref(), Some(older));
 }

@@ -570,8 +570,12 @@ async fn a_document_that_somebody_deletes_is_noticed_at_once_and_what_is_left_is
         !suite.history("tidy").await.iter().any(|(kind, ..)| kind == "Vanished"),
         "it went as asked"
     );
-    let fleet = suite.world.store.fleet_events(10).await.unwrap();
-    assert_eq!(fleet.iter().filter(|event| event.kind.name() == "OrphansFound").count(), 3, "{fleet:?}");
+    // Each is told after it was listed.
+    eventually("the fleet's history tells it", async || {
+        let fleet = suite.world.store.fleet_events(10).await.unwrap();
+        fleet.iter().filter(|event| event.kind.name() == "OrphansFound").count() == 3
+    })
+    .await;
     suite.audit("globex").await;
     assert_eq!(suite.world.authentik.count(), 2, "and nothing is removed");
     first.stop().await;

@@ -112,6 +112,10 @@ impl Integration for Fake {
         &resource.id
     }
 
+    fn name(resource: &Resource) -> &str {
+        &resource.id
+    }
+
     fn usage(_: &Resource) -> Usage {
         Usage::InUse
     }

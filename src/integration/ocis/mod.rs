@@ -34,12 +34,13 @@ use self::members::{Added, Members};
 use self::search::{Search, Wanted};
 use super::Error;
 use super::converge::{
-    Checked, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
+    Checked, DUPLICATE, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
 };
+use super::deeds::note;
 use super::upstream::{Answer, Call, Credentials, Dialect, Purpose, Upstream};
 use crate::failpoint;
 use crate::metrics::Metrics;
-use crate::tenant::{Field, Fingerprint, Reason, StepKind, TenantId};
+use crate::tenant::{Deed, Fate, Field, Fingerprint, Reason, StepKind, TenantId};
 
 /// The integration with one oCIS or OpenCloud.
 pub struct Ocis {
@@ -214,14 +215,11 @@ impl Ocis {
         let call = Call::new("disable_duplicate_space", Method::DELETE, &path);
         let answer = self.upstream.write(&call).await?;
         match answer.status {
-            StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => {}
+            StatusCode::NO_CONTENT => note(Deed::TwinLetGo(Fate::Disabled), &twin.name, &twin.id),
+            StatusCode::NOT_FOUND => {}
             _ => return Err(refused(&self.upstream, &call, Purpose::Write, answer)),
         }
         self.metrics.twins_disabled.inc();
-        tracing::warn!(
-            upstream = "ocis", kept = %kept.id, disabled = %twin.id,
-            "a request that was applied late had made a second space; it is disabled, not purged"
-        );
         Ok(format!("a second space of this tenant ({}) was disabled; it can be restored", twin.id))
     }
 
@@ -420,6 +418,10 @@ impl Integration for Ocis {
         &space.drive.id
     }
 
+    fn name(space: &Space) -> &str {
+        &space.drive.name
+    }
+
     fn usage(space: &Space) -> Usage {
         space.drive.marks().usage()
     }
@@ -467,7 +469,7 @@ impl Integration for Ocis {
         }
         compare("state", if drive.is_disabled() { "disabled" } else { "enabled" }, "enabled");
         for twin in &space.twins {
-            compare("duplicate", &twin.id, "(none)");
+            compare(DUPLICATE, &twin.id, "(none)");
         }
         if let Some(members) = self.members.as_ref().filter(|_| space.group_missing) {
             let group = members.group(&target.slug);
@@ -540,6 +542,9 @@ impl Integration for Ocis {
             let call = Call::new("release_space", Method::PATCH, &path).json(&Value::Object(body));
             let answer = self.upstream.write(&call).await?;
             match answer.status {
+                StatusCode::OK if how == Release::Keep(usage) => {
+                    note(Deed::LetGo(Fate::Kept(usage.name())), &drive.name, &drive.id);
+                }
                 StatusCode::OK => {}
                 StatusCode::NOT_FOUND if graph_code(&answer).is_some() => {}
                 _ => return Err(refused(&self.upstream, &call, Purpose::Write, answer)),
@@ -553,7 +558,8 @@ impl Integration for Ocis {
             let call = Call::new("disable_space", Method::DELETE, &path);
             let answer = self.upstream.write(&call).await?;
             match answer.status {
-                StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => {}
+                StatusCode::NO_CONTENT => note(Deed::LetGo(Fate::Disabled), &drive.name, &drive.id),
+                StatusCode::NOT_FOUND => {}
                 _ => return Err(refused(&self.upstream, &call, Purpose::Write, answer)),
             }
             failpoint::reach(failpoint::RELEASED);
@@ -565,7 +571,11 @@ impl Integration for Ocis {
         let call = Call::new("purge_space", Method::DELETE, &path).header("purge", "T");
         let answer = self.upstream.write(&call).await?;
         match answer.status {
-            StatusCode::NO_CONTENT | StatusCode::NOT_FOUND => Ok(Released::default()),
+            StatusCode::NO_CONTENT => {
+                note(Deed::LetGo(Fate::Deleted), &drive.name, &drive.id);
+                Ok(Released::default())
+            }
+            StatusCode::NOT_FOUND => Ok(Released::default()),
             _ => Err(refused(&self.upstream, &call, Purpose::Write, answer).about(&drive.id)),
         }
     }

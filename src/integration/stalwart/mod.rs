@@ -25,10 +25,11 @@ use serde_json::{Value, json};
 use self::jmap::{Answers, Batch, DIALECT, ObjectRef, Written, accepted, send};
 use super::Error;
 use super::converge::{
-    Checked, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
+    Checked, FORMER, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
 };
+use super::deeds::note;
 use super::upstream::{Call, Purpose, Upstream};
-use crate::tenant::{Field, Fingerprint, MailDomain, Presence, Reason, StepKind, TenantId};
+use crate::tenant::{Deed, Fate, Field, Fingerprint, MailDomain, Presence, Reason, StepKind, TenantId};
 
 /// Who makes a new domain's DKIM keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -239,7 +240,10 @@ impl Stalwart {
         batch.call("x:Domain/set", json!({ "destroy": [id] }), "remove");
         let answers = send(&self.upstream, &batch).await?;
         let refused = match answers.destroyed("remove", id)? {
-            Written::Done => return Ok(None),
+            Written::Done => {
+                note(Deed::LetGo(Fate::Deleted), &domain.name, id);
+                return Ok(None);
+            }
             Written::Refused(refused) => refused,
         };
         match refused.r#type.as_str() {
@@ -264,7 +268,10 @@ impl Stalwart {
         answers.of("keys")?;
         answers.of("drop")?;
         match answers.destroyed("remove", id)? {
-            Written::Done => Ok(None),
+            Written::Done => {
+                note(Deed::LetGo(Fate::Deleted), &domain.name, id);
+                Ok(None)
+            }
             Written::Refused(refused) if refused.r#type == "objectIsLinked" => {
                 Ok(Some(what_is_in(&domain.name, &refused.linked_objects)))
             }
@@ -512,6 +519,10 @@ impl Integration for Stalwart {
         &service.domain.id
     }
 
+    fn name(service: &MailService) -> &str {
+        &service.domain.name
+    }
+
     fn usage(service: &MailService) -> Usage {
         service.domain.mark().map_or(Usage::InUse, |(_, usage)| usage)
     }
@@ -552,7 +563,7 @@ impl Integration for Stalwart {
         compare("description", &said, &description(target, Usage::InUse));
         compare("isEnabled", &domain.is_enabled, &true);
         for former in service.former.iter().filter(|former| former.kept.is_none()) {
-            compare("former domain", &former.domain.name, &"(none)");
+            compare(FORMER, &former.domain.name, &"(none)");
         }
         fields
     }
@@ -624,10 +635,14 @@ impl Integration for Stalwart {
                     batch.call("x:Domain/set", json!({ "update": patches }), "update");
                     let answers = send(&self.upstream, &batch).await?;
                     for one in unmarked {
-                        if let Written::Refused(refused) = answers.updated("update", &one.id)?
-                            && refused.r#type != "notFound"
-                        {
-                            return Err(refused.terminal(&answers.what()).about(&one.id));
+                        match answers.updated("update", &one.id)? {
+                            Written::Done => {
+                                note(Deed::LetGo(Fate::Kept(usage.name())), &one.name, &one.id);
+                            }
+                            Written::Refused(refused) if refused.r#type == "notFound" => {}
+                            Written::Refused(refused) => {
+                                return Err(refused.terminal(&answers.what()).about(&one.id));
+                            }
                         }
                     }
                 }

@@ -1,0 +1,104 @@
+//! What is told of a reconcile, as soon as it is recorded: in the history, the log and the metrics.
+//!
+//! A reconcile may record its outcomes in several pieces, and may end before the last. Each piece is told when
+//! it has been written, and once: what was told before is what the next piece is compared with.
+
+use super::history;
+use crate::metrics::Metrics;
+use crate::store::{Claim, Journal};
+use crate::tenant::{
+    Act, Phase, Reason, Status, StepKind, StepState, StepStatus, Transition, starts_afresh,
+};
+
+/// See the module.
+pub struct Report<'a> {
+    claim: &'a Claim,
+    journal: &'a Journal,
+    metrics: &'a Metrics,
+    /// The status that was told.
+    told: Status,
+    /// Whether it was told what was asked for.
+    asked: bool,
+}
+
+impl<'a> Report<'a> {
+    pub fn of(claim: &'a Claim, journal: &'a Journal, metrics: &'a Metrics) -> Self {
+        Self { claim, journal, metrics, told: claim.tenant.status.clone(), asked: false }
+    }
+
+    /// What was asked for has been told in another way.
+    pub fn asked_is_told(&mut self) {
+        self.asked = true;
+    }
+
+    /// Tells what was asked of the tenant since its last commit.
+    pub fn tell_asked(&mut self) {
+        if !std::mem::replace(&mut self.asked, true) {
+            history::of_what_was_asked(self.claim).into_iter().for_each(|event| self.note(event));
+        }
+    }
+
+    /// Tells what was recorded, and what was done until then.
+    pub fn tell(&mut self, recorded: &Transition, acts: Vec<(StepKind, Act)>) {
+        self.tell_acts(acts);
+        let recorded = &recorded.status;
+        history::of_reconcile(&self.told, recorded).into_iter().for_each(|event| self.note(event));
+        for step in StepKind::ALL {
+            self.tell_step(step, &self.told.steps[step], &recorded.steps[step]);
+        }
+        if self.told.phase == Phase::Pending && recorded.phase == Phase::Active {
+            let tenant = &self.claim.tenant;
+            let age = self.claim.now().duration_since(tenant.created_at).as_secs_f64().max(0.0);
+            self.metrics.time_to_active_seconds.observe(age);
+            tracing::info!(slug = %tenant.slug, after_seconds = age, "tenant is active");
+        }
+        self.told = recorded.clone();
+    }
+
+    /// Tells what was done to resources.
+    pub fn tell_acts(&self, acts: Vec<(StepKind, Act)>) {
+        let slug = &self.claim.tenant.slug;
+        for (step, act) in &acts {
+            let name = act.deed.name();
+            self.metrics.acts.with_label_values(&[step.name(), name]).inc();
+            if act.deed.is_alarming() {
+                tracing::warn!(%slug, upstream = %step, act = name, "{act}");
+            } else {
+                tracing::info!(%slug, upstream = %step, act = name, "{act}");
+            }
+        }
+        history::of_acts(&acts).into_iter().for_each(|event| self.note(event));
+    }
+
+    fn tell_step(&self, step: StepKind, old: &StepStatus, new: &StepStatus) {
+        let slug = &self.claim.tenant.slug;
+        let tried = old.last_attempt_at != new.last_attempt_at;
+        if tried
+            && new.state == StepState::Error
+            && let (Some(at), Some(next)) = (new.last_attempt_at, new.next_attempt_at)
+        {
+            let delay = next.duration_since(at).as_secs_f64();
+            self.metrics.backoff_seconds.with_label_values(&[step.name()]).observe(delay);
+        }
+        let asked_anew = tried && starts_afresh(&self.claim.tenant, step);
+        if (old.state, old.reason) == (new.state, new.reason) && !asked_anew {
+            return;
+        }
+        let reason = new.reason.map_or("", Reason::name);
+        match &new.message {
+            Some(message) if new.state == StepState::Error => tracing::warn!(
+                %slug, upstream = %step, reason, attempts = new.attempts,
+                "{} -> {}: {message}", old.state.name(), new.state.name()
+            ),
+            _ if old.state != new.state => tracing::info!(
+                %slug, upstream = %step, reason,
+                "{} -> {}", old.state.name(), new.state.name()
+            ),
+            _ => {}
+        }
+    }
+
+    fn note(&self, event: crate::tenant::Event) {
+        self.journal.note(self.claim.tenant.subject(), event);
+    }
+}
