@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::MAX_BODY;
 use super::problem::{FieldError, Problem};
 use crate::store::{Edit, NewTenant};
-use crate::tenant::{Desired, PerStep, Services, Slug, StepKind};
+use crate::tenant::{Desired, MailDomain, PerStep, Services, Slug, StepKind};
 
 /// A JSON object being read. Fields are taken out; what is left at the end is unknown.
 struct Fields {
@@ -42,6 +42,21 @@ impl Fields {
             },
             _ => self.wrong(field, "must be a string"),
         }
+        None
+    }
+
+    /// A mail domain, unless no mail server could ever take it. Of a document that names one all the same,
+    /// only the mail step fails.
+    fn mail_domain(&mut self) -> Option<MailDomain> {
+        let domain: MailDomain = self.text("domain")?;
+        if !domain.is_reserved() {
+            return Some(domain);
+        }
+        let top = domain.top();
+        self.wrong(
+            "domain",
+            format!("must not end in .{top}, which is reserved: no mail server takes it"),
+        );
         None
     }
 
@@ -124,7 +139,7 @@ impl Fields {
     /// The desired state, whole; what is absent has its default.
     fn desired(&mut self) -> Option<Desired> {
         let name = self.required_text("name");
-        let domain = self.text("domain");
+        let domain = self.mail_domain();
         let storage_bytes = self.object("quota", Self::storage_bytes).flatten();
         let services = self.object("services", |services| {
             Services::new(|step| services.flag(step.name()).unwrap_or(true))
@@ -203,7 +218,7 @@ fn read_patch(object: Map<String, Value>) -> Result<Edit, Vec<FieldError>> {
         }
         change => change.flatten(),
     };
-    let domain = fields.change("domain", |fields| fields.text("domain"));
+    let domain = fields.change("domain", Fields::mail_domain);
     let quota = fields.change("quota", |fields| {
         fields.object("quota", |quota| quota.change("storageBytes", Fields::storage_bytes))
     });
@@ -366,6 +381,25 @@ mod tests {
         assert_eq!(tenant.desired.domain, None);
         assert_eq!(tenant.desired.services, Services::default());
         assert_eq!(errors(json!({ "slug": null, "name": "Acme" }))[0].1, "is required");
+    }
+
+    #[test]
+    fn a_mail_domain_that_nobody_can_have_is_refused_at_once() {
+        for (domain, why) in [
+            ("co.uk", "public suffix"),
+            ("gov.pl", "public suffix"),
+            ("xn--p1ai", "two labels"),
+            ("acme.example", ".example, which is reserved"),
+            ("mail.acme.invalid", ".invalid, which is reserved"),
+        ] {
+            let created = errors(json!({ "slug": "a", "name": "A", "domain": domain }));
+            assert_eq!(created.len(), 1, "{created:?}");
+            assert!(created[0].0 == "domain" && created[0].1.contains(why), "{created:?}");
+            assert_eq!(patch(json!({ "domain": domain })).unwrap_err(), ["domain"]);
+        }
+        for domain in ["acme.co.uk", "github.io", "acme.test", "acme.corp", "acme.nosuchtld"] {
+            patch(json!({ "domain": domain })).expect(domain);
+        }
     }
 
     #[test]

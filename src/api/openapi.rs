@@ -209,7 +209,7 @@ pub struct NewTenantBody {
         example = "Acme GmbH"
     )]
     name: String,
-    /// Mail domain. Without one the tenant has no mail
+    /// Mail domain, of the tenant's own and so no public suffix. Without one the tenant has no mail
     #[schema(max_length = 253, example = "acme.test")]
     domain: Option<String>,
     quota: Option<QuotaBody>,
@@ -235,7 +235,7 @@ pub struct ReplacementBody {
         example = "Acme GmbH"
     )]
     name: String,
-    /// Mail domain. Without one the tenant has no mail
+    /// Mail domain, of the tenant's own and so no public suffix. Without one the tenant has no mail
     #[schema(max_length = 253, example = "acme.test")]
     domain: Option<String>,
     quota: Option<QuotaBody>,

@@ -7,8 +7,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
-use super::authentik::{self, Release};
-use super::{issuer, ocis, stalwart};
+use super::{authentik, issuer, ocis, stalwart};
 use crate::config::Given;
 
 pub const AUTHENTIK_TOKEN: &str = "dev-authentik-token";
@@ -63,14 +62,15 @@ impl Upstreams {
     pub async fn start(ports: Ports, given: &mut Given) -> anyhow::Result<Self> {
         let mut upstreams = Self::default();
         if !is_given(&given.authentik_api_url) {
-            let simulator = start_authentik(ports.authentik_port.unwrap_or(0)).await?;
+            let simulator =
+                start_authentik(ports.authentik_port.unwrap_or(0), Default::default()).await?;
             given.authentik_api_url = Some(simulator.url());
             given.authentik_api_token = Some(AUTHENTIK_TOKEN.into());
             given.authentik_api_token_file = None;
             upstreams.authentik = Some(simulator);
         }
         if !is_given(&given.stalwart_api_url) {
-            let simulator = start_stalwart(ports.stalwart_port.unwrap_or(0)).await?;
+            let simulator = start_stalwart(ports.stalwart_port.unwrap_or(0), Default::default()).await?;
             given.stalwart_api_url = Some(simulator.url());
             given.stalwart_api_token = Some(STALWART_KEY.into());
             (given.stalwart_api_token_file, given.stalwart_username) = (None, None);
@@ -171,13 +171,17 @@ fn describe_api_tokens(simulator: &issuer::Simulator) -> String {
     format!("{}/_sim/token/reader  (simulated; or operator, admin)", simulator.url())
 }
 
-async fn start_authentik(port: u16) -> anyhow::Result<authentik::Simulator> {
-    let started = authentik::Simulator::new(port, AUTHENTIK_TOKEN, Release::R2025_12).await;
+async fn start_authentik(
+    port: u16,
+    release: authentik::Release,
+) -> anyhow::Result<authentik::Simulator> {
+    let started = authentik::Simulator::new(port, AUTHENTIK_TOKEN, release).await;
     started.context("cannot start the simulated Authentik")
 }
 
-async fn start_stalwart(port: u16) -> anyhow::Result<stalwart::Simulator> {
-    let options = stalwart::Options { unlimited_requests: true, ..stalwart::Options::default() };
+async fn start_stalwart(port: u16, release: stalwart::Release) -> anyhow::Result<stalwart::Simulator> {
+    let unlimited_requests = true;
+    let options = stalwart::Options { release, unlimited_requests, ..stalwart::Options::default() };
     let started = stalwart::Simulator::new(port, STALWART_KEY, options).await;
     started.context("cannot start the simulated Stalwart")
 }
@@ -211,6 +215,10 @@ pub struct Sim {
     /// Port on 127.0.0.1; 0 takes a free one
     #[arg(long, default_value_t = 0, value_name = "PORT")]
     pub port: u16,
+    /// Which release to be: authentik 2025.12 or 2025.8, stalwart 0.16.19 or 0.16.18, ocis 3.1, 5.0 or 7.1;
+    /// the first unless told otherwise
+    #[arg(long, value_name = "RELEASE")]
+    pub release: Option<String>,
     /// The issuer that ocis and opencloud trust, to the letter; without it one is simulated as well
     #[arg(long, value_name = "URL")]
     pub issuer: Option<String>,
@@ -218,41 +226,57 @@ pub struct Sim {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Which {
-    /// Authentik 2025.12: groups
+    /// Authentik 2025: groups
     Authentik,
     /// Stalwart 0.16: mail domains, over JMAP
     Stalwart,
     /// An OIDC issuer as Authentik is one: discovery, keys, tokens
     Issuer,
-    /// oCIS 3.1: project spaces
+    /// oCIS 3, 5 or 7: project spaces
     Ocis,
     /// OpenCloud 0.1: project spaces
     Opencloud,
 }
 
 impl Sim {
+    /// The one that was asked for, or the first.
+    fn release<T: Copy>(&self, known: &[(&str, T)]) -> anyhow::Result<T> {
+        let asked = self.release.as_deref();
+        let found = known.iter().find(|(name, _)| asked.is_none_or(|asked| asked == *name));
+        found.map(|(_, release)| *release).with_context(|| {
+            let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
+            format!("--release must be one of {}", names.join(", "))
+        })
+    }
+
     /// Runs until `shutdown`.
     pub async fn execute(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         // What an arm starts lives until its end.
         match self.which {
             Which::Authentik => {
-                let simulator = start_authentik(self.port).await?;
+                use authentik::Release::{R2025_8, R2025_12};
+                let release = self.release(&[("2025.12", R2025_12), ("2025.8", R2025_8)])?;
+                let simulator = start_authentik(self.port, release).await?;
                 serve(&simulator.url(), &[describe_authentik(&simulator)], &shutdown).await;
             }
             Which::Stalwart => {
-                let simulator = start_stalwart(self.port).await?;
+                use stalwart::Release::{R0_16_18, R0_16_19};
+                let release = self.release(&[("0.16.19", R0_16_19), ("0.16.18", R0_16_18)])?;
+                let simulator = start_stalwart(self.port, release).await?;
                 serve(&simulator.url(), &[describe_stalwart(&simulator)], &shutdown).await;
             }
             Which::Issuer => {
+                self.release(&[("2025.12", ())])?;
                 let simulator = start_issuer(self.port).await?;
                 let issuer = simulator.issuer_url(ISSUER_SLUG);
                 let told = [issuer, describe_issuer(&simulator), describe_api_tokens(&simulator)];
                 serve(&simulator.url(), &told, &shutdown).await;
             }
             Which::Ocis | Which::Opencloud => {
+                use ocis::Flavour::{Ocis5, Ocis7, Ocis31, OpenCloud};
                 let flavour = match self.which {
-                    Which::Opencloud => ocis::Flavour::OpenCloud,
-                    _ => ocis::Flavour::Ocis31,
+                    Which::Opencloud => self.release(&[("0.1", OpenCloud)])?,
+                    _ => self.release(&[("3.1", Ocis31), ("5.0", Ocis5), ("7.1", Ocis7)])?,
                 };
                 let own = match &self.issuer {
                     Some(_) => None,

@@ -655,11 +655,13 @@ fn mail_domains_become_ascii_or_are_refused() {
         ("ACME.Test", "acme.test"),
         ("bücher.test", "xn--bcher-kva.test"),
         (" acme.test ", "acme.test"),
+        ("acme.co.uk", "acme.co.uk"),
+        ("acme.nosuchtld", "acme.nosuchtld"),
     ] {
         assert_eq!(given.parse::<MailDomain>().unwrap().as_str(), ascii);
     }
     for refused in
-        ["", "acme", "acme..test", "acme.test.", "-a.test", "a b.test", "10.0.0.1", "a@b.test"]
+        ["", "acme", "acme..test", "acme.test.", "-a.test", "a b.test", "10.0.0.1", "a@b.test", "co.uk"]
     {
         assert!(refused.parse::<MailDomain>().is_err(), "{refused:?}");
     }

@@ -11,12 +11,13 @@ use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::dev::stalwart::{Options, Simulator};
 use tenantry::integration::{
     BaseUrl, Converged, Credentials, DkimManagement, Error, HttpClient, Integration, Integrations,
-    Limits, Mode, Stalwart, Target, Unbounded, Upstream, converge,
+    Limits, Mode, Stalwart, Target, Unbounded, Upstream, converge, run,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
 use tenantry::tenant::{
-    Desired, FailureKind, Outcome, Reason, Services, StepDesired, StepKind, TenantId,
+    DeletionPolicy, Desired, FailureKind, Outcome, Presence, Reason, Services, StepDesired, StepKind,
+    TenantId,
 };
 
 use crate::support::eventually;
@@ -410,8 +411,64 @@ async fn a_refused_domain_name_is_the_tenants_affair_and_says_why() {
     let error =
         bench.converge(&Target { desired: desired("acme.example"), ..target() }).await.unwrap_err();
     assert_eq!((error.failure.reason, error.failure.kind), (Reason::Rejected, FailureKind::Terminal));
-    assert!(error.failure.message.contains("invalidPatch"), "{}", error.failure.message);
+    let message = &error.failure.message;
+    assert!(message.contains("acme.example") && message.contains(".example is no public"), "{message}");
     assert!(!error.failure.unresolved);
+
+    // What the reason certainly is not, is not said.
+    let refused = json!({ "methodResponses": [
+        ["x:Domain/set", { "notCreated": { "new": {
+            "type": "invalidPatch", "description": "Invalid domain name", "properties": ["name"],
+        } } }, "create"],
+    ] });
+    let answer = FaultAnswer::Status { status: 200, body: refused.to_string(), retry_after: None };
+    bench.server.faults.add(Fault { answer, ..set("create") });
+    let error = bench.converge(&target()).await.unwrap_err();
+    let message = &error.failure.message;
+    assert!(message.contains("acme.test") && !message.contains("suffix"), "{message}");
+}
+
+#[tokio::test]
+async fn a_domain_that_is_removed_soon_leaves_no_key_behind() {
+    for delay in [0, 40, 700] {
+        let dkim_delay = Duration::from_millis(delay);
+        let server = Simulator::new(0, KEY, Options { dkim_delay, ..options() }).await.unwrap();
+        let bearer = Credentials::Bearer(Secret::from(KEY));
+        let stalwart = connect(&server.url(), bearer, Limits::GENEROUS);
+        let first = target();
+        let made = converge(&stalwart, &first).await.unwrap();
+        let moving = Target { desired: desired("acme-group.test"), ..next(&first, &made) };
+        converge(&stalwart, &moving).await.unwrap();
+        eventually("the keys of the later domain are there", async || {
+            server.dkim_keys("acme-group.test") == 2
+        })
+        .await;
+        assert_eq!((server.count(), server.stray_keys()), (1, 0), "{delay} ms");
+    }
+}
+
+#[tokio::test]
+async fn keys_that_are_left_of_a_domain_that_somebody_destroyed_are_removed_with_it() {
+    let dkim_delay = Duration::from_millis(400);
+    let server = Simulator::new(0, KEY, Options { dkim_delay, ..options() }).await.unwrap();
+    let bearer = Credentials::Bearer(Secret::from(KEY));
+    let stalwart = connect(&server.url(), bearer, Limits::GENEROUS);
+    let first = target();
+    let made = converge(&stalwart, &first).await.unwrap();
+    // What we see of it is from before: it is destroyed, too soon, as we are about to.
+    let id = made.external_id.clone();
+    let domain = server.domains().remove(0);
+    assert!(server.delete("acme.test"));
+    eventually("a key is left", async || server.stray_keys() == 1).await;
+    let stale = json!({ "methodResponses": [
+        ["x:Domain/get", { "list": [domain] }, "recorded"], ["x:Domain/get", { "list": [] }, "marked.get"],
+    ] });
+    let answer = FaultAnswer::Status { status: 200, body: stale.to_string(), retry_after: None };
+    server.faults.add(Fault { times: Some(1), answer, ..Fault::default() });
+    let mut gone = next(&first, &made);
+    gone.desired.presence = Presence::Gone(DeletionPolicy::Purge);
+    run(&stalwart, &gone, &Unbounded).await.unwrap();
+    assert_eq!(server.stray_keys(), 0, "of {id}");
 }
 
 #[tokio::test]

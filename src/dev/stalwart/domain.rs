@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use psl::Psl;
 use serde_json::{Map, Value, json};
 
 use super::error::{SetError, invalid_object, invalid_patch, invalid_value, no_such, required};
@@ -341,12 +342,6 @@ const SPECIAL: [&str; 10] = [
     "private",
     "test",
 ];
-/// Of the public suffixes only some; every country's two letters count as one.
-const PUBLIC: [&str; 16] = [
-    "app", "biz", "cloud", "com", "dev", "edu", "email", "gov", "info", "mail", "mil", "name", "net",
-    "online", "org", "tech",
-];
-
 /// The name as the server keeps it: lower case, no white space, in ASCII; or its refusal. Labels are
 /// hardly looked at: `-bad-.test` and `a@b.test` are domains to it (observed).
 fn normalize(name: &str, property: &str) -> Result<String, SetError> {
@@ -360,11 +355,11 @@ fn normalize(name: &str, property: &str) -> Result<String, SetError> {
         name = idna::domain_to_ascii(&name).map_err(|_| refused())?;
     }
     let last = name.rsplit_once('.').map(|(_, last)| last).ok_or_else(refused)?;
-    let public = SPECIAL.contains(&last)
-        || PUBLIC.contains(&last)
-        || last.starts_with("xn--")
-        || (last.len() == 2 && last.bytes().all(|byte| byte.is_ascii_lowercase()));
-    if !public || name.split('.').any(str::is_empty) || name.contains(['"', '*']) {
+    let public = psl::List.suffix(name.as_bytes()).is_some_and(|suffix| suffix.is_known());
+    if !(public || SPECIAL.contains(&last))
+        || name.split('.').any(str::is_empty)
+        || name.contains(['"', '*'])
+    {
         return Err(refused());
     }
     Ok(name)
@@ -392,6 +387,7 @@ mod tests {
             ("foo/bar.test", "foo/bar.test"),
             ("semi;colon.test", "semi;colon.test"),
             ("t1.mail.svc.cluster.local", "t1.mail.svc.cluster.local"),
+            ("co.uk", "co.uk"),
         ] {
             assert_eq!(normalize(given, "name").unwrap(), kept);
         }

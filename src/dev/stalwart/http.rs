@@ -304,7 +304,7 @@ async fn jmap(
         let text = "The request is larger than the server is willing to process.";
         return request_error("limit", text, Some("maxSizeRequest"));
     }
-    let Some(request) = Request::parse(&body) else {
+    let Some(request) = Request::parse(&body, shared.options.release) else {
         // All of it comes back, secrets included (observed).
         return request_error("notRequest", &String::from_utf8_lossy(&body), None);
     };

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::State;
 use super::access::{GRANTS_ROLE_USER, Key, OBJECTS, Permissions, permissions};
 use super::error::{CallError, SetError, forbidden, invalid_patch, invalid_value, not_found, required};
 use super::id::Id;
 use super::query::query;
 use super::registry::Object;
+use super::{Release, State};
 
 /// The account that every credential belongs to. Management objects are global, it changes nothing.
 pub const ACCOUNT: &str = "b";
@@ -56,8 +56,9 @@ struct Call {
 
 impl Request {
     /// `None` for whatever makes the server refuse the request as a whole; that is more than bad JSON:
-    /// also `accountId: null` and a malformed `ifInState` (observed; of a malformed `accountId` inferred).
-    pub fn parse(body: &[u8]) -> Option<Self> {
+    /// also `accountId: null`, and with 0.16.18 a malformed `ifInState` (observed; of a malformed
+    /// `accountId` inferred).
+    pub fn parse(body: &[u8], release: Release) -> Option<Self> {
         let request: Value = serde_json::from_slice(body).ok()?;
         let using = request.get("using")?.as_array()?;
         let known = |name: &str| name == MANAGEMENT || CAPABILITIES.contains(&name);
@@ -65,7 +66,8 @@ impl Request {
             return None;
         }
         let calls = request.get("methodCalls")?.as_array()?;
-        let calls = calls.iter().map(Call::parse).collect::<Option<Vec<_>>>()?;
+        let calls = calls.iter().map(|call| Call::parse(call, release));
+        let calls = calls.collect::<Option<Vec<_>>>()?;
         let created_ids = match request.get("createdIds") {
             None | Some(Value::Null) => None,
             Some(ids) => Some(serde_json::from_value(ids.clone()).ok()?),
@@ -101,7 +103,7 @@ impl Request {
 }
 
 impl Call {
-    fn parse(call: &Value) -> Option<Self> {
+    fn parse(call: &Value, release: Release) -> Option<Self> {
         let [Value::String(method), Value::Object(arguments), Value::String(id)] =
             call.as_array()?.as_slice()
         else {
@@ -114,14 +116,18 @@ impl Call {
                 Some(_) => return None,
             }
         }
-        if method.ends_with("/set") {
-            match arguments.get("ifInState") {
-                None | Some(Value::Null) => {}
-                Some(Value::String(state)) if is_state(state) => {}
-                Some(_) => return None,
-            }
+        if release == Release::R0_16_18 && method.ends_with("/set") && !has_a_state(arguments) {
+            return None;
         }
         Some(Self { method: method.clone(), arguments: arguments.clone(), id: id.clone() })
+    }
+}
+
+fn has_a_state(arguments: &Map<String, Value>) -> bool {
+    match arguments.get("ifInState") {
+        None | Some(Value::Null) => true,
+        Some(Value::String(state)) => is_state(state),
+        Some(_) => false,
     }
 }
 
@@ -162,6 +168,10 @@ impl Context<'_> {
             return Err(CallError::new("forbidden", text));
         }
         self.authorize(name, verb)?;
+        if verb == "set" && !has_a_state(&arguments) {
+            let text = "invalid JMAP State at line 1 column 117";
+            return Err(CallError::new("invalidArguments", text));
+        }
         let account = match arguments.get("accountId").and_then(Value::as_str) {
             None => ACCOUNT.to_owned(),
             Some(id) if id == ACCOUNT || self.permissions.have("impersonate") => id.to_owned(),
@@ -259,6 +269,10 @@ impl Context<'_> {
                     }
                 }
             }
+        }
+        if self.state.release == Release::R0_16_19 {
+            // In an order of its own (observed).
+            missing.reverse();
         }
         Ok(json!({ "list": list, "notFound": missing }))
     }

@@ -76,6 +76,9 @@ pub struct SetError {
     pub r#type: String,
     #[serde(default)]
     pub description: Option<String>,
+    /// What of it is wrong.
+    #[serde(default)]
+    pub properties: Vec<String>,
     /// The object that stands in the way.
     #[serde(default)]
     pub object_id: Option<ObjectRef>,

@@ -1,12 +1,14 @@
 //! Stalwart: one mail domain per tenant, managed over JMAP (`x:Domain`).
 //!
-//! Source: what server 0.16.18 was observed to do; it has no other documentation of most of this.
+//! Source: what servers 0.16.18 and 0.16.19 were observed to do; they have no other documentation of most of this.
 //!
 //! * Domain names are unique, over names and aliases. Ids are the server's.
 //! * The only free field is `description`; it carries the tenant's name and mark. It is indexed by word,
 //!   so that a domain is found by its mark, which is therefore one unbroken word.
 //! * Filters are exact and not normalised; results are compared again here.
 //! * There is no state and no version: to notice a change is to look again.
+//! * A new domain's DKIM keys come about half a second after it. If the domain is destroyed before, one can
+//!   stay behind without a domain (0.16.19), so they are waited for.
 //! * The tenant's domain is the one of its name. A domain is never renamed: its accounts' addresses, which are
 //!   also their logins, would change with it.
 //! * A tenant whose domain changes gets the new one first. The former one, and one of ours that a person
@@ -18,11 +20,12 @@ mod jmap;
 use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::jmap::{Answers, Batch, DIALECT, ObjectRef, Written, accepted, send};
+use self::jmap::{Answers, Batch, DIALECT, ObjectRef, SetError, Written, accepted, send};
 use super::Error;
 use super::converge::{
     Checked, FORMER, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
@@ -114,6 +117,23 @@ struct Former {
     kept: Option<String>,
 }
 
+/// How long a domain's DKIM keys are waited for before it is destroyed: a few times as long as they take.
+const KEYS_COME_WITHIN: Duration = Duration::from_secs(2);
+/// Between looks whether they came.
+const LOOK_FOR_KEYS: Duration = Duration::from_millis(200);
+/// Suffixes that the server takes although they are no public ones (its source).
+const PRIVATE_SUFFIXES: [&str; 10] = [
+    "test",
+    "localhost",
+    "local",
+    "internal",
+    "lan",
+    "home",
+    "corp",
+    "intranet",
+    "private",
+    "localdomain",
+];
 const PROPERTIES: [&str; 4] = ["name", "description", "isEnabled", "aliases"];
 /// What a search brings; names and marks are unique, so more than a few are noise.
 const FEW: u32 = 20;
@@ -189,7 +209,7 @@ impl Stalwart {
     }
 
     /// Asks for everything that could be the tenant's, in one request.
-    async fn look(&self, target: &Target, name: Option<&MailDomain>) -> Result<Found, Error> {
+    async fn look(&self, target: &Target, name: Option<&MailDomain>) -> Result<Look, Error> {
         let mut batch = Batch::new("find_domain", Purpose::Read);
         if let Some(id) = &target.recorded {
             batch.call("x:Domain/get", json!({ "ids": [id], "properties": PROPERTIES }), "recorded");
@@ -201,7 +221,7 @@ impl Stalwart {
         let mark = target.id.to_string();
         query(&mut batch, json!({ "filter": { "text": mark }, "limit": FEW }), "marked");
         let answers = send(&self.upstream, &batch).await?;
-        let mut found = Found { domains: self.marked_by(&answers, target)?, alias_of: Vec::new() };
+        let mut found = Look { domains: self.marked_by(&answers, target)?, alias_of: Vec::new() };
         if target.recorded.is_some() {
             found.domains.extend(answers.list::<Domain>("recorded")?);
         }
@@ -232,22 +252,63 @@ impl Stalwart {
         former.map(|domain| Former { domain, kept: None }).collect()
     }
 
+    /// Waits until the server has made the keys of a new domain; not for ever, for they may have been
+    /// removed again.
+    async fn await_keys(&self, id: &str) -> Result<(), Error> {
+        let until = Instant::now() + KEYS_COME_WITHIN;
+        loop {
+            let mut batch = Batch::new("find_keys", Purpose::Read);
+            let read = json!({ "ids": [id], "properties": ["dkimManagement"] });
+            batch.call("x:Domain/get", read, "domain").call(
+                "x:DkimSignature/query",
+                json!({ "filter": { "domainId": id } }),
+                "keys",
+            );
+            let answers = send(&self.upstream, &batch).await?;
+            let Found { ids } = answers.read("keys")?;
+            let expected = answers.objects("domain")?.first().map_or(0, automatic_keys);
+            if ids.len() >= expected || Instant::now() >= until {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_FOR_KEYS).await;
+        }
+    }
+
+    /// Removes keys that are left of a domain that is gone.
+    async fn drop_keys(&self, keys: &[String]) -> Result<(), Error> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new("drop_keys", Purpose::Write);
+        batch.call("x:DkimSignature/set", json!({ "destroy": keys }), "drop");
+        send(&self.upstream, &batch).await?.of("drop").map(drop)
+    }
+
     /// Removes a domain in which nobody has anything. Says why it stays if it must.
     async fn remove(&self, domain: &Domain) -> Result<Option<String>, Error> {
         let id = domain.id.as_str();
+        self.await_keys(id).await?;
         let mut batch = Batch::new("remove_domain", Purpose::Write);
         // As it is, first: only the answer tells for certain what is in it.
-        batch.call("x:Domain/set", json!({ "destroy": [id] }), "remove");
+        batch.call("x:Domain/set", json!({ "destroy": [id] }), "remove").call(
+            "x:DkimSignature/query",
+            json!({ "filter": { "domainId": id } }),
+            "left",
+        );
         let answers = send(&self.upstream, &batch).await?;
         let refused = match answers.destroyed("remove", id)? {
             Written::Done => {
                 note(Deed::LetGo(Fate::Deleted), &domain.name, id);
+                self.drop_keys(&answers.read::<Found>("left")?.ids).await?;
                 return Ok(None);
             }
             Written::Refused(refused) => refused,
         };
         match refused.r#type.as_str() {
-            "notFound" => return Ok(None),
+            "notFound" => {
+                self.drop_keys(&answers.read::<Found>("left")?.ids).await?;
+                return Ok(None);
+            }
             "objectIsLinked" => {}
             _ => return Err(refused.terminal(&answers.what())),
         }
@@ -280,8 +341,21 @@ impl Stalwart {
     }
 }
 
-/// What one look found.
+/// What a query found.
+#[derive(Deserialize)]
 struct Found {
+    ids: Vec<String>,
+}
+
+/// How many DKIM keys the server makes for a domain.
+fn automatic_keys(domain: &Value) -> usize {
+    let dkim = &domain["dkimManagement"];
+    let algorithms = dkim["algorithms"].as_object().map_or(0, serde_json::Map::len);
+    if dkim["@type"] == DkimManagement::Automatic.name() { algorithms } else { 0 }
+}
+
+/// What one look at all that could be the tenant's found.
+struct Look {
     /// In order of their ids.
     domains: Vec<Domain>,
     /// Domains that have the wanted name as an alias.
@@ -379,6 +453,26 @@ fn description(target: &Target, usage: Usage) -> String {
     format!("{} {MARK_BEFORE}{}{usage}{MARK_AFTER}", target.desired.name, target.id)
 }
 
+/// What it means that a domain of this name was not made or changed. The server does not say which of the
+/// many things that make a name invalid it is.
+fn refusal(name: &MailDomain, refused: &SetError, what: &str) -> Error {
+    if refused.r#type != "invalidPatch" || !refused.properties.iter().any(|property| property == "name")
+    {
+        return refused.terminal(what);
+    }
+    let top = name.top();
+    let why = if name.has_public_suffix() || PRIVATE_SUFFIXES.contains(&top) {
+        "it says no more than that it is invalid".to_owned()
+    } else {
+        format!(
+            ".{top} is no public suffix that it knows. It takes those of the public suffix list, and such as \
+             .test, .local and .internal"
+        )
+    };
+    let message = format!("{what}: the server does not take {name} as a domain's name: {why}");
+    Error::terminal(Reason::Rejected, message)
+}
+
 /// The step is only run for tenants that have one.
 fn wanted(target: &Target) -> Result<&MailDomain, Error> {
     target.desired.domain.as_ref().ok_or_else(|| {
@@ -401,7 +495,7 @@ impl Integration for Stalwart {
         let wanted = target.desired.domain.as_ref();
         let Some(name) = wanted.filter(|_| target.desired.presence == Presence::Present) else {
             // Whatever the tenant has, and not what it was to have: a move may never have succeeded.
-            let Found { domains, .. } = self.look(target, None).await?;
+            let Look { domains, .. } = self.look(target, None).await?;
             let ours = |domain: &&Domain| domain.owner() == Some(target.id);
             let recorded = |domain: &&Domain| target.recorded.as_ref() == Some(&domain.id);
             let both = domains.iter().find(|domain| ours(domain) && recorded(domain));
@@ -411,7 +505,7 @@ impl Integration for Stalwart {
                 MailService { domain, former }
             }));
         };
-        let Found { mut domains, alias_of } = self.look(target, Some(name)).await?;
+        let Look { mut domains, alias_of } = self.look(target, Some(name)).await?;
         // By its name alone. One of ours that has another name, because the tenant moves or because a person
         // renamed it, is a former one: to give it this name would change the addresses of all accounts in it.
         if let Some(chosen) = domains.iter().position(|domain| domain.name == name.as_str()) {
@@ -456,7 +550,7 @@ impl Integration for Stalwart {
                 // Somebody was faster, or it is an alias there.
                 return Err(Error::terminal(Reason::Conflict, message).stale());
             }
-            Written::Refused(refused) => return Err(refused.terminal(&answers.what())),
+            Written::Refused(refused) => return Err(refusal(name, &refused, &answers.what())),
         }
         let domain = answers.list::<Domain>("read").ok().and_then(|mut list| list.pop());
         let domain = domain.ok_or_else(|| {

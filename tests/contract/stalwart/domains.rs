@@ -103,6 +103,7 @@ async fn reserved_names_and_names_without_a_known_suffix_are_refused() {
             });
             assert_eq!(server.refusal(json!({ "name": name })).await, expected, "{name}");
         }
+        // Nor is it said which of the reasons it is. A public suffix itself would be taken.
         let empty = server.refusal(json!({ "name": "" })).await;
         assert_eq!(empty["description"], "Invalid value for property.");
     })

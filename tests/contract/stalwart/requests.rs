@@ -23,7 +23,6 @@ async fn what_is_no_request_comes_back_whole_with_its_secrets() {
             json!({ "using": [CORE, "urn:foo:bar"], "methodCalls": [] }).to_string(),
             request(json!([["x:Domain/query", { "accountId": null, "secret": "hunter2" }, "0"]]))
                 .to_string(),
-            request(json!([["x:Domain/set", { "ifInState": "bogus" }, "0"]])).to_string(),
         ] {
             let response = server.post_as(&server.credential, body.clone()).await;
             let problem = assert_problem(response, 400, NOT_REQUEST).await;
