@@ -153,7 +153,10 @@ impl Controller {
         feeding.spawn(async move { following.follow(&ending).await });
         let refusals = SharedRefusals::new(store.clone());
         // Before anything is asked of an upstream.
-        integrations.recall(&refusals).await;
+        tokio::select! {
+            () = integrations.recall(&refusals) => {}
+            () = shutdown.cancelled() => {}
+        }
         let ending = shutdown.clone();
         feeding.spawn(async move { member.run(&ending).await });
         let (checked, ending) = (Arc::clone(&integrations), shutdown.clone());

@@ -6,12 +6,13 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::integration::{Away, Credentials, Known, Ledger, REFUSED_TRIES};
+use crate::integration::{Away, Credentials, Known, Ledger, TRY_LIMITS};
 use crate::store::{Refusals, Store, StoreError, TryPolicy};
 use crate::tenant::{PerStep, StepKind};
 
-/// What all processes agree on.
-const POLICY: TryPolicy = TryPolicy { tries: REFUSED_TRIES.0, within: REFUSED_TRIES.1 };
+/// What each process keeps to by itself, all keep to together.
+const POLICY: TryPolicy =
+    TryPolicy { few: TRY_LIMITS.few, many: TRY_LIMITS.many, rarely: TRY_LIMITS.rarely };
 
 /// See the module.
 pub struct SharedRefusals {

@@ -15,8 +15,9 @@
 //! # How often a refused credential is tried
 //!
 //! At most three times in ten minutes, because Stalwart bans an address for ever after a hundred failed
-//! logins. What is in flight when the credential goes bad is refused as well, and counts: if that was three
-//! or more, there is no probe for ten minutes.
+//! logins in a day; and once an hour when there were more than fifty in a day. What is in flight when the
+//! credential goes bad is refused as well, and counts: if that was three or more, there is no probe for ten
+//! minutes. What is accepted in between takes nothing back: the server counts on, too.
 //!
 //! # How it opens
 //!
@@ -34,16 +35,28 @@ const DOWN_AFTER: u32 = 5;
 /// The longest pause that an upstream is given at its word.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(900);
 
-/// Tries of a refused credential by all processes, in so long.
-pub const REFUSED_TRIES: (u32, Duration) = (3, Duration::from_secs(600));
-const TRIES: usize = REFUSED_TRIES.0 as usize;
-const TRIES_WITHIN: Duration = REFUSED_TRIES.1;
+/// How often all processes together may try a credential that is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TryLimits {
+    /// No more than so many in so long.
+    pub few: (usize, Duration),
+    /// After so many in so long, `rarely`.
+    pub many: (usize, Duration),
+    pub rarely: Duration,
+}
+
+/// The limits for every upstream: half of what Stalwart bans for.
+pub const TRY_LIMITS: TryLimits = TryLimits {
+    few: (3, Duration::from_secs(600)),
+    many: (50, Duration::from_secs(86_400)),
+    rarely: Duration::from_secs(3_600),
+};
 
 /// Between probes of an upstream that is down.
 const DOWN_PROBES: &[u64] = &[1, 2, 5, 10, 30];
 /// Between probes of credentials that are doubted, and of those whose refusal is believed.
 const DOUBTED_CREDENTIAL_PROBES: &[u64] = &[5, 60];
-const CREDENTIAL_PROBES: &[u64] = &[120, 600, 900];
+const CREDENTIAL_PROBES: &[u64] = &[120, 600, 1_800, 3_600];
 /// The same of an address or TLS, which harms nobody.
 const DOUBTED_SETUP_PROBES: &[u64] = &[2, 5, 15, 30];
 const SETUP_PROBES: &[u64] = &[15, 60, 300];
@@ -142,6 +155,11 @@ impl Circuit {
         matches!(self.state, State::Working { .. })
     }
 
+    /// Whether nothing was ever found out.
+    pub fn is_unproven(&self) -> bool {
+        matches!(self.state, State::Trying(None))
+    }
+
     pub fn shut(&self) -> Option<&Shut> {
         match &self.state {
             State::Shut(shut) => Some(shut),
@@ -158,12 +176,16 @@ impl Circuit {
         std::mem::take(&mut self.untold)
     }
 
-    /// The next probe is due then, as all processes agree.
-    pub fn postpone(&mut self, probe_at: Instant, now: Instant) {
-        if let State::Shut(shut) = &mut self.state {
-            shut.probe_at = probe_at;
-            shut.error.failure.kind = shut.kind(probe_at.saturating_duration_since(now));
-        }
+    /// The next probe is due then, as all processes agree. When they may not try a credential any more for
+    /// a while, it has been tried often enough to be believed to be refused.
+    pub fn postpone(&mut self, probe_at: Instant, now: Instant) -> News {
+        let State::Shut(shut) = &mut self.state else { return News::None };
+        let wait = probe_at.saturating_duration_since(now);
+        let doubted = !shut.believed;
+        shut.believed |= shut.cause == Cause::Credentials && wait > DOUBT;
+        shut.probe_at = probe_at;
+        shut.error.failure.kind = shut.kind(wait);
+        if doubted && shut.believed { News::Believed } else { News::None }
     }
 
     /// What was refused has been replaced: its successor is tried at once, and the tries of the one before
@@ -276,7 +298,6 @@ impl Circuit {
             (State::Trying(None) | State::Working { .. }, _) => News::None,
         };
         self.proven = true;
-        self.tries.clear();
         news
     }
 
@@ -305,7 +326,7 @@ impl Circuit {
             || match cause {
                 Cause::Outage => false,
                 Cause::Credentials => {
-                    !doubted || (in_a_row > 0 && persists) || self.tries.len() >= TRIES
+                    !doubted || (in_a_row > 0 && persists) || !self.forbidden_for(now).is_zero()
                 }
                 Cause::Claims => persists,
                 Cause::Setup => !doubted || persists,
@@ -334,20 +355,19 @@ impl Circuit {
 
     fn count_try(&mut self, now: Instant) {
         self.untold = self.untold.saturating_add(1);
-        self.tries.retain(|at| now.duration_since(*at) < TRIES_WITHIN);
+        let (most, within) = TRY_LIMITS.many;
+        self.tries.retain(|at| now.duration_since(*at) < within);
         self.tries.push(now);
-        let surplus = self.tries.len().saturating_sub(TRIES);
+        let surplus = self.tries.len().saturating_sub(most);
         self.tries.drain(..surplus);
     }
 
     /// How long no credential may be tried, because it was tried too often.
     fn forbidden_for(&self, now: Instant) -> Duration {
-        match self.tries.first() {
-            Some(first) if self.tries.len() >= TRIES => {
-                (*first + TRIES_WITHIN).saturating_duration_since(now)
-            }
-            _ => Duration::ZERO,
-        }
+        let TryLimits { few: (few, within), many: (many, _), rarely } = TRY_LIMITS;
+        let last_few = self.tries.len().checked_sub(few).map(|first| self.tries[first]);
+        let wait = last_few.map_or(Duration::ZERO, |at| (at + within).saturating_duration_since(now));
+        if self.tries.len() >= many { wait.max(rarely) } else { wait }
     }
 }
 
@@ -425,14 +445,44 @@ mod tests {
                     circuit.ended(Some(&refusal()), By::Run, start);
                     tries.push(start);
                 }
-                tries.extend(tries_of(&mut circuit, start, second(7_200)));
+                tries.extend(tries_of(&mut circuit, start, second(20_000)));
                 assert!(tries.len() > 5, "it is probed all the same: {}", tries.len());
-                for window in tries.windows(TRIES + 1) {
-                    let span = *window.last().unwrap() - window[0];
-                    assert!(span >= TRIES_WITHIN, "{in_flight} {proven}: {TRIES} more within {span:?}");
-                }
+                assert_few(&tries);
             }
         }
+    }
+
+    fn assert_few(tries: &[Instant]) {
+        let (few, within) = TRY_LIMITS.few;
+        for window in tries.windows(few + 1) {
+            let span = *window.last().unwrap() - window[0];
+            assert!(span >= within, "one more than {few} within {span:?}");
+        }
+    }
+
+    #[test]
+    fn a_credential_that_is_accepted_in_between_is_tried_no_more_often() {
+        let start = Instant::now();
+        let mut circuit = working(start);
+        let (mut now, mut tries) = (start, Vec::new());
+        while now - start < TRY_LIMITS.many.1 {
+            circuit.refused(&refusal(), By::Run, now);
+            tries.push(now);
+            now += probe_in(&circuit, now);
+            circuit.ended(None, By::Check, now);
+        }
+        assert_few(&tries);
+        // Fifty, and then one an hour.
+        assert!((50..100).contains(&tries.len()), "{} in a day: a hundred are a ban", tries.len());
+    }
+
+    #[test]
+    fn a_credential_that_stays_refused_is_tried_less_than_fifty_times_a_day() {
+        let start = Instant::now();
+        let mut circuit = Circuit::new();
+        circuit.refused(&refusal(), By::Run, start);
+        let tries = tries_of(&mut circuit, start, TRY_LIMITS.many.1);
+        assert!((20..50).contains(&tries.len()), "{}", tries.len());
     }
 
     #[test]
@@ -446,6 +496,7 @@ mod tests {
         assert!(soon - start <= second(5));
         assert_eq!(circuit.ended(None, By::Check, soon), News::Works, "it was a restart");
 
+        let mut circuit = working(soon);
         circuit.refused(&refusal(), By::Run, soon);
         let mut now = soon;
         let mut news = News::None;
@@ -466,7 +517,7 @@ mod tests {
         let mut circuit = working(now);
         let all: Vec<_> = (0..3).map(|_| circuit.refused(&refusal(), By::Run, now)).collect();
         assert_eq!(all, [News::Shut, News::None, News::Believed]);
-        assert_eq!(probe_in(&circuit, now), TRIES_WITHIN);
+        assert_eq!(probe_in(&circuit, now), TRY_LIMITS.few.1);
     }
 
     #[test]
@@ -498,6 +549,26 @@ mod tests {
         assert_eq!(waits, [1, 2, 5, 10, 30, 30]);
         circuit.ended(None, By::Check, now);
         assert_eq!(circuit.ended(None, By::Turn, now), News::Works);
+    }
+
+    #[test]
+    fn a_refusal_right_after_an_outage_is_a_doubt_though_nothing_ever_worked() {
+        let now = Instant::now();
+        let mut circuit = Circuit::new();
+        circuit.ended(Some(&outage()), By::Check, now);
+        circuit.refused(&refusal(), By::Check, now);
+        circuit.ended(Some(&refusal()), By::Check, now);
+        assert!(circuit.is_refused() && !circuit.shut().unwrap().is_believed());
+    }
+
+    #[test]
+    fn what_other_processes_have_tried_often_enough_is_believed() {
+        let now = Instant::now();
+        let mut circuit = working(now);
+        circuit.refused(&refusal(), By::Run, now);
+        assert_eq!(circuit.postpone(now + second(30), now), News::None);
+        assert_eq!(circuit.postpone(now + TRY_LIMITS.few.1, now), News::Believed);
+        assert!(circuit.shut().unwrap().error(now).is_misconfigured());
     }
 
     #[test]

@@ -110,6 +110,18 @@ impl Gate {
         result.map_err(|error| self.until_probe(error))
     }
 
+    /// Runs `run` unless the breaker is shut. It neither waits for others nor lets others wait, because it
+    /// takes long; except at start, when nothing is known of the credentials.
+    pub async fn pass_beside<T>(&self, run: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        self.lets_through()?;
+        if self.lock().circuit.is_unproven() {
+            return self.pass(run).await;
+        }
+        let result = run.await;
+        self.learn(result.as_ref().err(), By::Run);
+        result.map_err(|error| self.until_probe(error))
+    }
+
     /// Runs a check, whatever is known of the upstream. One at a time.
     pub async fn probe<T>(&self, check: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let probe = self.turn(|gate, _| gate.enter_to_check()).await?;
@@ -267,7 +279,8 @@ impl Gate {
     /// The next probe is due after `wait`.
     pub(super) fn postpone(&self, wait: Duration) {
         let now = Instant::now();
-        self.lock().circuit.postpone(now + wait, now);
+        let news = self.lock().circuit.postpone(now + wait, now);
+        self.tell(news);
         self.amend(|_| {});
     }
 
@@ -462,4 +475,63 @@ fn is_check() -> bool {
 fn parked(mut error: Error) -> Error {
     error.failure.parked = true;
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate() -> Gate {
+        Gate::new(StepKind::Stalwart, Arc::default(), HealthBoard::new(PerStep::default()))
+    }
+
+    #[tokio::test]
+    async fn a_credential_that_was_not_accepted_lately_is_risked_by_three_requests_at_once() {
+        let gate = gate();
+        let mut risked = Vec::new();
+        for _ in 0..RISKED {
+            risked.push(gate.may_send().await.unwrap());
+        }
+        let fourth = gate.may_send();
+        tokio::pin!(fourth);
+        let waits = tokio::time::timeout(Duration::from_millis(20), &mut fourth).await;
+        assert!(waits.is_err(), "a fourth waits for what comes of them");
+        gate.accepted();
+        risked.pop();
+        fourth.await.unwrap();
+        // From now on as many as there are.
+        for _ in 0..2 * RISKED {
+            risked.push(gate.may_send().await.unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_waited_while_the_credential_was_refused_is_not_sent() {
+        let gate = gate();
+        let refusal = Error::misconfigured(Reason::CredentialsRejected, "stalwart: 401".into());
+        gate.probe(std::future::ready(Ok(()))).await.unwrap();
+        let run = gate.pass(async {
+            gate.refused(&refusal);
+            gate.may_send().await.map(drop)
+        });
+        let error = run.await.unwrap_err();
+        assert!(error.failure.parked, "{error:?}");
+        // A check is let through.
+        gate.probe(async { gate.may_send().await.map(drop) }).await.unwrap();
+        gate.pass(async { gate.may_send().await.map(drop) }).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_takes_long_does_not_keep_the_turn_from_others() {
+        let gate = gate();
+        let down = Error::transient(Reason::Unreachable, "stalwart: cannot connect".into());
+        gate.probe(std::future::ready(Err::<(), _>(down.clone()))).await.unwrap_err();
+        let refused = gate.pass_beside(std::future::ready(Ok(()))).await.unwrap_err();
+        assert!(refused.failure.parked, "{refused:?}");
+        gate.probe(std::future::ready(Ok(()))).await.unwrap();
+        let long = gate.pass_beside(std::future::pending::<Result<(), Error>>());
+        tokio::pin!(long);
+        assert!(tokio::time::timeout(Duration::from_millis(10), &mut long).await.is_err());
+        gate.pass(std::future::ready(Ok(()))).await.unwrap();
+    }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::ledger::{Known, Ledger};
+use super::ledger::{Away, Known, Ledger};
 use super::{Error, Guarded, Integration, Integrations};
 use crate::secret::Changes;
 use crate::tenant::{Breaker, FailureKind, PerStep, Reason, StepKind, UpstreamHealth};
@@ -20,13 +20,16 @@ const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Between looks whether a missing permission has been granted.
 const PERMISSION_WAIT: Duration = Duration::from_secs(300);
+/// Before a ledger that was away is asked again.
+const AWAY: Duration = Duration::from_secs(1);
 /// Between looks whether another process was accepted, while we are refused.
 const LOOK: Duration = Duration::from_secs(15);
 /// In which secrets that belong together change.
 const TOGETHER: Duration = Duration::from_millis(100);
 
 impl Integrations {
-    /// Learns what credentials other processes know to be refused. To be called before anything is asked.
+    /// Learns what credentials other processes know to be refused. To be called before anything is asked;
+    /// waits for a database that is away.
     pub async fn recall(&self, ledger: &dyn Ledger) {
         tokio::join!(
             recall(self.authentik.as_ref(), ledger),
@@ -142,9 +145,12 @@ impl Integrations {
 
 async fn recall<I: Integration>(guarded: Option<&Guarded<I>>, ledger: &dyn Ledger) {
     let Some(Guarded { integration, gate }) = guarded else { return };
-    let known = ledger.known(integration.step(), integration.upstream().credentials()).await;
-    if let Ok(Known::This { wait, message }) = known {
-        gate.recall(&message, wait);
+    loop {
+        match ledger.known(integration.step(), integration.upstream().credentials()).await {
+            Ok(Known::This { wait, message }) => return gate.recall(&message, wait),
+            Ok(Known::Nothing | Known::Another) => return,
+            Err(Away) => tokio::time::sleep(AWAY).await,
+        }
     }
 }
 
@@ -162,6 +168,16 @@ impl<I: Integration> Guarded<I> {
     pub(super) async fn pass<T>(&self, run: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let used = self.integration.upstream().secrets_version();
         let ended = self.gate.pass(run).await;
+        self.judged(used, ended).await
+    }
+
+    /// The same for a run that takes long.
+    pub(super) async fn pass_beside<T>(
+        &self,
+        run: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let used = self.integration.upstream().secrets_version();
+        let ended = self.gate.pass_beside(run).await;
         self.judged(used, ended).await
     }
 

@@ -21,7 +21,7 @@ mod template;
 mod upstream;
 
 pub use authentik::Authentik;
-pub use circuit::REFUSED_TRIES;
+pub use circuit::{TRY_LIMITS, TryLimits};
 pub use converge::{
     Checked, Converged, Integration, Intent, Marked, Mode, Owner, Reached, Release, Released, Remarks,
     RepairGuard, Seen, Target, Unbounded, Usage, converge, run,
@@ -164,9 +164,9 @@ impl Integrations {
     /// Lists what tenants have in use in an upstream; see [`Integration::sweep`].
     pub async fn sweep(&self, step: StepKind, each: impl FnMut(Seen) + Send) -> Result<(), Error> {
         match (step, &self.authentik, &self.stalwart, &self.ocis) {
-            (StepKind::Authentik, Some(it), ..) => it.pass(it.integration.sweep(each)).await,
-            (StepKind::Stalwart, _, Some(it), _) => it.pass(it.integration.sweep(each)).await,
-            (StepKind::Ocis, .., Some(it)) => it.pass(it.integration.sweep(each)).await,
+            (StepKind::Authentik, Some(it), ..) => it.pass_beside(it.integration.sweep(each)).await,
+            (StepKind::Stalwart, _, Some(it), _) => it.pass_beside(it.integration.sweep(each)).await,
+            (StepKind::Ocis, .., Some(it)) => it.pass_beside(it.integration.sweep(each)).await,
             _ => Ok(()),
         }
     }
@@ -178,9 +178,9 @@ impl Integrations {
         ids: &HashSet<TenantId>,
     ) -> Result<Vec<Marked>, Error> {
         match (step, &self.authentik, &self.stalwart, &self.ocis) {
-            (StepKind::Authentik, Some(it), ..) => it.pass(it.integration.marked_as(ids)).await,
-            (StepKind::Stalwart, _, Some(it), _) => it.pass(it.integration.marked_as(ids)).await,
-            (StepKind::Ocis, .., Some(it)) => it.pass(it.integration.marked_as(ids)).await,
+            (StepKind::Authentik, Some(it), ..) => it.pass_beside(it.integration.marked_as(ids)).await,
+            (StepKind::Stalwart, _, Some(it), _) => it.pass_beside(it.integration.marked_as(ids)).await,
+            (StepKind::Ocis, .., Some(it)) => it.pass_beside(it.integration.marked_as(ids)).await,
             _ => Ok(Vec::new()),
         }
     }

@@ -12,6 +12,9 @@ use super::circuit::LONGEST_PAUSE;
 /// The longest pause that a request waits for.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A server that has answered nothing but "not now" for so long is down.
+const OUTAGE: Duration = Duration::from_secs(60);
+
 /// What an upstream asked for.
 #[derive(Default)]
 pub(super) struct Pace(Mutex<Pause>);
@@ -40,9 +43,9 @@ impl Pace {
         }
     }
 
-    /// How long it has asked for nothing but pauses.
-    pub fn lasts(&self) -> Duration {
-        self.lock().since.map_or(Duration::ZERO, |since| since.elapsed())
+    /// Whether it has asked for nothing but pauses for so long that it is rather down.
+    pub fn is_an_outage(&self) -> bool {
+        self.lock().since.is_some_and(|since| since.elapsed() >= OUTAGE)
     }
 
     /// Waits for a turn.
@@ -93,8 +96,17 @@ mod tests {
         let (one, other) = tokio::join!(pace.turn(), pace.turn());
         assert_eq!((one, other), (Ok(()), Ok(())));
         assert!(begun.elapsed() >= Duration::from_millis(80), "{:?}", begun.elapsed());
-        assert!(pace.lasts() > Duration::ZERO);
+    }
+
+    #[test]
+    fn nothing_but_pauses_for_a_minute_is_an_outage_until_it_answers() {
+        let pace = Pace::default();
+        pace.slow_down(Duration::ZERO);
+        assert!(!pace.is_an_outage());
+        pace.lock().since = Instant::now().checked_sub(OUTAGE);
+        pace.slow_down(Duration::ZERO);
+        assert!(pace.is_an_outage());
         pace.answered();
-        assert_eq!(pace.lasts(), Duration::ZERO);
+        assert!(!pace.is_an_outage());
     }
 }

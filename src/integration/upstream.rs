@@ -82,8 +82,6 @@ impl Dialect {
 
 /// Pauses that a request waits for before its run is given back.
 const MOST_PAUSES: u32 = 3;
-/// A server that has answered nothing but "not now" for so long is down.
-const PAUSES_ARE_AN_OUTAGE: Duration = Duration::from_secs(60);
 
 /// A request to an upstream.
 pub struct Call<'a> {
@@ -478,7 +476,7 @@ impl Upstream {
             let mut error = Error::transient(Reason::UpstreamError, self.refusal(call, answer));
             if status == StatusCode::SERVICE_UNAVAILABLE
                 && let Some(wait) = answer.retry_after()
-                && self.pace.lasts() < PAUSES_ARE_AN_OUTAGE
+                && !self.pace.is_an_outage()
             {
                 error.failure.kind = FailureKind::Paced { wait };
             }

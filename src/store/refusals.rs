@@ -37,8 +37,11 @@ pub struct Refused {
 /// How often a refused credential may be tried by all processes together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TryPolicy {
-    pub tries: u32,
-    pub within: Duration,
+    /// No more than so many in so long.
+    pub few: (usize, Duration),
+    /// After so many in so long, `rarely`.
+    pub many: (usize, Duration),
+    pub rarely: Duration,
 }
 
 /// A try that does not end is nobody's after so long.
@@ -78,28 +81,35 @@ impl Store {
         message: &str,
         policy: TryPolicy,
     ) -> Result<Duration, StoreError> {
-        let most = i64::from(policy.tries);
-        let new: Vec<Bson> = vec![Bson::from("$$NOW"); count.min(policy.tries) as usize];
+        let TryPolicy { few: (few, within), many: (many, a_day), rarely } = policy;
+        let [few, many] = [few, many].map(|count| i64::try_from(count).unwrap_or(i64::MAX));
+        let new = vec![
+            Bson::from("$$NOW");
+            usize::try_from(count).unwrap_or(policy.many.0).min(policy.many.0)
+        ];
         let recent = doc! { "$filter": {
             "input": { "$cond": [
                 { "$eq": ["$digest", i32::from(digest)] }, { "$ifNull": ["$tries", []] }, [],
             ] },
             "as": "at",
-            "cond": { "$gt": ["$$at", { "$subtract": ["$$NOW", millis(policy.within)] }] },
+            "cond": { "$gt": ["$$at", { "$subtract": ["$$NOW", millis(a_day)] }] },
         } };
-        let soonest = doc! { "$add": ["$$NOW", millis(wait)] };
-        let allowed = doc! { "$cond": [
-            { "$gte": [{ "$size": "$tries" }, most] },
-            { "$add": [{ "$first": "$tries" }, millis(policy.within)] },
-            "$$NOW",
+        let more_than = |count: i64| doc! { "$gte": [{ "$size": "$tries" }, count] };
+        let after_few = doc! { "$add": [{ "$arrayElemAt": ["$tries", -few] }, millis(within)] };
+        let after_many = doc! { "$add": ["$$NOW", millis(rarely)] };
+        let next = doc! { "$max": [
+            { "$add": ["$$NOW", millis(wait)] },
+            { "$cond": [more_than(few), after_few, Bson::Null] },
+            { "$cond": [more_than(many), after_many, Bson::Null] },
         ] };
         let note = vec![
             doc! { "$set": {
-                "tries": { "$slice": [{ "$concatArrays": [recent, new] }, -most] },
+                "tries": { "$slice": [{ "$concatArrays": [recent, new] }, -many] },
                 "digest": i32::from(digest),
+                "refused": true,
                 "message": { "$literal": message },
             } },
-            doc! { "$set": { "nextTryAt": { "$max": [soonest, allowed] } } },
+            doc! { "$set": { "nextTryAt": next } },
         ];
         let refusals = self.refusals_collection();
         let update = refusals
@@ -117,6 +127,7 @@ impl Store {
         let due = doc! {
             "_id": id(step),
             "digest": i32::from(digest),
+            "refused": true,
             "$expr": { "$lte": ["$nextTryAt", "$$NOW"] },
         };
         let take = vec![doc! { "$set": { "nextTryAt": { "$add": ["$$NOW", millis(TRY_LASTS)] } } }];
@@ -129,9 +140,9 @@ impl Store {
         Ok(refused.filter(|refused| refused.digest == digest).map(|refused| refused.wait))
     }
 
-    /// The upstream accepts us.
+    /// The upstream accepts us. The tries stay counted, as they do there.
     pub async fn forget_refusals(&self, step: StepKind) -> Result<(), StoreError> {
-        let forget = doc! { "$unset": { "digest": 1, "tries": 1, "nextTryAt": 1, "message": 1 } };
+        let forget = doc! { "$unset": { "refused": 1, "nextTryAt": 1, "message": 1 } };
         let refusals = self.refusals_collection();
         let update = refusals.update_one(doc! { "_id": id(step) }, forget);
         self.bounded("forget refusals", update).await.map(drop)
@@ -140,12 +151,13 @@ impl Store {
 
 /// The document, with the time that is left by the server's clock.
 fn shown() -> Document {
-    doc! { "salt": 1, "digest": 1, "message": 1, "wait": { "$subtract": ["$nextTryAt", "$$NOW"] } }
+    doc! { "salt": 1, "digest": 1, "refused": 1, "message": 1, "wait": { "$subtract": ["$nextTryAt", "$$NOW"] } }
 }
 
 fn read(found: &Document) -> Refusals {
     let number = |field: &str| found.get(field).and_then(integer);
-    let refused = number("digest").and_then(|digest| u16::try_from(digest).ok()).map(|digest| {
+    let digest = number("digest").and_then(|digest| u16::try_from(digest).ok());
+    let refused = digest.filter(|_| found.get_bool("refused").unwrap_or(false)).map(|digest| {
         let wait = number("wait").and_then(|wait| u64::try_from(wait).ok()).unwrap_or_default();
         Refused {
             digest,

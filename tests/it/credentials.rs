@@ -24,7 +24,11 @@ const PERMISSIONS: [&str; 9] = [
     "sysDkimSignatureDestroy",
     "unlimitedRequests",
 ];
-const POLICY: TryPolicy = TryPolicy { tries: 3, within: Duration::from_secs(600) };
+const POLICY: TryPolicy = TryPolicy {
+    few: (3, Duration::from_secs(600)),
+    many: (50, Duration::from_secs(86_400)),
+    rarely: Duration::from_secs(3_600),
+};
 
 fn slowly(suite: &Suite) {
     suite.stalwart.faults.add(Fault { delay_ms: 20, ..Fault::default() });
@@ -148,6 +152,13 @@ async fn three_tries_in_ten_minutes_are_those_of_all_processes_together() {
     }
     let wait = world.store.note_refusals(STALWART, 7, 1, soon, "401", POLICY).await.unwrap();
     assert!(wait > Duration::from_secs(595) && wait <= Duration::from_secs(600), "{wait:?}");
+    // That it was accepted in between takes nothing back, and after many it is tried rarely.
+    other.forget_refusals(STALWART).await.unwrap();
+    assert_eq!(other.refusals(STALWART).await.unwrap().refused, None);
+    let wait = other.note_refusals(STALWART, 7, 1, soon, "401", POLICY).await.unwrap();
+    assert!(wait > Duration::from_secs(590), "{wait:?}");
+    let wait = other.note_refusals(STALWART, 7, 64, soon, "401", POLICY).await.unwrap();
+    assert!(wait > Duration::from_secs(3_590), "{wait:?}");
     // Another credential is another matter.
     let wait = world.store.note_refusals(STALWART, 8, 1, soon, "401", POLICY).await.unwrap();
     assert!(wait < Duration::from_secs(1), "{wait:?}");
