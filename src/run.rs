@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{
-    Api, Guard, Hub, Limits as ApiLimits, Patience, Readiness, RequestTimeout, Telemetry, Upstreams,
-    serve,
+    Api, CheckAnswer, CheckRequest, Guard, Hub, Limits as ApiLimits, Patience, Readiness,
+    RequestTimeout, Telemetry, Upstreams, serve,
 };
 use crate::auth::Authenticator;
 use crate::config;
 use crate::config::{AuthentikConfig, Config, OcisConfig, StalwartConfig};
-use crate::controller::{Controller, QUEUE_CAPACITY, Settings};
+use crate::controller::{Controller, QUEUE_CAPACITY, Settings, SharedRefusals};
 use crate::integration::{
     Authentik, BaseUrl, Credentials, HttpClient, HttpClientError, Integrations, Limits, Ocis, Stalwart,
     TokenSource, Upstream,
@@ -53,6 +53,8 @@ const OTHER_CONNECTIONS: u32 = 32;
 const LIST_PAUSE: Duration = Duration::from_secs(60);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(15);
+/// Checks that are asked for and not begun.
+const CHECKS: usize = 8;
 /// Files that are plenty: connections of clients, to MongoDB and to the upstreams.
 const FILES: u64 = 32_768;
 /// Part of the grace period in which open HTTP connections may end once everything else has.
@@ -123,6 +125,7 @@ pub async fn run(
         upstreams: Upstreams {
             process: holder.to_string().into(),
             board: integrations.health(),
+            checks: checks(Arc::clone(&integrations), store.clone()),
             controls: controls.subscribe(),
         },
         guard,
@@ -246,6 +249,26 @@ impl Grace {
     fn left(&self) -> Duration {
         self.span.saturating_sub(self.began.get().map_or(Duration::ZERO, Instant::elapsed))
     }
+}
+
+/// Where the API asks for checks of upstreams. Each is made beside the others.
+fn checks(integrations: Arc<Integrations>, store: Store) -> mpsc::Sender<CheckRequest> {
+    let (checks, mut asked) = mpsc::channel::<CheckRequest>(CHECKS);
+    let ledger = Arc::new(SharedRefusals::new(store));
+    tokio::spawn(async move {
+        while let Some(CheckRequest { upstream, answer }) = asked.recv().await {
+            let (integrations, ledger) = (Arc::clone(&integrations), Arc::clone(&ledger));
+            tokio::spawn(async move {
+                let answered = match integrations.check(upstream, &*ledger).await {
+                    Ok(()) => CheckAnswer::Checked,
+                    Err(wait) => CheckAnswer::NotYet(wait),
+                };
+                // Whoever asked may be gone.
+                let _ = answer.send(answered);
+            });
+        }
+    });
+    checks
 }
 
 /// Waits for the database, and prepares it. Credentials that it refuses are waited for only where others

@@ -16,6 +16,7 @@ const OPERATOR: &[(Method, &str)] = &[
     (Method::POST, "/tenants/{slug}/reconcile"),
     (Method::POST, "/tenants/{slug}/pause"),
     (Method::POST, "/tenants/{slug}/resume"),
+    (Method::POST, "/upstreams/{upstream}/check"),
 ];
 
 /// The role that a request needs; `route` is the pattern that its path matched. Whatever changes something
@@ -42,6 +43,7 @@ mod tests {
             (Method::DELETE, Some("/tenants/{slug}"), Role::Admin),
             (Method::POST, Some("/tenants/{slug}/purge"), Role::Admin),
             (Method::POST, Some("/upstreams/{upstream}/retire"), Role::Admin),
+            (Method::POST, Some("/upstreams/{upstream}/check"), Role::Operator),
             (Method::POST, None, Role::Admin),
         ] {
             assert_eq!(needed(&method, route), role, "{method} {route:?}");

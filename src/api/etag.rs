@@ -8,12 +8,12 @@ use axum::Json;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::problem::Problem;
-use super::representation::TenantView;
+use super::representation::{Probes, TenantView};
 use crate::store::Record;
 use crate::tenant::{StepKind, Tenant};
 
@@ -38,7 +38,16 @@ fn tag(tenant: &Tenant) -> String {
 
 /// One tenant as a body, with its tag. A document that makes no sense has no version.
 pub fn single(record: &Record) -> impl IntoResponse + use<> {
-    let mut response = Json(TenantView::from(record)).into_response();
+    versioned(record, TenantView::from(record))
+}
+
+/// The same, with until when its steps wait that wait for an upstream.
+pub fn single_now(record: &Record, probes: &Probes) -> impl IntoResponse + use<> {
+    versioned(record, TenantView::now(record, probes))
+}
+
+fn versioned(record: &Record, view: TenantView) -> Response {
+    let mut response = Json(view).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Record::Tenant(tenant) = record

@@ -28,7 +28,7 @@ pub use guard::{Guard, Limits, Place};
 pub use hub::Hub;
 pub use serve::{Patience, serve};
 pub use telemetry::Telemetry;
-pub use upstreams::Upstreams;
+pub use upstreams::{CheckAnswer, CheckRequest, Upstreams};
 
 use std::time::Duration;
 
@@ -101,6 +101,7 @@ impl Api {
             .route("/stops", get(fleet::stops))
             .route("/stops/{what}", put(fleet::stop).delete(fleet::start))
             .route("/upstreams", get(upstreams::list))
+            .route("/upstreams/{upstream}/check", post(upstreams::check))
             .route("/upstreams/{upstream}/retire", post(upstreams::retire))
             .route("/livez", get(health::live))
             .route("/readyz", get(health::ready))

@@ -49,6 +49,7 @@ use super::{edit, events, fleet, health, plan, stream, tenants, upstreams};
         fleet::stop,
         fleet::start,
         upstreams::list,
+        upstreams::check,
         upstreams::retire,
         health::live,
         health::ready,

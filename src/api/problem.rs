@@ -151,6 +151,26 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "Upstream not known", detail)
     }
 
+    pub fn upstream_not_configured(upstream: &str, setting: &str) -> Self {
+        let detail = format!(
+            "{setting} is not set in the process that answers, so that it cannot ask {upstream}"
+        );
+        Self::new(StatusCode::CONFLICT, "Upstream not configured", detail)
+    }
+
+    /// Its credentials were refused, and are the same still.
+    pub fn refused_lately(upstream: &str, retry_in: Duration) -> Self {
+        let detail = format!(
+            "{upstream} refuses our credentials, and they are still the same: it was not asked, because it may \
+             ban an address for failed logins. Correct them: others are used at once. The same ones are tried \
+             again in {} s",
+            retry_in.as_secs().max(1)
+        );
+        let mut problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "Credentials refused lately", detail);
+        problem.retry_after = Some(retry_in.max(SECOND));
+        problem
+    }
+
     pub fn guard_not_tripped(upstream: &str) -> Self {
         let detail =
             format!("the change guard of {upstream} has not tripped, so there is nothing to lift");

@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::store::{InvalidDocument, Record};
-use crate::tenant::{Phase, Reason, StepKind, StepState, StepStatus, Tenant};
+use crate::tenant::{PerStep, Phase, Reason, StepKind, StepState, StepStatus, Tenant};
 
 /// One tenant, whether its document makes sense or not.
 #[derive(Debug, Serialize, ToSchema)]
@@ -71,8 +71,24 @@ struct StepView {
     attempts: u32,
     last_attempt_at: Option<Timestamp>,
     last_transition_at: Option<Timestamp>,
+    /// When the step is tried again by itself; null is now, or, while it waits for its upstream, when that works.
     next_attempt_at: Option<Timestamp>,
+    /// Set while the step waits for its upstream to work.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits_for: Option<WaitView>,
 }
+
+/// What a step waits for that is not tried while its upstream does not work.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct WaitView {
+    upstream: &'static str,
+    /// When the upstream is probed next, as far as the process that answers knows.
+    next_probe_at: Option<Timestamp>,
+}
+
+/// When the upstreams that do not work are probed next, as this process sees it.
+pub type Probes = PerStep<Option<Timestamp>>;
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -104,6 +120,22 @@ pub struct InvalidTenant {
 enum InvalidStatus {
     #[expect(dead_code, reason = "a description")]
     Invalid,
+}
+
+impl TenantView {
+    /// The tenant as it is recorded, and until when its steps wait that wait for an upstream.
+    pub fn now(record: &Record, probes: &Probes) -> Self {
+        let mut view = Self::from(record);
+        if let Self::Tenant(tenant) = &mut view {
+            let now = Timestamp::now();
+            for step in StepKind::ALL {
+                if let Some(view) = tenant.steps.get_mut(step.name()) {
+                    view.until(probes[step], now);
+                }
+            }
+        }
+        view
+    }
 }
 
 impl From<&Record> for TenantView {
@@ -161,7 +193,7 @@ impl From<&Tenant> for ValidTenant {
             },
             provisioning_status: each_step(|step| state(step).name()),
             provisioning_errors: StepKind::ALL.into_iter().filter_map(error).collect(),
-            steps: each_step(|step| StepView::new(&status.steps[step], state(step))),
+            steps: each_step(|step| StepView::new(step, &status.steps[step], state(step))),
             conditions: vec![ready(tenant)],
             generation: tenant.generation,
             observed_generation: status.observed_generation,
@@ -176,18 +208,37 @@ impl From<&Tenant> for ValidTenant {
 
 impl StepView {
     /// `state` is the step's for the *current* desired state.
-    fn new(step: &StepStatus, state: StepState) -> Self {
+    fn new(kind: StepKind, step: &StepStatus, state: StepState) -> Self {
         let outdated = state != step.state;
+        // What was recorded for it is when it would be tried if nobody noticed.
+        let waits = step.parked && !outdated;
         let reason = if outdated { Some(Reason::DesiredStateChanged) } else { step.reason };
         Self {
             state: state.name(),
             reason: reason.map(Reason::name),
-            message: step.message.clone(),
+            message: match &step.message {
+                Some(message) if waits => Some(format!("{message} (waits until {kind} works)")),
+                message => message.clone(),
+            },
             external_id: step.external_id.clone(),
             attempts: step.attempts,
             last_attempt_at: step.last_attempt_at,
             last_transition_at: step.last_transition_at,
-            next_attempt_at: if outdated { None } else { step.next_attempt_at },
+            next_attempt_at: if outdated || waits { None } else { step.next_attempt_at },
+            waits_for: waits.then(|| WaitView { upstream: kind.name(), next_probe_at: None }),
+        }
+    }
+
+    /// Says until when the step waits, if it waits for its upstream.
+    fn until(&mut self, probe_at: Option<Timestamp>, now: Timestamp) {
+        let (Some(waits), Some(probe_at)) = (&mut self.waits_for, probe_at) else { return };
+        waits.next_probe_at = Some(probe_at);
+        if let Some(message) = &mut self.message
+            && message.ends_with(" works)")
+        {
+            message.pop();
+            let seconds = probe_at.duration_since(now).as_secs().max(0);
+            message.push_str(&format!("; next probe in {seconds}s)"));
         }
     }
 }

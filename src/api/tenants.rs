@@ -10,11 +10,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::etag::single;
+use super::etag::{single, single_now};
 use super::fields::Steps;
 use super::openapi::{Creating, Editing, Finding, Listing, NewTenantBody, Prefer, Searching, StepsBody};
 use super::problem::{FieldError, Problem};
 use super::representation::TenantView;
+use super::upstreams::Upstreams;
 use super::wait::{Wait, acted_on, handled};
 use crate::auth::Principal;
 use crate::store::{IdempotencyKey, Inserted, NewTenant, PageQuery, Record, Store};
@@ -75,10 +76,14 @@ pub fn created(slug: &Slug, record: &Record) -> Response {
             headers(("ETag" = String, description = "Version of its desired state"))),
         Finding,
     ))]
-pub async fn show(State(store): State<Store>, Named(slug): Named) -> Result<Response, Problem> {
+pub async fn show(
+    State(store): State<Store>,
+    State(upstreams): State<Upstreams>,
+    Named(slug): Named,
+) -> Result<Response, Problem> {
     let found = store.get(&slug).await?;
     let record = found.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
-    Ok(single(&record).into_response())
+    Ok(single_now(&record, &upstreams.probes()).into_response())
 }
 
 /// Answer to a reconcile request.
@@ -248,11 +253,14 @@ pub struct List {
     responses((status = 200, description = "A page", body = List), Listing))]
 pub async fn list(
     State(store): State<Store>,
+    State(upstreams): State<Upstreams>,
     parameters: Result<Query<ListParameters>, QueryRejection>,
 ) -> Result<Json<List>, Problem> {
     let Query(parameters) = parameters.map_err(|error| Problem::bad_request(error.body_text()))?;
     let page = store.list(&parameters.read()?).await?;
-    Ok(Json(List { items: page.records.iter().map(TenantView::from).collect(), next: page.next }))
+    let probes = upstreams.probes();
+    let items = page.records.iter().map(|record| TenantView::now(record, &probes)).collect();
+    Ok(Json(List { items, next: page.next }))
 }
 
 impl ListParameters {

@@ -4,17 +4,19 @@
 //! processes may see an upstream differently, so an answer names the process that it is of.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use utoipa::ToSchema;
 
 use super::health::Upstream;
 use super::openapi::{Deciding, Reading};
 use super::problem::Problem;
+use super::representation::Probes;
 use super::tenants::Acting;
 use crate::store::Retired;
 use crate::tenant::{Breaker, Controls, PerStep, Standing, StepKind, UpstreamHealth};
@@ -28,6 +30,22 @@ pub struct Upstreams {
     pub board: watch::Receiver<PerStep<Option<UpstreamHealth>>>,
     /// Which upstreams the fleet has.
     pub controls: watch::Receiver<Controls>,
+    /// Where checks are asked for.
+    pub checks: mpsc::Sender<CheckRequest>,
+}
+
+/// An operator wants an upstream to be checked now. What was found is on the board afterwards.
+pub struct CheckRequest {
+    pub upstream: StepKind,
+    pub answer: oneshot::Sender<CheckAnswer>,
+}
+
+/// What became of a request for a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckAnswer {
+    Checked,
+    /// It refuses our credentials, which are the same still: not before so long.
+    NotYet(Duration),
 }
 
 /// All upstreams, as one process sees them.
@@ -86,6 +104,21 @@ impl From<UpstreamHealth> for UpstreamDetail {
 }
 
 impl Upstreams {
+    /// When those that do not work are probed next.
+    pub fn probes(&self) -> Probes {
+        let board = self.board.borrow();
+        PerStep::from_fn(|step| match board[step].as_ref()?.breaker {
+            Breaker::Open { probe_at } => Some(probe_at),
+            Breaker::Unproven | Breaker::Closed => None,
+        })
+    }
+
+    async fn check(&self, upstream: StepKind) -> Option<CheckAnswer> {
+        let (answer, answered) = oneshot::channel();
+        self.checks.send(CheckRequest { upstream, answer }).await.ok()?;
+        answered.await.ok()
+    }
+
     fn view(&self, step: StepKind) -> UpstreamView {
         let known = self.board.borrow()[step].clone();
         let health = match &known {
@@ -118,6 +151,31 @@ impl Upstreams {
 pub async fn list(State(upstreams): State<Upstreams>) -> Json<UpstreamList> {
     let items = StepKind::ALL.into_iter().map(|step| upstreams.view(step)).collect();
     Json(UpstreamList { process: upstreams.process.to_string(), items })
+}
+
+/// Check an upstream
+///
+/// The process that answers asks it now, with what its secrets' files hold now, and tells what it found; a
+/// healthy answer lets the steps that wait go on. Credentials that were refused and are still the same are
+/// not tried before their next probe is due: an upstream may ban an address for failed logins.
+#[utoipa::path(post, path = "/upstreams/{upstream}/check", tag = "fleet", operation_id = "checkUpstream",
+    params(("upstream" = String, Path, description = "`authentik`, `stalwart` or `ocis`",
+        example = "authentik")),
+    responses((status = 200, description = "What was found", body = UpstreamView), Deciding))]
+pub async fn check(
+    State(upstreams): State<Upstreams>,
+    Path(upstream): Path<String>,
+) -> Result<Json<UpstreamView>, Problem> {
+    let step = StepKind::ALL.into_iter().find(|step| step.name() == upstream);
+    let step = step.ok_or_else(|| Problem::no_upstream(&upstream))?;
+    if upstreams.board.borrow()[step].is_none() {
+        return Err(Problem::upstream_not_configured(step.name(), step.setting()));
+    }
+    match upstreams.check(step).await {
+        Some(CheckAnswer::Checked) => Ok(Json(upstreams.view(step))),
+        Some(CheckAnswer::NotYet(wait)) => Err(Problem::refused_lately(step.name(), wait)),
+        None => Err(Problem::unavailable("the process is shutting down")),
+    }
 }
 
 /// An upstream that the fleet no longer has.

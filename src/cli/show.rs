@@ -185,7 +185,10 @@ pub fn describe(tenant: &Value, events: Option<&Value>) -> String {
             cell(&step["reason"]),
             age(&step["lastTransitionAt"], now),
             cell(&step["attempts"]),
-            age(&step["nextAttemptAt"], now),
+            match &step["waitsFor"] {
+                Value::Null => age(&step["nextAttemptAt"], now),
+                waits => format!("probe {}", age(&waits["nextProbeAt"], now)),
+            },
             cell(&step["externalId"]),
         ]);
         if let Some(message) = step["message"].as_str() {

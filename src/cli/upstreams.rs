@@ -5,6 +5,7 @@ use reqwest::Method;
 
 use super::client::{Ask, Client};
 use super::failure::Failure;
+use super::table::cell;
 use super::{List, show};
 
 #[derive(Debug, Args)]
@@ -17,6 +18,17 @@ pub struct Upstreams {
 
 #[derive(Debug, Subcommand)]
 enum UpstreamsCommand {
+    /// Ask an upstream now, with what its secrets' files hold now, and say what was found
+    #[command(after_help = "\
+Needs the role operator. Credentials that are refused and still the same are not tried before their next
+probe is due: an upstream may ban an address for failed logins. Exits with 1 when the upstream is not well.
+
+Example:
+  tenantry upstreams check stalwart")]
+    Check {
+        #[arg(value_parser = ["authentik", "stalwart", "ocis"])]
+        upstream: String,
+    },
     /// End an upstream for the fleet: its steps are skipped, what is there stays, deletions no longer wait
     #[command(after_help = "\
 Needs the role admin. Remove the upstream's address from the settings of every process first; a process
@@ -45,12 +57,27 @@ impl Upstreams {
     pub async fn run(self) -> Result<String, Failure> {
         let Self { list: List { connection, output }, command } = self;
         let client = Client::new(&connection).await?;
-        if let Some(UpstreamsCommand::Retire { upstream }) = command {
-            let path = ["upstreams", &upstream, "retire"];
-            client.ask(Ask::new(Method::POST, &path, "way to retire upstreams")).await?;
-            return Ok(format!("{upstream}: is retired; its steps are skipped from now on\n"));
+        match command {
+            Some(UpstreamsCommand::Check { upstream }) => return check(&client, &upstream).await,
+            Some(UpstreamsCommand::Retire { upstream }) => {
+                let path = ["upstreams", &upstream, "retire"];
+                client.ask(Ask::new(Method::POST, &path, "way to retire upstreams")).await?;
+                return Ok(format!("{upstream}: is retired; its steps are skipped from now on\n"));
+            }
+            None => {}
         }
         let answer = client.ask(Ask::get(&["upstreams"], "view of the upstreams")).await?;
         Ok(show::items(&answer.body, &COLUMNS, output.output))
     }
+}
+
+async fn check(client: &Client, upstream: &str) -> Result<String, Failure> {
+    let path = ["upstreams", upstream, "check"];
+    let found = client.ask(Ask::new(Method::POST, &path, "way to check upstreams")).await?.body;
+    if found["health"] == "healthy" {
+        let version = found["version"].as_str().map(|version| format!(" (version {version})"));
+        return Ok(format!("{upstream}: healthy{}\n", version.unwrap_or_default()));
+    }
+    let why = found["message"].as_str().unwrap_or("it does not say why");
+    Err(Failure::failed(format!("{upstream}: {}: {why}", cell(&found["health"]))))
 }

@@ -20,6 +20,7 @@ mod sweep;
 mod vanished;
 
 pub use queue::Queue;
+pub use refusals::SharedRefusals;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -36,7 +37,6 @@ use self::fleet::Member;
 use self::guard::Guards;
 use self::reconcile::{Reconciler, Verdict};
 use self::recovery::Recovery;
-use self::refusals::SharedRefusals;
 use self::relist::{Gaps, Relister};
 use self::sweep::Sweeper;
 use self::vanished::Vanished;

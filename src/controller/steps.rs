@@ -125,6 +125,7 @@ impl<'a> Steps<'a> {
                     external_id: None,
                     unresolved: true,
                     parked: false,
+                    asked: true,
                 });
                 self.ended(step, outcome, Duration::ZERO);
             }

@@ -11,6 +11,9 @@ use crate::tenant::{Failure, FailureKind, Reason};
 pub struct Error {
     pub failure: Failure,
     pub effect: Effect,
+    /// What is true for all tenants, where the message says more: what was being done for one, or words of
+    /// the upstream that may name it.
+    pub(super) common: Option<String>,
 }
 
 /// What a request that failed may have done.
@@ -29,9 +32,16 @@ pub enum Effect {
 
 impl Error {
     fn new(kind: FailureKind, reason: Reason, message: String) -> Self {
-        let failure =
-            Failure { kind, reason, message, external_id: None, unresolved: false, parked: false };
-        Self { failure, effect: Effect::None }
+        let failure = Failure {
+            kind,
+            reason,
+            message,
+            external_id: None,
+            unresolved: false,
+            parked: false,
+            asked: true,
+        };
+        Self { failure, effect: Effect::None, common: None }
     }
 
     /// May pass by itself.
@@ -108,13 +118,24 @@ impl Error {
         self
     }
 
+    /// Says what the other tenants of the upstream are told instead of the message.
+    #[must_use]
+    pub fn told_to_all(mut self, message: String) -> Self {
+        self.common = Some(message);
+        self
+    }
+
     /// The same, without what concerns only the tenant that met it.
     #[must_use]
     pub fn for_everybody(&self) -> Self {
         let mut error = self.clone();
         error.failure.external_id = None;
         error.failure.unresolved = false;
+        error.failure.asked = false;
         error.effect = Effect::None;
+        if let Some(common) = error.common.take() {
+            error.failure.message = common;
+        }
         error
     }
 

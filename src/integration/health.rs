@@ -68,6 +68,19 @@ impl Integrations {
         }
     }
 
+    /// Checks an upstream now, because a person asked, with what its secrets' files hold now.
+    ///
+    /// # Errors
+    /// How long to wait, where its credentials are refused and still the same: tries of those are rationed.
+    pub async fn check(&self, step: StepKind, ledger: &dyn Ledger) -> Result<(), Duration> {
+        match (step, &self.authentik, &self.stalwart, &self.ocis) {
+            (StepKind::Authentik, Some(it), ..) => it.check_now(ledger).await,
+            (StepKind::Stalwart, _, Some(it), _) => it.check_now(ledger).await,
+            (StepKind::Ocis, .., Some(it)) => it.check_now(ledger).await,
+            _ => Ok(()),
+        }
+    }
+
     async fn check_until_usable<I: Integration>(&self, guarded: &Guarded<I>, ledger: &dyn Ledger) {
         let (gate, step) = (&guarded.gate, guarded.integration.step());
         let mut wait = FIRST_WAIT;
@@ -221,6 +234,26 @@ impl<I: Integration> Guarded<I> {
             tokio::time::sleep(TOGETHER).await;
             self.secrets_changed();
         }
+    }
+
+    async fn check_now(&self, ledger: &dyn Ledger) -> Result<(), Duration> {
+        self.integration.upstream().reread_secrets().await;
+        self.secrets_changed();
+        let refused = self.share(ledger).await;
+        let due_in = || self.gate.shut().map_or(Duration::ZERO, |(wait, _)| wait);
+        if refused && (!due_in().is_zero() || !self.take_try(ledger).await) {
+            return Err(due_in());
+        }
+        if let Ok(checked) = self.probe(self.integration.check()).await {
+            self.gate.checked(&checked);
+            if refused {
+                // Should it not be heard of, the others find out by themselves.
+                let _ = ledger.clear(self.integration.step()).await;
+            }
+        } else {
+            self.share(ledger).await;
+        }
+        Ok(())
     }
 
     /// Tells the other processes of refused tries. Returns whether our credentials are refused.

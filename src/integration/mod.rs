@@ -2,6 +2,7 @@
 //! client; [`converge`](self::converge) drives it, and a [`Gate`] keeps a rejected credential from
 //! being tried once per tenant.
 
+mod asked;
 mod authentik;
 mod circuit;
 mod converge;
@@ -67,7 +68,8 @@ struct Guarded<I> {
 
 impl<I: Integration> Guarded<I> {
     async fn run(&self, target: &Target, guard: &dyn RepairGuard) -> Outcome {
-        match self.pass(run(&self.integration, target, guard)).await {
+        let (ended, asked) = asked::observed(self.pass(run(&self.integration, target, guard))).await;
+        match ended {
             Ok(Reached::Held { reason, found, external_id }) => {
                 Outcome::Held { reason, found, external_id }
             }
@@ -90,7 +92,7 @@ impl<I: Integration> Guarded<I> {
                 let Failure { reason, message, .. } = failure;
                 Outcome::Observed(Found::Failed { reason, message })
             }
-            Err(Error { failure, .. }) => Outcome::Failed(failure),
+            Err(Error { failure, .. }) => Outcome::Failed(Failure { asked, ..failure }),
         }
     }
 }

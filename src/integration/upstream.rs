@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 use url::Url;
 
+use super::asked;
 use super::gate::{Gate, Leave};
 use super::http::{BaseUrl, HttpClient, innermost};
 use super::limits::{Limiter, Limits};
@@ -371,6 +372,9 @@ impl Upstream {
         self.permit.ask(self.step, purpose).map_err(|Refusal::Held(reason)| {
             Error::held(reason, format!("{}: not sent: {reason}", self.what(call)))
         })?;
+        if self.gate.get().is_some() {
+            asked::note();
+        }
         let started = Instant::now();
         let url = match call.to {
             To::Path(path) => self.base.join(path),
@@ -473,7 +477,8 @@ impl Upstream {
             return Some(Error::throttled(self.refusal(call, answer), wait));
         }
         if status.is_server_error() {
-            let mut error = Error::transient(Reason::UpstreamError, self.refusal(call, answer));
+            let mut error = Error::transient(Reason::UpstreamError, self.refusal(call, answer))
+                .told_to_all(format!("{}: it answers {status}", self.step));
             if status == StatusCode::SERVICE_UNAVAILABLE
                 && let Some(wait) = answer.retry_after()
                 && !self.pace.is_an_outage()
@@ -497,6 +502,16 @@ impl Upstream {
 
     /// Turns what kept a request from being answered into an error.
     pub(super) fn broken(&self, call: &Call<'_>, purpose: Purpose, broken: Broken) -> Error {
+        if let Broken::Means(error) = broken {
+            return *error;
+        }
+        let error = self.unanswered(call, purpose, broken);
+        // What was being done when it was found out concerns one tenant.
+        let common = error.failure.message.replacen(&self.what(call), self.step.name(), 1);
+        error.told_to_all(common)
+    }
+
+    fn unanswered(&self, call: &Call<'_>, purpose: Purpose, broken: Broken) -> Error {
         let what = self.what(call);
         let to: &dyn std::fmt::Display = match call.to {
             To::Path(_) => &self.base,

@@ -164,6 +164,7 @@ fn failing(kind: FailureKind, unresolved: bool) -> Outcome {
         external_id: None,
         unresolved,
         parked: false,
+        asked: true,
     })
 }
 
@@ -376,7 +377,7 @@ proptest! {
             if matches!(run.outcome, Outcome::Observed(_)) {
                 continue;
             }
-            let asked = !matches!(run.outcome, Outcome::Lacking);
+            let asked = run.outcome.asked();
             prop_assert_eq!(step.last_attempt_at, if asked { Some(at(0)) } else { before.last_attempt_at });
             let wait = step.next_attempt_at.unwrap().duration_since(at(0));
             let wait = Duration::try_from(wait).expect("never in the past");

@@ -78,6 +78,19 @@ impl Outcome {
         matches!(self, Self::Failed(failure) if !matches!(failure.kind, FailureKind::Paced { .. }))
     }
 
+    /// Whether the upstream was asked for this tenant.
+    pub fn asked(&self) -> bool {
+        match self {
+            Self::Failed(failure) => failure.asked,
+            Self::Skipped(_) | Self::Lacking => false,
+            Self::Ok { .. }
+            | Self::Released { .. }
+            | Self::Held { .. }
+            | Self::Observed(_)
+            | Self::Disbelieved => true,
+        }
+    }
+
     /// Plainly well.
     pub fn ok(external_id: &str) -> Self {
         let external_id = Some(external_id.to_owned());
@@ -99,6 +112,9 @@ pub struct Failure {
     /// Nothing was asked: the upstream is known not to work, and whoever notices that it does again makes
     /// the tenant due.
     pub parked: bool,
+    /// A request was sent to the upstream for this tenant. Where none was, another tenant's was refused or
+    /// not answered, or a pause has to be kept.
+    pub asked: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,7 +253,9 @@ fn after_run(
     let mut released_note = None;
     step.parked = false;
     step.observation = None;
-    step.last_attempt_at = Some(run.at);
+    if run.outcome.asked() {
+        step.last_attempt_at = Some(run.at);
+    }
     match &run.outcome {
         Outcome::Observed(_) => {}
         Outcome::Disbelieved => {
@@ -256,7 +274,6 @@ fn after_run(
             step.attempts = 0;
             // A process that has the setting makes it due; the whole fleet is not written again and again.
             step.next_attempt_at = Some(recheck_at);
-            step.last_attempt_at = before.last_attempt_at;
             step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
         }
         Outcome::Held { reason, found, external_id } => {

@@ -212,6 +212,7 @@ async fn words_of_an_upstream_are_stored_as_they_are_even_if_they_look_like_a_fi
             external_id: Some("$slug".into()),
             unresolved: false,
             parked: false,
+            asked: true,
         })
     });
     world.store.commit(&held, &failed).await.unwrap();
@@ -245,6 +246,7 @@ async fn the_legacy_fields_agree_with_the_detailed_ones_and_foreign_ones_stay() 
             external_id: None,
             unresolved: false,
             parked: false,
+            asked: true,
         }),
     });
     world.store.commit(&held, &mixed).await.unwrap();

@@ -15,6 +15,7 @@ use super::drive::Drive;
 use super::list_reader::{Element, ListReader};
 use super::{DRIVES, refused};
 use crate::integration::Error;
+use crate::integration::asked;
 use crate::integration::upstream::{Broken, Call, Purpose, Upstream};
 use crate::tenant::{Reason, Slug, TenantId};
 
@@ -128,7 +129,15 @@ impl Search {
             // It serves others as well, so it does not end with whoever began it.
             tokio::spawn(self.clone().serve());
         }
-        answered.await.unwrap_or_else(|_| {
+        let found = answered.await;
+        // The list was asked for this tenant too, though by a task of its own.
+        if found
+            .as_ref()
+            .is_ok_and(|found| found.as_ref().map_or_else(|error| !error.failure.parked, |_| true))
+        {
+            asked::note();
+        }
+        found.unwrap_or_else(|_| {
             let message = "ocis: find space: the list was given up".to_owned();
             Err(Error::transient(Reason::UnexpectedAnswer, message))
         })
