@@ -39,6 +39,7 @@ pub async fn patch(
     if conditions.if_absent {
         return Err(Problem::bad_request("If-None-Match: * is for PUT; a PATCH needs a tenant"));
     }
+    let store = wait.noted_by(&store);
     match change(&store, &slug, &edit, &conditions).await? {
         Edited::Done(record) => Ok(settled(&store, &slug, wait, record, false).await),
         Edited::Missing => Err(Problem::no_tenant(slug.as_str())),
@@ -77,6 +78,7 @@ pub async fn put(
 ) -> Result<Response, Problem> {
     let new = replacement.of(slug)?;
     let slug = &new.slug;
+    let store = wait.noted_by(&store);
     match &conditions {
         Conditions { if_match: Some(_), if_absent: true } => {
             Err(Problem::bad_request("If-Match and If-None-Match: * contradict each other"))

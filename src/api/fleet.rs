@@ -105,6 +105,8 @@ pub async fn stop(Acting(store): Acting, Path(what): Path<String>) -> Result<Jso
 }
 
 /// Start it again
+///
+/// What was held back goes on in the background, a thousand tenants at a time.
 #[utoipa::path(delete, path = "/stops/{what}", tag = "fleet", operation_id = "start",
     params(("what" = String, Path, description = "`all`, `authentik`, `stalwart` or `ocis`",
         example = "stalwart")),

@@ -189,7 +189,7 @@ problem_sets! {
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "a description; `wait` reads it")]
 pub struct Prefer {
-    /// `wait=10`: answer when the tenant has settled, or after so many seconds, at most 60. `Preference-Applied` says whether it was heeded
+    /// `wait=10`: answer when the tenant has settled, or after so many seconds, at most 60. `Preference-Applied` says whether it was heeded. A tenant that a client waits for is worked on before all others
     #[param(rename = "Prefer", nullable = false, example = "wait=10")]
     prefer: Option<String>,
 }

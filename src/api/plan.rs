@@ -92,7 +92,7 @@ pub async fn show(
     let may_ask = principal.is_some_and(|Extension(principal)| principal.may(Role::Operator));
     if may_ask && wait.is_granted() {
         sensible(&store.get(&slug).await?.ok_or_else(unknown)?)?;
-        let token = store.request_observation(&slug).await?.ok_or_else(unknown)?;
+        let token = wait.noted_by(&store).request_observation(&slug).await?.ok_or_else(unknown)?;
         let looked = |tenant: &Tenant| tenant.status.last_handled_reconcile_at >= Some(token);
         let found = wait.until(&store, &slug, None, looked).await;
         seen.clone_from(&found.record);

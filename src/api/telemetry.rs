@@ -1,6 +1,6 @@
 //! `/metrics`, on an address of its own.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -9,25 +9,24 @@ use axum::http::header;
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use tokio::sync::Mutex;
 
 use super::{envelope, health, problem};
 use crate::metrics::Metrics;
-use crate::store::{Census, Store};
+use crate::store::{Census, Counting, Store, StoreError};
 use crate::tenant::{Phase, StepKind, StepState};
 
-/// The census reads every document, so it is taken at most this often, and only if somebody looks.
+/// The census reads every document, so it is taken at most this often, and only if the metrics are read.
 const CENSUS_AGE: Duration = Duration::from_secs(60);
 /// A scrape does not wait longer for it; the gauges then have their last values.
 const CENSUS_WAIT: Duration = Duration::from_secs(3);
-/// A census that takes longer is given up, and tried again as late as any.
-const CENSUS_LIMIT: Duration = Duration::from_secs(60);
 
 /// The telemetry listener's state.
 #[derive(Clone)]
 pub struct Telemetry {
     metrics: Arc<Metrics>,
     store: Store,
-    /// When the latest census was begun.
+    /// When the latest census was begun; held while it is taken.
     begun: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -48,22 +47,37 @@ impl Telemetry {
 
     /// Begins a census if it is time for one, and waits for it a little.
     async fn refresh_census(&self) {
-        {
-            let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-            if begun.is_some_and(|at| at.elapsed() < CENSUS_AGE) {
-                return;
-            }
-            *begun = Some(Instant::now());
+        let Ok(mut begun) = Arc::clone(&self.begun).try_lock_owned() else { return };
+        if begun.is_some_and(|at| at.elapsed() < CENSUS_AGE) {
+            return;
         }
+        *begun = Some(Instant::now());
         let telemetry = self.clone();
         let census = tokio::spawn(async move {
-            match telemetry.store.census(CENSUS_LIMIT).await {
-                Ok(census) => telemetry.show(&census),
-                Err(error) => tracing::warn!(%error, "cannot count the tenants for the metrics"),
+            if let Err(error) = telemetry.take_census().await {
+                tracing::warn!(%error, "cannot count the tenants for the metrics");
             }
+            drop(begun);
         });
         // It goes on without us.
         let _ = tokio::time::timeout(CENSUS_WAIT, census).await;
+    }
+
+    async fn take_census(&self) -> Result<(), StoreError> {
+        let mut counting = Counting::default();
+        loop {
+            let asked = Instant::now();
+            match self.store.count(&mut counting).await {
+                Ok(true) => break,
+                // The next slice is smaller.
+                Ok(false) | Err(StoreError::Late { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            // At most half the time: others use the database too.
+            tokio::time::sleep(asked.elapsed()).await;
+        }
+        self.show(&counting.census);
+        Ok(())
     }
 
     fn show(&self, census: &Census) {

@@ -45,6 +45,7 @@ pub async fn create(
     wait: Wait,
     new: NewTenant,
 ) -> Result<Response, Problem> {
+    let store = wait.noted_by(&store);
     let taken = || Problem::slug_taken(new.slug.as_str());
     let record = match key {
         None => store.insert(&new).await?.ok_or_else(taken)?,
@@ -116,7 +117,7 @@ pub async fn reconcile(
     wait: Wait,
     Steps(steps): Steps,
 ) -> Result<Response, Problem> {
-    let requested = store.request_reconcile_of(&slug, &steps).await?;
+    let requested = wait.noted_by(&store).request_reconcile_of(&slug, &steps).await?;
     let token = requested.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
     let waited = wait.until(&store, &slug, None, |tenant| handled(tenant, token)).await;
     let mut response = match &waited.record {

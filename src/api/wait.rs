@@ -91,6 +91,11 @@ impl Wait {
         self.0.is_some()
     }
 
+    /// The store that notes with each change whether a client waits for what becomes of it.
+    pub fn noted_by(&self, store: &Store) -> Store {
+        store.for_one_who_waits(self.is_granted())
+    }
+
     /// Waits until `settled` is true of the tenant, or the time is over.
     pub async fn until(
         self,

@@ -6,9 +6,10 @@
 //!
 //! # What a stop or a guard held back goes on when it is taken back
 //!
-//! * Taking it back makes due what is recorded as held.
-//! * A process may record a hold after that, because it has not learned of it yet. So each process makes
-//!   it due once more when it learns of it ([`Guards::wake`]).
+//! * Taking it back is recorded, and no more. Each process makes due what is recorded as held when it learns
+//!   that nothing holds the step any more, and when it starts: what one that crashed has left ([`Guards::wake`]).
+//! * A process may record a hold after others did that, because it has not learned of it yet. It makes due
+//!   what it has held when it learns of it.
 //! * A reconcile may record a hold after *that*, because its step ran before. So a reconcile asks again
 //!   around its commit ([`Guards::is_free_since`]).
 
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::feed::Hint;
 use crate::integration::{Cause, Mode, Permission, Purpose, Ready, Refusal, RepairGuard};
 use crate::metrics::Metrics;
-use crate::store::{Store, WatchError};
+use crate::store::{Store, WatchError, Woken};
 use crate::tenant::{Controls, Fleet, Guard, GuardPolicy, PerStep, Reason, StepKind};
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -31,6 +32,8 @@ const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(1);
 /// Before what was held is made due again, should that have failed.
 const WAKE_DELAY: Duration = Duration::from_secs(1);
+/// Tenants that are made due at once.
+const WAKE_AT_ONCE: u32 = 1_000;
 
 /// Follows the controls for this process, and decides about repairs.
 pub struct Guards {
@@ -201,6 +204,9 @@ impl Guards {
             self.metrics.guard_tripped.with_label_values(&label).set(i64::from(tripped));
         }
         let mut freed = Vec::new();
+        if !*self.known.borrow() {
+            freed.extend(StepKind::ALL.into_iter().filter(|step| !controls.hold(*step)));
+        }
         self.controls.send_if_modified(|known| {
             let changed = *known != controls;
             if changed {
@@ -216,8 +222,7 @@ impl Guards {
         self.known.send_replace(true);
     }
 
-    /// Makes due what was held and no longer is. The process that took the stop or the guard back has done
-    /// that; but this one may have held more since, knowing no better.
+    /// Makes due what was held and no longer is, a batch at a time.
     async fn wake(&self) {
         let mut owed = self.owed.subscribe();
         loop {
@@ -230,8 +235,12 @@ impl Guards {
                 if !owes {
                     continue;
                 }
-                match self.store.wake_held(step).await {
-                    Ok(()) => drop(self.hints.try_send(Hint::Scan)),
+                match self.store.wake_held(step, WAKE_AT_ONCE).await {
+                    Ok(Woken { found: 0, .. }) => {}
+                    Ok(_) => {
+                        self.owe(step);
+                        let _ = self.hints.try_send(Hint::Scan);
+                    }
                     Err(error) => {
                         tracing::warn!(upstream = %step, %error, "cannot make due what was held back yet");
                         self.owe(step);

@@ -370,7 +370,7 @@ impl Dispatcher {
             Verdict::DueIn { .. } => {}
             Verdict::Again => self.queue.push(id, Urgency::New, now),
             // As urgent as can be, so that no due scan moves it forward.
-            Verdict::Refused => self.queue.push_at(id, Urgency::Requested, now + REFUSED_PAUSE),
+            Verdict::Refused => self.queue.push_at(id, Urgency::Waited, now + REFUSED_PAUSE),
             Verdict::Unavailable => {
                 self.queue.push(id, Urgency::Retry, now);
                 self.store_unavailable(now);

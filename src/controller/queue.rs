@@ -210,7 +210,8 @@ mod tests {
         queue.push(id(3), Urgency::Requested, now);
         queue.push(id(4), Urgency::New, now);
         queue.push(id(5), Urgency::Retry, now);
-        assert_eq!(drain(&mut queue, now), [3, 2, 4, 5, 1].map(id));
+        queue.push(id(6), Urgency::Waited, now);
+        assert_eq!(drain(&mut queue, now), [6, 3, 2, 4, 5, 1].map(id));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::feed::Hint;
 use crate::integration::Integrations;
-use crate::store::{Store, Unparked};
+use crate::store::{Store, Woken};
 use crate::tenant::StepKind;
 
 /// Tenants that are made due at once, at first and at the most, and the pause between. The first find out
@@ -48,9 +48,9 @@ impl Recovery {
         let (mut recovered, mut at_once) = (0, FIRST);
         while self.integrations.lets_through(self.step) {
             match self.store.unpark(self.step, at_once).await {
-                Ok(Unparked { found: 0, .. }) => break,
-                Ok(Unparked { woken, .. }) => {
-                    recovered += woken;
+                Ok(Woken { found: 0, .. }) => break,
+                Ok(Woken { made_due, .. }) => {
+                    recovered += made_due;
                     at_once = (at_once * 2).min(AT_ONCE);
                     // Other processes find them by their own scans.
                     let _ = self.hints.try_send(Hint::Scan);

@@ -14,7 +14,7 @@ use super::fleet::{FLEET, read_fleet};
 use super::lease::{Holder, millis};
 use super::stream::{ChangeStream, WatchError};
 use super::{Store, StoreError};
-use crate::tenant::{Controls, Event, EventKind, Guard, PerStep, Reason, StepKind, StepState, TenantId};
+use crate::tenant::{Controls, Event, EventKind, Guard, PerStep, StepKind, TenantId};
 
 /// Name of the collection.
 pub const CONTROLS: &str = "tenantry_controls";
@@ -107,7 +107,7 @@ impl Store {
         Ok(())
     }
 
-    /// Takes a stop back, and lets what it held back be looked at now.
+    /// Takes a stop back. What it held back, each process makes due when it learns of it.
     pub async fn start(&self, scope: Scope) -> Result<(), StoreError> {
         let set = doc! {
             "$unset": { scope.field(): 1 }, "$set": { "changedAt": Bson::DateTime(now()) },
@@ -115,27 +115,10 @@ impl Store {
         let update = self.controls_collection();
         let update = update.find_one_and_update(doc! { "_id": STOP }, set);
         let before = self.bounded("start", update).await?.unwrap_or_default();
-        for step in StepKind::ALL {
-            self.wake_held(step).await?;
-        }
         if scope.is_stopped(&before) {
             self.tell_fleet(scope.event(EventKind::Started, "it goes on")).await;
         }
         Ok(())
-    }
-
-    /// Lets what a stop or a guard held back be looked at now.
-    pub async fn wake_held(&self, step: StepKind) -> Result<(), StoreError> {
-        let reasons =
-            [Reason::Stopped, Reason::ChangeGuard, Reason::DesiredStateChanged].map(Reason::name);
-        let held = doc! {
-            format!("steps.{step}.state"): StepState::Pending.name(),
-            format!("steps.{step}.reason"): { "$in": reasons.to_vec() },
-        };
-        let due = vec![doc! { "$set": {
-            "nextReconcileAt": "$$NOW", format!("steps.{step}.nextAttemptAt"): "$$NOW",
-        } }];
-        self.bounded("wake held tenants", self.tenants.update_many(held, due)).await.map(drop)
     }
 
     /// Lets these steps of one tenant be run now: what held them back, a stop, a guard or an outage, no
@@ -202,7 +185,6 @@ impl Store {
         let tripped = doc! { "_id": guard_id(step), "state": "tripped" };
         let lifted = self.bounded("lift guard", controls.update_one(tripped, lift)).await?;
         if lifted.modified_count > 0 {
-            self.wake_held(step).await?;
             let message = format!("repairs go on without bounds for {span:?}");
             self.tell_fleet(Event::now(EventKind::GuardLifted, message).of_step(step, None)).await;
         }
@@ -214,7 +196,6 @@ impl Store {
         let controls = self.controls_collection();
         let delete = controls.delete_one(doc! { "_id": guard_id(step) });
         if self.bounded("arm guard", delete).await?.deleted_count > 0 {
-            self.wake_held(step).await?;
             let armed = Event::now(EventKind::GuardArmed, "a sweep found it sane");
             self.tell_fleet(armed.of_step(step, None)).await;
         }

@@ -29,6 +29,10 @@ pub(super) const DESIRED: [&str; 9] = [
     "deletionPolicy",
 ];
 
+/// Says that a client waits until the tenant has been acted on, so that it comes before others. The commit that
+/// acts on it removes it.
+pub(super) const WAITED_FOR: &str = "waitedFor";
+
 /// A stored document, whether it makes sense or not.
 #[derive(Debug, Clone)]
 pub enum Record {

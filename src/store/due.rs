@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use mongodb::bson::{Bson, Document, doc};
 
-use super::document::{DESIRED, InvalidDocument, timestamp};
+use super::document::{DESIRED, InvalidDocument, WAITED_FOR, timestamp};
 use super::{Store, StoreError};
-use crate::tenant::{StepKind, StepState, TenantId};
+use crate::tenant::{StepState, TenantId};
 
 /// How urgent a tenant's work is; the most urgent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Urgency {
+    /// A client of the API waits for it now.
+    Waited,
     /// A person asked for it.
     Requested,
     /// A new tenant, or a changed desired state.
@@ -27,10 +29,13 @@ pub enum Urgency {
 }
 
 impl Urgency {
-    pub const ALL: [Self; 4] = [Self::Requested, Self::New, Self::Retry, Self::Resync];
+    /// All of them, in order.
+    pub const ALL: [Self; 5] = [Self::Waited, Self::Requested, Self::New, Self::Retry, Self::Resync];
 
+    /// As metrics call it.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Waited => "waited",
             Self::Requested => "requested",
             Self::New => "new",
             Self::Retry => "retry",
@@ -65,7 +70,7 @@ impl Store {
             { "$not": [lease_held()] },
         ] } };
         let fields = doc! {
-            "reconcileRequestedAt": 1, "lastHandledReconcileAt": 1, "lastHandledDesired.slug": 1,
+            WAITED_FOR: 1, "reconcileRequestedAt": 1, "lastHandledReconcileAt": 1, "lastHandledDesired.slug": 1,
             "steps.authentik.state": 1, "steps.stalwart.state": 1, "steps.ocis.state": 1,
         };
         let find = self
@@ -91,42 +96,6 @@ impl Store {
     }
 }
 
-impl Store {
-    /// Makes due some of the tenants that wait for an upstream. Index or not, they are looked for only after
-    /// an outage. Another process may be doing the same, so that of those that were found none may be left:
-    /// only when none is found, none waits.
-    pub async fn unpark(&self, step: StepKind, most: u32) -> Result<Unparked, StoreError> {
-        let parked = doc! { format!("steps.{step}.parked"): true };
-        let find = self.tenants.find(parked.clone()).projection(doc! { "_id": 1 });
-        let ids = self.read_all("unpark", find.limit(i64::from(most)), id_of).await?;
-        let found = ids.len();
-        if ids.is_empty() {
-            return Ok(Unparked::default());
-        }
-        let mut these = parked;
-        these.insert("_id", doc! { "$in": ids });
-        let due = vec![doc! { "$set": {
-            "nextReconcileAt": "$$NOW",
-            format!("steps.{step}.nextAttemptAt"): "$$NOW",
-            format!("steps.{step}.parked"): "$$REMOVE",
-        } }];
-        let update = self.bounded("unpark", self.tenants.update_many(these, due)).await?;
-        Ok(Unparked { found, woken: update.modified_count })
-    }
-}
-
-fn id_of(document: &Document) -> Bson {
-    document.get("_id").cloned().unwrap_or(Bson::Null)
-}
-
-/// What came of looking for tenants that wait for an upstream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Unparked {
-    pub found: usize,
-    /// Those that this made due.
-    pub woken: u64,
-}
-
 fn due_tenant(document: &Document) -> Result<DueTenant, Bson> {
     let id = match document.get("_id") {
         Some(Bson::ObjectId(id)) => *id,
@@ -140,7 +109,9 @@ fn due_tenant(document: &Document) -> Result<DueTenant, Bson> {
             steps.values().filter_map(Bson::as_document).any(|step| step.get("state") == Some(&error))
         })
     };
-    let urgency = if asked.is_some() && asked != handled {
+    let urgency = if document.get_bool(WAITED_FOR).unwrap_or(false) {
+        Urgency::Waited
+    } else if asked.is_some() && asked != handled {
         Urgency::Requested
     } else if document.get_document("lastHandledDesired").is_err() {
         Urgency::New

@@ -11,8 +11,8 @@
 use mongodb::bson::{Bson, Document, doc, oid::ObjectId};
 use mongodb::options::ReturnDocument;
 
-use super::document::{Record, projection, read, snapshot};
-use super::due::current_desired;
+use super::document::{Record, WAITED_FOR, projection, read, snapshot};
+use super::due::{content_due, current_desired};
 use super::tenants::{DUPLICATE_KEY, NewTenant, by_slug, due_as_it_is, signed};
 use super::{Store, StoreError};
 use crate::tenant::{Desired, EventKind, MailDomain, PerStep, Phase, Slug, StepKind, TenantName};
@@ -258,6 +258,11 @@ impl Store {
             "nextReconcileAt",
             doc! { "$cond": [changed.clone(), due_as_it_is(), "$nextReconcileAt"] },
         );
+        if self.waits {
+            // Also for what others changed and nobody has handled yet: that is what the client waits for.
+            let waits = doc! { "$or": [changed.clone(), content_due("$")] };
+            fields.insert(WAITED_FOR, doc! { "$cond": [waits, true, format!("${WAITED_FOR}")] });
+        }
         fields.extend(self.signature(EventKind::Edited, changed));
         doc! { "$set": fields }
     }

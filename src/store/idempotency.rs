@@ -14,7 +14,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::document::{Record, projection, read};
-use super::tenants::{DUPLICATE_KEY, NewTenant, by_slug, new_document};
+use super::tenants::{DUPLICATE_KEY, NewTenant, by_slug};
 use super::{Store, StoreError};
 use crate::tenant::StepKind;
 
@@ -72,7 +72,7 @@ impl Store {
         key: &IdempotencyKey,
     ) -> Result<Inserted, StoreError> {
         let digest = digest(new);
-        let mut document = new_document(new, self.by.as_deref());
+        let mut document = self.new_document(new);
         document.insert("idempotency", doc! { "key": &key.0, "digest": &digest });
         match self.bounded("insert", self.tenants.insert_one(&document)).await {
             Ok(_) => return Ok(Inserted::Created(read(&document))),

@@ -13,8 +13,8 @@ use mongodb::bson::{Bson, Document, doc, oid::ObjectId};
 use mongodb::options::ReturnDocument;
 
 use super::document::{
-    InvalidDocument, Record, date, integer, object_id, observation_document, projection, read,
-    ready_document, snapshot, step_document, timestamp,
+    InvalidDocument, Record, WAITED_FOR, date, integer, object_id, observation_document, projection,
+    read, ready_document, snapshot, step_document, timestamp,
 };
 use super::due::{content_due, current_desired, lease_held, time_due};
 use super::{Store, StoreError};
@@ -386,6 +386,7 @@ impl Store {
             "lease": { "$mergeObjects": [{ "epoch": "$lease.epoch" }] },
             // Whoever made it senseless is not who mends it.
             "changedBy": "$$REMOVE",
+            WAITED_FOR: "$$REMOVE",
         };
         if !invalid.known {
             set.insert("conditions", conditions_with(condition));
@@ -516,6 +517,11 @@ fn outcome_stages(claim: &Claim, plans: &Plans, stage: Stage) -> Vec<Document> {
             ] };
             set.insert("changedBy", doc! { "$cond": [more, rest, "$$REMOVE"] });
         }
+    }
+    if stage == Stage::End {
+        let more = doc! { "$or": ["$lease.superseded", "$lease.asked"] };
+        let waited = format!("${WAITED_FOR}");
+        set.insert(WAITED_FOR, doc! { "$cond": [more, waited, "$$REMOVE"] });
     }
     let updated = |visible: bool| if visible { "$$NOW" } else { "$updatedAt" };
     let (otherwise, as_claimed) = (updated(plans.superseded.visible), updated(plans.current.visible));

@@ -8,6 +8,8 @@
 //! * [`due`](self::due): which tenants need work, by query.
 //! * [`watch`](self::watch): the same, sooner, by change stream.
 //! * [`relist`](self::relist): one pass over all of them, for what the stream did not tell.
+//! * [`waiting`](self::waiting): steps that wait for an outage or a stop that is over.
+//! * [`slices`](self::slices), [`census`](self::census): going over all tenants; counting them.
 //! * [`sweep`](self::sweep): what comparing whole upstreams with the tenants needs.
 //! * [`history`](self::history): what happened to each tenant.
 //! * [`controls`](self::controls): stops, guards, the sweep's lease.
@@ -19,6 +21,7 @@
 //! Leases and due times come from the *server's* clock (`$$NOW`), so that controllers with different
 //! clocks agree on them.
 
+mod census;
 mod connection;
 mod controls;
 mod document;
@@ -32,15 +35,18 @@ mod lease;
 mod refusals;
 mod relist;
 mod schema;
+mod slices;
 mod stream;
 mod sweep;
 mod tenants;
+mod waiting;
 mod watch;
 
+pub use census::{Census, Counting};
 pub use connection::{Connection, NotConnected};
 pub use controls::{ControlsWatch, Scope};
 pub use document::{InvalidDocument, Record};
-pub use due::{DueScan, DueTenant, Unparked, Urgency};
+pub use due::{DueScan, DueTenant, Urgency};
 pub use edit::{Edit, Edited, Put};
 pub use fleet::{Pass, Retired};
 pub use follow::{Follow, Told};
@@ -52,7 +58,8 @@ pub use relist::{Relist, Turn};
 pub use schema::SCHEMA_VERSION;
 pub use stream::{ResumeToken, WatchError};
 pub use sweep::{BATCH, Orphan, SweptTenant};
-pub use tenants::{Census, NewTenant, Page, PageQuery};
+pub use tenants::{NewTenant, Page, PageQuery};
+pub use waiting::Woken;
 pub use watch::{Change, Watch};
 
 use std::future::Future;
@@ -150,6 +157,8 @@ pub struct Store {
     timeout: Duration,
     /// On whose behalf changes are made.
     by: Option<String>,
+    /// Whether a client waits for what becomes of them.
+    waits: bool,
     backlog: history::Backlog,
 }
 
@@ -160,24 +169,29 @@ impl Store {
         Self { by, ..self.clone() }
     }
 
+    /// The same store, which notes with each change whether a client waits for what becomes of it: such
+    /// tenants come before others.
+    #[must_use]
+    pub fn for_one_who_waits(&self, waits: bool) -> Self {
+        Self { waits, ..self.clone() }
+    }
+
     /// Prepares a client; nothing is sent yet, so this works while the server is away.
     ///
     /// # Errors
     /// When the address cannot be parsed, or its SRV record cannot be resolved.
     pub async fn new(options: StoreOptions) -> Result<Self, Unsuitable> {
         let (connection, timeout) = (Connection::prepare(&options).await?, options.operation_timeout);
-        Ok(Self {
-            connections: Connections::new(connection, Some(options)),
-            timeout,
-            by: None,
-            backlog: history::Backlog::default(),
-        })
+        Ok(Self::on(Connections::new(connection, Some(options)), timeout))
     }
 
     /// A store on a database that another program connected to.
     pub fn over(database: Database, operation_timeout: Duration) -> Self {
-        let connections = Connections::new(Connection::to(database), None);
-        Self { connections, timeout: operation_timeout, by: None, backlog: history::Backlog::default() }
+        Self::on(Connections::new(Connection::to(database), None), operation_timeout)
+    }
+
+    fn on(connections: Arc<Connections>, timeout: Duration) -> Self {
+        Self { connections, timeout, by: None, waits: false, backlog: history::Backlog::default() }
     }
 
     /// Checks that the server can carry a controller, and creates what the collection needs.

@@ -2,8 +2,7 @@
 //!
 //! # Guarantees
 //!
-//! * It goes on where it was after an error. A slice that was too much for the time limit is made smaller, and
-//!   larger again once they succeed.
+//! * It goes on where it was after an error, in [slices](super::slices).
 //! * Over all processes, one at a time makes it ([`Store::take_relist`]). A pass that began after a process
 //!   missed something is that process' pass too, whichever process made it. All times are the server's.
 //! * No write to tenants that are as they should be.
@@ -17,28 +16,18 @@ use mongodb::options::ReturnDocument;
 use super::document::{date, timestamp};
 use super::due::content_due;
 use super::lease::{Holder, millis};
+use super::slices::{Slice, Slices, by_id};
 use super::{Store, StoreError};
 
-/// Documents that one slice reads, at most and at least.
-const LARGEST: u64 = 10_000;
-const SMALLEST: u64 = 50;
 /// Name of the lease among the controls.
 const RELIST: &str = "relist";
 
 /// How far a pass has come.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Relist {
-    /// The last `_id` of the slices that are done.
-    after: Option<Bson>,
-    slice: u64,
+    slices: Slices,
     /// Tenants marked so far.
     pub marked: u64,
-}
-
-impl Default for Relist {
-    fn default() -> Self {
-        Self { after: None, slice: LARGEST, marked: 0 }
-    }
 }
 
 /// Whether a process shall make a pass.
@@ -58,36 +47,20 @@ impl Store {
     ///
     /// After an error, call it again with the same `progress` to go on from there.
     pub async fn relist(&self, progress: &mut Relist) -> Result<bool, StoreError> {
-        let done = self.mark_slice(progress).await;
-        progress.slice = match &done {
-            Err(StoreError::Late { .. }) => (progress.slice / 4).max(SMALLEST),
-            Err(_) => progress.slice,
-            Ok(_) => (progress.slice * 2).min(LARGEST),
-        };
-        done
+        let done = self.mark_slice(&progress.slices).await;
+        let (last, marked) = progress.slices.ended(done)?;
+        progress.marked += marked;
+        Ok(last)
     }
 
-    async fn mark_slice(&self, progress: &mut Relist) -> Result<bool, StoreError> {
-        // As expressions, because ids of all types are meant.
-        let after = progress.after.as_ref().map(|id| doc! { "$gt": ["$_id", { "$literal": id }] });
-        let rest = after.iter().map(|after| ("$expr".to_owned(), after.clone().into()));
-        let last = self
-            .tenants
-            .find_one(rest.collect::<Document>())
-            .projection(doc! { "_id": 1 })
-            .sort(doc! { "_id": 1 })
-            .skip(progress.slice - 1);
-        let last = self.bounded("relist", last).await?;
-        let last = last.and_then(|document| document.get("_id").cloned());
-        let until = last.as_ref().map(|id| doc! { "$lte": ["$_id", { "$literal": id }] });
-        let slice: Vec<Document> = [after, until, Some(unhandled())].into_iter().flatten().collect();
-        let filter = doc! { "$expr": { "$and": slice } };
+    async fn mark_slice(&self, slices: &Slices) -> Result<(Slice, u64), StoreError> {
+        let slice = self.slice("relist", slices).await?;
+        let mut these = slice.bounds();
+        these.push(unhandled());
+        let filter = doc! { "$expr": { "$and": these } };
         let mark = vec![doc! { "$set": { "nextReconcileAt": "$$NOW" } }];
-        let result = self.bounded("relist", self.tenants.update_many(filter, mark)).await?;
-        progress.marked += result.modified_count;
-        let over = last.is_none();
-        progress.after = last.or_else(|| progress.after.take());
-        Ok(over)
+        let update = self.tenants.update_many(filter, mark).hint(by_id());
+        Ok((slice, self.bounded("relist", update).await?.modified_count))
     }
 
     /// Takes the lease for a pass, for `ttl`, unless another process has it or a pass that began at `since` or

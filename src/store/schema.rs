@@ -1,4 +1,4 @@
-//! What the collection needs before the first tenant: a validator and four indexes.
+//! What the collection needs before the first tenant: a validator and indexes.
 
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::{IndexModel, options::IndexOptions};
@@ -73,6 +73,7 @@ impl Store {
             index("tenantry_status", doc! { "status": 1, "slug": 1 }),
             super::idempotency::index(),
         ];
+        wanted.extend(super::waiting::indexes());
         if !self.has_unique_slug_index().await? {
             let options = IndexOptions::builder()
                 .name("tenantry_slug".to_owned())

@@ -1,15 +1,12 @@
-//! What the HTTP layer needs: insert, get, list, flag for reconcile, and a census for the metrics.
+//! What the HTTP layer needs: insert, get, list, flag for reconcile.
 
-use std::time::Duration;
-
-use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use mongodb::bson::{Bson, Document, doc, oid::ObjectId};
 use mongodb::options::ReturnDocument;
 
-use super::document::{Record, desired_document, projection, read, timestamp};
-use super::{Store, StoreError, within};
-use crate::tenant::{DeletionPolicy, Desired, EventKind, PerStep, Phase, Slug, StepKind, StepState};
+use super::document::{Record, WAITED_FOR, desired_document, projection, read, timestamp};
+use super::{Store, StoreError};
+use crate::tenant::{DeletionPolicy, Desired, EventKind, Phase, Slug, StepKind};
 
 /// Codes of a refused insert.
 pub(super) const DUPLICATE_KEY: i32 = 11000;
@@ -38,22 +35,13 @@ pub struct Page {
     pub next: Option<String>,
 }
 
-/// How many steps are in which state, and tenants in which phase, over the whole fleet.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Census {
-    /// By state, in the order of [`StepState::ALL`].
-    pub steps: PerStep<[u64; 4]>,
-    /// In the order of [`Phase::ALL`].
-    pub phases: [u64; 3],
-}
-
 impl Store {
     /// Inserts a tenant. `None` when the slug is taken.
     ///
     /// # Errors
     /// After [`StoreError::Unavailable`] the document is there or not there, never in part.
     pub async fn insert(&self, new: &NewTenant) -> Result<Option<Record>, StoreError> {
-        let document = new_document(new, self.by.as_deref());
+        let document = self.new_document(new);
         match self.bounded("insert", self.tenants.insert_one(&document)).await {
             Ok(_) => Ok(Some(read(&document))),
             Err(StoreError::Refused { code: Some(DUPLICATE_KEY), .. }) => Ok(None),
@@ -217,12 +205,15 @@ impl Store {
         };
         // Missing sorts before every date, so that even the due scan takes requests first.
         let next = if all { Bson::from("$$REMOVE") } else { due_as_it_is().into() };
-        let flag = vec![doc! { "$set": {
+        let mut flag = vec![doc! { "$set": {
             "reconcileRequestedAt": at,
             // An expression, so that nothing of an earlier request is left in it.
             "reconcileRequest": { "$mergeObjects": [request, about] },
             "nextReconcileAt": next,
         } }];
+        if self.waits {
+            flag.push(doc! { "$set": { WAITED_FOR: true } });
+        }
         let update = self
             .tenants
             .find_one_and_update(by_slug(slug), flag)
@@ -230,43 +221,6 @@ impl Store {
             .return_document(ReturnDocument::After);
         let after = self.bounded(operation, update).await?;
         Ok(after.and_then(|after| after.get("reconcileRequestedAt").and_then(timestamp)))
-    }
-
-    /// Counts steps by state and tenants by phase. It reads every document, so it is for metrics that
-    /// somebody scrapes, not for loops.
-    pub async fn census(&self, limit: Duration) -> Result<Census, StoreError> {
-        let state = |step: StepKind| {
-            doc! { "$ifNull": [format!("$provisioningStatus.{step}"), StepState::Pending.name()] }
-        };
-        let mut keys = doc! { "phase": { "$ifNull": ["$status", Phase::Pending.name()] } };
-        for step in StepKind::ALL {
-            keys.insert(step.name(), state(step));
-        }
-        let pipeline = vec![doc! { "$group": { "_id": keys, "count": { "$sum": 1_i64 } } }];
-        let run = async {
-            let cursor = self.tenants.aggregate(pipeline).await?;
-            cursor.try_collect::<Vec<Document>>().await
-        };
-        let mut census = Census::default();
-        for group in within(limit, "census", run).await? {
-            let (Ok(keys), Ok(count)) = (group.get_document("_id"), group.get_i64("count")) else {
-                continue;
-            };
-            let count = u64::try_from(count).unwrap_or_default();
-            let place = |name: &str, names: &[&str]| {
-                let name = keys.get_str(name).ok()?;
-                names.iter().position(|known| *known == name)
-            };
-            if let Some(phase) = place("phase", &Phase::ALL.map(Phase::name)) {
-                census.phases[phase] += count;
-            }
-            for step in StepKind::ALL {
-                if let Some(state) = place(step.name(), &StepState::ALL.map(StepState::name)) {
-                    census.steps[step][state] += count;
-                }
-            }
-        }
-        Ok(census)
     }
 }
 
@@ -334,19 +288,25 @@ pub(super) fn by_slug(slug: &Slug) -> Document {
     doc! { "slug": slug.as_str() }
 }
 
-/// The document of a tenant that nobody has seen yet.
-pub(super) fn new_document(new: &NewTenant, by: Option<&str>) -> Document {
-    let created = Bson::DateTime(mongodb::bson::DateTime::now());
-    let mut document = doc! { "_id": ObjectId::new(), "slug": new.slug.as_str() };
-    document.extend(desired_document(&new.desired));
-    document.extend(doc! {
-        "status": Phase::Pending.name(),
-        "generation": 1_i64,
-        // Says that nobody has claimed it yet, which of other writers' documents is only a guess.
-        "lease": { "epoch": 0_i64 },
-        "createdAt": created.clone(),
-        "updatedAt": created,
-    });
-    document.insert("changedBy", vec![Bson::from(signed(by, EventKind::Created))]);
-    document
+impl Store {
+    /// The document of a tenant that no controller has seen yet.
+    pub(super) fn new_document(&self, new: &NewTenant) -> Document {
+        let created = Bson::DateTime(mongodb::bson::DateTime::now());
+        let mut document = doc! { "_id": ObjectId::new(), "slug": new.slug.as_str() };
+        document.extend(desired_document(&new.desired));
+        document.extend(doc! {
+            "status": Phase::Pending.name(),
+            "generation": 1_i64,
+            // Says that nobody has claimed it yet, which of other writers' documents is only a guess.
+            "lease": { "epoch": 0_i64 },
+            "createdAt": created.clone(),
+            "updatedAt": created,
+        });
+        let created = signed(self.by.as_deref(), EventKind::Created);
+        document.insert("changedBy", vec![Bson::from(created)]);
+        if self.waits {
+            document.insert(WAITED_FOR, true);
+        }
+        document
+    }
 }

@@ -9,7 +9,7 @@
 use jiff::Timestamp;
 use mongodb::bson::{Document, doc};
 
-use super::document::timestamp;
+use super::document::{WAITED_FOR, timestamp};
 use super::due::{Urgency, content_due};
 use super::history::Gone;
 use super::stream::{ChangeStream, ResumeToken, WatchError};
@@ -64,10 +64,11 @@ fn change(event: &Document) -> Option<Change> {
         "insert" | "update" | "replace" => {
             // Another kind of `_id` cannot be claimed; the due scan deals with it.
             let id = event.get_document("documentKey").ok()?.get_object_id("_id").ok()?;
-            let urgency = if event.get_bool("requested").unwrap_or(false) {
-                Urgency::Requested
-            } else {
-                Urgency::New
+            let says = |field| event.get_bool(field).unwrap_or(false);
+            let urgency = match (says("waited"), says("requested")) {
+                (true, _) => Urgency::Waited,
+                (false, true) => Urgency::Requested,
+                (false, false) => Urgency::New,
             };
             let at = event.get("wallTime").and_then(timestamp);
             Some(Change::Tenant { id: TenantId::from_bytes(id.bytes()), urgency, at })
@@ -86,7 +87,7 @@ fn change(event: &Document) -> Option<Change> {
 fn of_others() -> Document {
     // `updatedFields` names changed fields by path (`quota.storageBytes`), so its keys are matched.
     let path = "^(slug|name|domain|quota|services|paused|adopt|deletionRequestedAt|deletionPolicy|\
-                reconcileRequestedAt)([.]|$)";
+                reconcileRequestedAt|waitedFor)([.]|$)";
     let touches = |input: Document| {
         doc! { "$anyElementTrue": [{ "$map": {
             "input": input,
@@ -132,6 +133,10 @@ fn essence() -> Document {
         "operationType": 1,
         "documentKey": 1,
         "wallTime": 1,
+        // In whichever way the server tells the change.
+        "waited": { "$eq": [true, { "$ifNull": [
+            format!("$updateDescription.updatedFields.{WAITED_FOR}"), format!("$fullDocument.{WAITED_FOR}"),
+        ] }] },
         "requested": { "$ne": [
             { "$type": "$updateDescription.updatedFields.reconcileRequestedAt" }, "missing",
         ] },

@@ -32,6 +32,18 @@ async fn missing_and_past_due_times_are_due_missing_ones_first() {
 }
 
 #[tokio::test]
+async fn a_due_tenant_that_a_client_waits_for_is_told_from_others() {
+    let world = World::new().await;
+    world.insert("new").await;
+    world.insert("waited-for").await;
+    let asked = doc! { "waitedFor": true, "reconcileRequestedAt": DateTime::now() };
+    world.set("waited-for", asked).await;
+    let scan = world.store.due(10, RETRY).await.unwrap();
+    let urgencies: Vec<_> = scan.tenants.iter().map(|due| due.urgency).collect();
+    assert_eq!(urgencies, [Urgency::New, Urgency::Waited]);
+}
+
+#[tokio::test]
 async fn the_due_scan_reads_only_what_is_due() {
     let world = World::new().await;
     let future = DateTime::from_millis(DateTime::now().timestamp_millis() + 3_600_000);

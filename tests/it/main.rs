@@ -41,4 +41,5 @@ mod tls;
 mod told;
 mod upstreams;
 mod wait;
+mod waiting;
 mod watch;
