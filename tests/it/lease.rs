@@ -322,7 +322,8 @@ async fn preparing_twice_changes_nothing_and_a_foreign_validator_or_index_stays(
     let world = World::new().await;
     world.store.prepare().await.expect("it is idempotent");
     let indexes = world.tenants.list_index_names().await.unwrap();
-    assert_eq!(indexes.len(), 5, "{indexes:?}");
+    // Five, and two for each upstream of what waits.
+    assert_eq!(indexes.len(), 5 + 2 * 3, "{indexes:?}");
 
     world.tenants.drop().await.unwrap();
     let own = doc! { "$jsonSchema": { "title": "ours", "required": ["slug"] } };
@@ -334,6 +335,7 @@ async fn preparing_twice_changes_nothing_and_a_foreign_validator_or_index_stays(
     world.store.prepare().await.expect("the legacy service's collection will do");
     let mut indexes = world.tenants.list_index_names().await.unwrap();
     indexes.sort();
+    indexes.retain(|name| !name.starts_with("tenantry_held_") && !name.starts_with("tenantry_parked_"));
     assert_eq!(indexes, ["_id_", "slug_1", "tenantry_due", "tenantry_idempotency", "tenantry_status"]);
     let options = world.mongo.list_collections().filter(doc! { "name": "tenants" }).await.unwrap();
     let options: Vec<_> = futures_util::TryStreamExt::try_collect(options).await.unwrap();
