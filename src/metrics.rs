@@ -31,7 +31,7 @@ pub struct Metrics {
     pub integration_lacks: IntGaugeVec,
     /// Second spaces of a tenant that were found and disabled.
     pub twins_disabled: IntCounter,
-    /// 1 while an `upstream` is taken to be down, and nobody is let through but probes.
+    /// 1 while an `upstream` is taken to be down, or its refusal is doubted, and only checks go to it.
     pub upstream_down: IntGaugeVec,
     /// 1 while the fleet has an `upstream` whose setting this process lacks.
     pub upstream_not_configured: IntGaugeVec,
@@ -145,7 +145,7 @@ impl Metrics {
             ),
             upstream_down: add.gauges(
                 "upstream_down",
-                "1 while the upstream is taken to be down, and its steps wait.",
+                "1 while the upstream is taken to be down, or its refusal is doubted, and its steps wait.",
                 &["upstream"],
             ),
             upstream_not_configured: add.gauges(

@@ -6,13 +6,9 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::integration::{Away, Credentials, Known, Ledger, TRY_LIMITS};
-use crate::store::{Refusals, Store, StoreError, TryPolicy};
-use crate::tenant::{PerStep, StepKind};
-
-/// What each process keeps to by itself, all keep to together.
-const POLICY: TryPolicy =
-    TryPolicy { few: TRY_LIMITS.few, many: TRY_LIMITS.many, rarely: TRY_LIMITS.rarely };
+use crate::integration::{Away, Credentials, Known, Ledger};
+use crate::store::{Refusals, Store, StoreError};
+use crate::tenant::{PerStep, StepKind, TryLimits};
 
 /// See the module.
 pub struct SharedRefusals {
@@ -78,7 +74,10 @@ impl Ledger for SharedRefusals {
     ) -> BoxFuture<'a, Result<Duration, Away>> {
         async move {
             let digest = self.digest(step, credentials).await?;
-            self.store.note_refusals(step, digest, tries, wait, message, POLICY).await.map_err(away)
+            self.store
+                .note_refusals(step, digest, tries, wait, message, TryLimits::DEFAULT)
+                .await
+                .map_err(away)
         }
         .boxed()
     }

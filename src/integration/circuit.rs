@@ -28,36 +28,21 @@
 use std::time::{Duration, Instant};
 
 use super::Error;
-use crate::tenant::{FailureKind, Reason};
+use crate::tenant::{FailureKind, Reason, TryLimits};
 
 /// Failures in a row after which an upstream is taken to be down.
 const DOWN_AFTER: u32 = 5;
 /// The longest pause that an upstream is given at its word.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(900);
 
-/// How often all processes together may try a credential that is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TryLimits {
-    /// No more than so many in so long.
-    pub few: (usize, Duration),
-    /// After so many in so long, `rarely`.
-    pub many: (usize, Duration),
-    pub rarely: Duration,
-}
-
-/// The limits for every upstream: half of what Stalwart bans for.
-pub const TRY_LIMITS: TryLimits = TryLimits {
-    few: (3, Duration::from_secs(600)),
-    many: (50, Duration::from_secs(86_400)),
-    rarely: Duration::from_secs(3_600),
-};
+const LIMITS: TryLimits = TryLimits::DEFAULT;
 
 /// Between probes of an upstream that is down.
 const DOWN_PROBES: &[u64] = &[1, 2, 5, 10, 30];
 /// Between probes of credentials that are doubted, and of those whose refusal is believed.
 const DOUBTED_CREDENTIAL_PROBES: &[u64] = &[5, 60];
 const CREDENTIAL_PROBES: &[u64] = &[120, 600, 1_800, 3_600];
-/// The same of an address or TLS, which harms nobody.
+/// The same of an address or TLS, whose probes do no harm.
 const DOUBTED_SETUP_PROBES: &[u64] = &[2, 5, 15, 30];
 const SETUP_PROBES: &[u64] = &[15, 60, 300];
 /// A doubted refusal that lasts longer is believed.
@@ -88,7 +73,7 @@ pub(super) enum News {
 /// What keeps the steps of an upstream from it.
 #[derive(Debug, Clone)]
 pub(super) struct Shut {
-    /// For everybody who is not let through.
+    /// For every run that is not let through.
     pub error: Error,
     cause: Cause,
     /// Since when it is so, for this cause.
@@ -355,7 +340,7 @@ impl Circuit {
 
     fn count_try(&mut self, now: Instant) {
         self.untold = self.untold.saturating_add(1);
-        let (most, within) = TRY_LIMITS.many;
+        let (most, within) = LIMITS.many;
         self.tries.retain(|at| now.duration_since(*at) < within);
         self.tries.push(now);
         let surplus = self.tries.len().saturating_sub(most);
@@ -364,7 +349,7 @@ impl Circuit {
 
     /// How long no credential may be tried, because it was tried too often.
     fn forbidden_for(&self, now: Instant) -> Duration {
-        let TryLimits { few: (few, within), many: (many, _), rarely } = TRY_LIMITS;
+        let TryLimits { few: (few, within), many: (many, _), rarely } = LIMITS;
         let last_few = self.tries.len().checked_sub(few).map(|first| self.tries[first]);
         let wait = last_few.map_or(Duration::ZERO, |at| (at + within).saturating_duration_since(now));
         if self.tries.len() >= many { wait.max(rarely) } else { wait }
@@ -453,7 +438,7 @@ mod tests {
     }
 
     fn assert_few(tries: &[Instant]) {
-        let (few, within) = TRY_LIMITS.few;
+        let (few, within) = LIMITS.few;
         for window in tries.windows(few + 1) {
             let span = *window.last().unwrap() - window[0];
             assert!(span >= within, "one more than {few} within {span:?}");
@@ -465,7 +450,7 @@ mod tests {
         let start = Instant::now();
         let mut circuit = working(start);
         let (mut now, mut tries) = (start, Vec::new());
-        while now - start < TRY_LIMITS.many.1 {
+        while now - start < LIMITS.many.1 {
             circuit.refused(&refusal(), By::Run, now);
             tries.push(now);
             now += probe_in(&circuit, now);
@@ -481,7 +466,7 @@ mod tests {
         let start = Instant::now();
         let mut circuit = Circuit::new();
         circuit.refused(&refusal(), By::Run, start);
-        let tries = tries_of(&mut circuit, start, TRY_LIMITS.many.1);
+        let tries = tries_of(&mut circuit, start, LIMITS.many.1);
         assert!((20..50).contains(&tries.len()), "{}", tries.len());
     }
 
@@ -517,7 +502,7 @@ mod tests {
         let mut circuit = working(now);
         let all: Vec<_> = (0..3).map(|_| circuit.refused(&refusal(), By::Run, now)).collect();
         assert_eq!(all, [News::Shut, News::None, News::Believed]);
-        assert_eq!(probe_in(&circuit, now), TRY_LIMITS.few.1);
+        assert_eq!(probe_in(&circuit, now), LIMITS.few.1);
     }
 
     #[test]
@@ -552,6 +537,23 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_address_where_it_worked_a_moment_ago_is_a_doubt_for_a_minute() {
+        let start = Instant::now();
+        let proxy = Error::misconfigured(Reason::WrongAddress, "ocis: 404, a page of HTML".into());
+        let mut circuit = working(start);
+        let mut news = circuit.ended(Some(&proxy), By::Run, start);
+        assert_eq!(news, News::Shut);
+        let mut now = start;
+        while news != News::Believed {
+            assert!(circuit.shut().unwrap().error(now).is_transient());
+            now += probe_in(&circuit, now);
+            news = circuit.ended(Some(&proxy), By::Check, now);
+        }
+        assert!(now - start >= DOUBT && now - start < 2 * DOUBT, "{:?}", now - start);
+        assert_eq!(Circuit::new().ended(Some(&proxy), By::Turn, now), News::Believed, "at start");
+    }
+
+    #[test]
     fn a_refusal_right_after_an_outage_is_a_doubt_though_nothing_ever_worked() {
         let now = Instant::now();
         let mut circuit = Circuit::new();
@@ -567,7 +569,7 @@ mod tests {
         let mut circuit = working(now);
         circuit.refused(&refusal(), By::Run, now);
         assert_eq!(circuit.postpone(now + second(30), now), News::None);
-        assert_eq!(circuit.postpone(now + TRY_LIMITS.few.1, now), News::Believed);
+        assert_eq!(circuit.postpone(now + LIMITS.few.1, now), News::Believed);
         assert!(circuit.shut().unwrap().error(now).is_misconfigured());
     }
 

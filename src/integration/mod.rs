@@ -22,7 +22,6 @@ mod template;
 mod upstream;
 
 pub use authentik::Authentik;
-pub use circuit::{TRY_LIMITS, TryLimits};
 pub use converge::{
     Checked, Converged, Integration, Intent, Marked, Mode, Owner, Reached, Release, Released, Remarks,
     RepairGuard, Seen, Target, Unbounded, Usage, converge, run,

@@ -1,6 +1,6 @@
 //! The pause that an upstream asked for (`Retry-After`), which all its requests keep.
 //!
-//! A short one is waited for where a request is ready to go: nobody needs to hear of it. For a long one the
+//! A short one is waited for where a request is ready to go, and nothing is told of it. For a long one the
 //! run is given back, so that it does not keep a worker from the tenant's other steps and from other
 //! tenants: the step waits its turn, which is no failure.
 

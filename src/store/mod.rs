@@ -53,7 +53,7 @@ pub use follow::{Follow, Told};
 pub use history::{Gone, Journal, KEPT};
 pub use idempotency::{IdempotencyKey, Inserted, InvalidIdempotencyKey};
 pub use lease::{Claim, ClaimAnswer, Commit, Holder, Plans};
-pub use refusals::{Refusals, Refused, TryPolicy};
+pub use refusals::{Refusals, Refused};
 pub use relist::{Relist, Turn};
 pub use schema::SCHEMA_VERSION;
 pub use stream::{ResumeToken, WatchError};

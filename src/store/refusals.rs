@@ -14,7 +14,7 @@ use super::controls::CONTROLS;
 use super::document::integer;
 use super::lease::millis;
 use super::{Store, StoreError};
-use crate::tenant::StepKind;
+use crate::tenant::{StepKind, TryLimits};
 
 /// What is recorded of refusals by one upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,17 +34,7 @@ pub struct Refused {
     pub message: String,
 }
 
-/// How often a refused credential may be tried by all processes together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TryPolicy {
-    /// No more than so many in so long.
-    pub few: (usize, Duration),
-    /// After so many in so long, `rarely`.
-    pub many: (usize, Duration),
-    pub rarely: Duration,
-}
-
-/// A try that does not end is nobody's after so long.
+/// A try that does not end may be taken by another process after so long.
 const TRY_LASTS: Duration = Duration::from_secs(60);
 
 fn id(step: StepKind) -> String {
@@ -79,13 +69,13 @@ impl Store {
         count: u32,
         wait: Duration,
         message: &str,
-        policy: TryPolicy,
+        limits: TryLimits,
     ) -> Result<Duration, StoreError> {
-        let TryPolicy { few: (few, within), many: (many, a_day), rarely } = policy;
+        let TryLimits { few: (few, within), many: (many, a_day), rarely } = limits;
         let [few, many] = [few, many].map(|count| i64::try_from(count).unwrap_or(i64::MAX));
         let new = vec![
             Bson::from("$$NOW");
-            usize::try_from(count).unwrap_or(policy.many.0).min(policy.many.0)
+            usize::try_from(count).unwrap_or(limits.many.0).min(limits.many.0)
         ];
         let recent = doc! { "$filter": {
             "input": { "$cond": [

@@ -24,6 +24,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 mod transition;
+mod tries;
 
 pub use act::{Act, Deed, Fate, Resource};
 pub use backoff::{Backoff, Jitter};
@@ -43,6 +44,7 @@ pub use slug::{InvalidSlug, Slug};
 pub use status::{Phase, Ready, Status};
 pub use step::{CreateIntent, PerStep, Reason, StepKind, StepState, StepStatus};
 pub use transition::{Basis, Failure, FailureKind, Outcome, Policy, StepRun, Transition, transition};
+pub use tries::TryLimits;
 
 use jiff::Timestamp;
 

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use mongodb::bson::doc;
 use tenantry::dev::faults::{Fault, FaultAnswer};
-use tenantry::store::TryPolicy;
-use tenantry::tenant::StepKind;
+use tenantry::tenant::{StepKind, TryLimits};
 
 use crate::outage::many;
 use crate::support::{World, eventually, holds_for};
@@ -24,11 +23,7 @@ const PERMISSIONS: [&str; 9] = [
     "sysDkimSignatureDestroy",
     "unlimitedRequests",
 ];
-const POLICY: TryPolicy = TryPolicy {
-    few: (3, Duration::from_secs(600)),
-    many: (50, Duration::from_secs(86_400)),
-    rarely: Duration::from_secs(3_600),
-};
+const LIMITS: TryLimits = TryLimits::DEFAULT;
 
 fn slowly(suite: &Suite) {
     suite.stalwart.faults.add(Fault { delay_ms: 20, ..Fault::default() });
@@ -133,7 +128,7 @@ async fn a_refusal_of_a_key_that_worked_is_a_doubt_that_a_check_removes() {
         controller.metrics.render().contains("tenantry_upstream_down{upstream=\"stalwart\"} 1")
     })
     .await;
-    assert!(controller.metrics.render().contains(&format!("{HEALTHY} 1")), "nobody is called");
+    assert!(controller.metrics.render().contains(&format!("{HEALTHY} 1")), "it is no misconfiguration");
     suite.settled("acme").await;
     assert!(controller.metrics.render().contains("tenantry_upstream_down{upstream=\"stalwart\"} 0"));
     controller.stop().await;
@@ -147,20 +142,20 @@ async fn three_tries_in_ten_minutes_are_those_of_all_processes_together() {
     assert_eq!(other.refusals(STALWART).await.unwrap().salt, salt, "it stays");
     let soon = Duration::from_millis(1);
     for store in [&world.store, &other] {
-        let wait = store.note_refusals(STALWART, 7, 1, soon, "401", POLICY).await.unwrap();
+        let wait = store.note_refusals(STALWART, 7, 1, soon, "401", LIMITS).await.unwrap();
         assert!(wait < Duration::from_secs(1), "{wait:?}");
     }
-    let wait = world.store.note_refusals(STALWART, 7, 1, soon, "401", POLICY).await.unwrap();
+    let wait = world.store.note_refusals(STALWART, 7, 1, soon, "401", LIMITS).await.unwrap();
     assert!(wait > Duration::from_secs(595) && wait <= Duration::from_secs(600), "{wait:?}");
     // That it was accepted in between takes nothing back, and after many it is tried rarely.
     other.forget_refusals(STALWART).await.unwrap();
     assert_eq!(other.refusals(STALWART).await.unwrap().refused, None);
-    let wait = other.note_refusals(STALWART, 7, 1, soon, "401", POLICY).await.unwrap();
+    let wait = other.note_refusals(STALWART, 7, 1, soon, "401", LIMITS).await.unwrap();
     assert!(wait > Duration::from_secs(590), "{wait:?}");
-    let wait = other.note_refusals(STALWART, 7, 64, soon, "401", POLICY).await.unwrap();
+    let wait = other.note_refusals(STALWART, 7, 64, soon, "401", LIMITS).await.unwrap();
     assert!(wait > Duration::from_secs(3_590), "{wait:?}");
     // Another credential is another matter.
-    let wait = world.store.note_refusals(STALWART, 8, 1, soon, "401", POLICY).await.unwrap();
+    let wait = world.store.note_refusals(STALWART, 8, 1, soon, "401", LIMITS).await.unwrap();
     assert!(wait < Duration::from_secs(1), "{wait:?}");
 }
 
@@ -169,10 +164,10 @@ async fn only_one_process_takes_the_try_that_is_due() {
     let world = World::new().await;
     let other = world.other_store().await;
     let long = Duration::from_secs(60);
-    world.store.note_refusals(STALWART, 7, 1, long, "401", POLICY).await.unwrap();
+    world.store.note_refusals(STALWART, 7, 1, long, "401", LIMITS).await.unwrap();
     let wait = other.take_try(STALWART, 7).await.unwrap().expect("it is not due");
     assert!(wait > Duration::from_secs(50), "{wait:?}");
-    world.store.note_refusals(STALWART, 7, 1, Duration::ZERO, "401", POLICY).await.unwrap();
+    world.store.note_refusals(STALWART, 7, 1, Duration::ZERO, "401", LIMITS).await.unwrap();
     let (one, another) = tokio::join!(world.store.take_try(STALWART, 7), other.take_try(STALWART, 7));
     let taken = [one.unwrap(), another.unwrap()];
     assert_eq!(taken.iter().filter(|wait| wait.is_none()).count(), 1, "{taken:?}");

@@ -200,7 +200,7 @@ async fn an_outage_ends_although_a_permission_is_missing() {
 }
 
 #[tokio::test]
-async fn whoever_wakes_what_waited_goes_on_until_nothing_waits_though_others_do_the_same() {
+async fn recovery_goes_on_until_nothing_waits_though_another_process_does_the_same() {
     const TENANTS: usize = 300;
     let world = crate::support::World::new().await;
     let other = world.other_store().await;
@@ -217,7 +217,7 @@ async fn whoever_wakes_what_waited_goes_on_until_nothing_waits_though_others_do_
 }
 
 #[tokio::test]
-async fn a_file_server_that_boots_is_waited_for_and_nobody_is_called() {
+async fn a_file_server_that_boots_is_waited_for_and_not_called_broken() {
     let suite = Suite::new().await;
     let answer = FaultAnswer::Status { status: 500, body: String::new(), retry_after: None };
     suite.files.server.faults.add(Fault { answer, ..Fault::default() });
