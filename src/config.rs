@@ -201,6 +201,10 @@ pub struct Given {
     /// [default: 10]
     #[arg(long, env = "GUARD_PERCENT", value_name = "NUMBER", help_heading = "Reconciling")]
     pub guard_percent: Option<String>,
+    /// Whether a tenant that does not say so itself (`adopt`) takes over a group or mail domain of its name
+    /// that carries no mark: true or false [default: false]
+    #[arg(long, env = "ADOPT_UNMARKED", value_name = "BOOL", help_heading = "Reconciling")]
+    pub adopt_unmarked: Option<String>,
     /// Between looks for due tenants, beside the change stream, from 100ms to 10m [default: 5s]
     #[arg(long, env = "POLL_INTERVAL", value_name = "DURATION", help_heading = "Reconciling")]
     pub poll_interval: Option<String>,
@@ -245,6 +249,8 @@ pub struct Config {
     pub policy: Policy,
     pub sweep_interval: Duration,
     pub guard: GuardPolicy,
+    /// What holds for tenants that do not say whether they may adopt.
+    pub adopt_unmarked: bool,
     pub poll_interval: Duration,
     pub lease_ttl: Duration,
     pub shutdown_grace: Duration,
@@ -531,6 +537,7 @@ impl Given {
             check.wrong("GUARD_PERCENT", "must be from 0 to 100");
         }
         let guard = GuardPolicy { percent: percent.unwrap_or_default() };
+        let adopt_unmarked = check.parsed::<bool>("ADOPT_UNMARKED", some(&self.adopt_unmarked), "false");
         let poll = some(&self.poll_interval);
         let poll_interval = check.duration("POLL_INTERVAL", poll, 5 * SECOND, millis(100)..=10 * MINUTE);
         let initial = some(&self.backoff_initial);
@@ -569,6 +576,7 @@ impl Given {
                 policy: Policy { backoff: Backoff { initial, max }, resync },
                 sweep_interval,
                 guard,
+                adopt_unmarked: adopt_unmarked.unwrap_or_default(),
                 poll_interval,
                 lease_ttl,
                 shutdown_grace,

@@ -167,6 +167,7 @@ pub async fn run(
             holder,
             sweep_interval: config.sweep_interval,
             guard: config.guard,
+            adopt_unmarked: config.adopt_unmarked,
             queue_capacity: QUEUE_CAPACITY,
         };
         let controller = Controller { store: store.clone(), integrations, metrics, journal, settings };

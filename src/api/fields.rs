@@ -150,7 +150,7 @@ impl Fields {
             storage_bytes,
             services: services.unwrap_or_default(),
             paused: paused.unwrap_or(false),
-            adopt: adopt.unwrap_or(false),
+            adopt,
             ..Desired::new(name?)
         })
     }
@@ -238,10 +238,10 @@ fn read_patch(object: Map<String, Value>) -> Result<Edit, Vec<FieldError>> {
         Some(None) => PerStep::from_fn(|_| Some(true)),
         Some(Some(switches)) => PerStep::from_fn(|step| switches[step].map(|on| on.unwrap_or(true))),
     };
-    // Removing them sets them back.
-    let mut flag =
-        |field| fields.change(field, |fields| fields.flag(field)).map(|on| on.unwrap_or(false));
-    let (paused, adopt) = (flag("paused"), flag("adopt"));
+    // Removing it sets it back.
+    let paused = fields.change("paused", |fields| fields.flag("paused"));
+    let paused = paused.map(|on| on.unwrap_or(false));
+    let adopt = fields.change("adopt", |fields| fields.flag("adopt"));
     let errors = fields.finish();
     let edit = Edit { name, domain, storage_bytes, services, paused, adopt };
     if errors.is_empty() { Ok(edit) } else { Err(errors) }

@@ -217,7 +217,9 @@ pub struct NewTenantBody {
     services: Option<ServicesBody>,
     /// Whether it is only looked at, and nothing is changed
     paused: Option<bool>,
-    /// Whether a group or mail domain that has the tenant's name and nobody's mark becomes its own
+    /// Whether it takes over what was not made for it: a group or mail domain of its name that carries no
+    /// mark, and whatever a tenant of its slug or domain released. Without it, the setting ADOPT_UNMARKED
+    /// decides about the former; `false` refuses both
     adopt: Option<bool>,
 }
 
@@ -243,7 +245,9 @@ pub struct ReplacementBody {
     services: Option<ServicesBody>,
     /// Whether it is only looked at, and nothing is changed
     paused: Option<bool>,
-    /// Whether a group or mail domain that has the tenant's name and nobody's mark becomes its own
+    /// Whether it takes over what was not made for it: a group or mail domain of its name that carries no
+    /// mark, and whatever a tenant of its slug or domain released. Without it, the setting ADOPT_UNMARKED
+    /// decides about the former; `false` refuses both
     adopt: Option<bool>,
 }
 
@@ -268,7 +272,9 @@ pub struct PatchBody {
     services: Option<ServicesBody>,
     /// Whether it is only looked at, and nothing is changed
     paused: Option<bool>,
-    /// Whether a group or mail domain that has the tenant's name and nobody's mark becomes its own
+    /// Whether it takes over what was not made for it: a group or mail domain of its name that carries no
+    /// mark, and whatever a tenant of its slug or domain released. Without it, the setting ADOPT_UNMARKED
+    /// decides about the former; `false` refuses both
     adopt: Option<bool>,
 }
 

@@ -35,7 +35,7 @@ pub struct PlanView {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct StepPlanView {
-    /// What would be done: `none`, `create` (or adopt), `update`, `switchOff`, `release`, `delete`, `purge`;
+    /// What would be done: `none`, `create`, `update`, `switchOff`, `release`, `delete`, `purge`;
     /// `look` where only a look at the upstream can tell.
     action: &'static str,
     /// Why it is not done now: `Paused`, `Stopped`, `ChangeGuard` or `NotConfigured`.

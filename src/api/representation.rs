@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::store::{InvalidDocument, Record};
-use crate::tenant::{PerStep, Phase, Reason, StepKind, StepState, StepStatus, Tenant};
+use crate::tenant::{Origin, PerStep, Phase, Reason, StepKind, StepState, StepStatus, Tenant};
 
 /// One tenant, whether its document makes sense or not.
 #[derive(Debug, Serialize, ToSchema)]
@@ -29,6 +29,8 @@ pub struct ValidTenant {
     services: BTreeMap<&'static str, bool>,
     /// Whether it is only looked at.
     paused: bool,
+    /// Whether it may take over what was not made for it; null leaves that to the setting ADOPT_UNMARKED.
+    adopt: Option<bool>,
     /// Set while the tenant is to go.
     #[serde(skip_serializing_if = "Option::is_none")]
     deletion: Option<DeletionView>,
@@ -68,6 +70,11 @@ struct StepView {
     reason: Option<&'static str>,
     message: Option<String>,
     external_id: Option<String>,
+    /// How the resource came to be the tenant's: `created` or `adopted`.
+    origin: Option<&'static str>,
+    /// What an adopted resource said before, by field; it says that again once it is let go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    before: Option<BTreeMap<String, Option<String>>>,
     attempts: u32,
     last_attempt_at: Option<Timestamp>,
     last_transition_at: Option<Timestamp>,
@@ -183,6 +190,7 @@ impl From<&Tenant> for ValidTenant {
             quota: Quota { storage_bytes: tenant.desired.storage_bytes },
             services: each_step(|step| tenant.desired.services.has(step)),
             paused: tenant.desired.paused,
+            adopt: tenant.desired.adopt,
             deletion: tenant.desired.deletion.map(|policy| DeletionView {
                 policy: policy.name(),
                 requested_at: tenant.deletion_requested_at,
@@ -221,6 +229,8 @@ impl StepView {
                 message => message.clone(),
             },
             external_id: step.external_id.clone(),
+            origin: step.origin().map(Origin::name),
+            before: step.before().cloned(),
             attempts: step.attempts,
             last_attempt_at: step.last_attempt_at,
             last_transition_at: step.last_transition_at,

@@ -3,12 +3,33 @@
 use std::io::{Read, Seek, Write};
 use std::process::Command;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::failure::Failure;
 use super::show::json as pretty;
 use crate::tenant::Slug;
+
+/// Whether the tenant takes over what was not made for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Adopt {
+    /// A group or mail domain of its name that carries no mark, and what a former tenant released
+    Yes,
+    /// Nothing
+    No,
+    /// As the setting ADOPT_UNMARKED says
+    Default,
+}
+
+impl Adopt {
+    fn value(self) -> Value {
+        match self {
+            Self::Yes => json!(true),
+            Self::No => json!(false),
+            Self::Default => Value::Null,
+        }
+    }
+}
 
 const SERVICES: [&str; 3] = ["authentik", "stalwart", "ocis"];
 
@@ -27,6 +48,9 @@ pub struct Given {
     /// Services that it shall not have, separated by commas
     #[arg(long, value_name = "SERVICES", value_delimiter = ',', value_parser = SERVICES)]
     disable: Vec<String>,
+    /// Whether it takes over what was not made for it
+    #[arg(long, value_enum, value_name = "WHETHER")]
+    adopt: Option<Adopt>,
 }
 
 impl Given {
@@ -40,6 +64,9 @@ impl Given {
         }
         for service in &self.disable {
             body["services"][service] = json!(false);
+        }
+        if let Some(adopt) = self.adopt {
+            body["adopt"] = adopt.value();
         }
         body
     }
@@ -69,6 +96,9 @@ pub struct Changes {
     /// Services that it shall not have
     #[arg(long, value_name = "SERVICES", value_delimiter = ',', value_parser = SERVICES)]
     disable: Vec<String>,
+    /// Whether it takes over what was not made for it
+    #[arg(long, value_enum, value_name = "WHETHER")]
+    adopt: Option<Adopt>,
 }
 
 impl Changes {
@@ -89,6 +119,9 @@ impl Changes {
         let services: Map<_, _> = on.chain(off).collect();
         if !services.is_empty() {
             patch.insert("services".into(), services.into());
+        }
+        if let Some(adopt) = self.adopt {
+            patch.insert("adopt".into(), adopt.value());
         }
         (!patch.is_empty()).then_some(Value::Object(patch))
     }

@@ -176,7 +176,8 @@ pub fn describe(tenant: &Value, events: Option<&Value>) -> String {
         services.filter(|(_, on)| **on == true).map(|(name, _)| name.as_str()).collect();
     line("  Services", if services.is_empty() { "-".into() } else { services.join(", ") });
 
-    let mut steps = Table::new(&["NAME", "STATE", "REASON", "SINCE", "ATTEMPTS", "NEXT", "EXTERNAL ID"]);
+    let mut steps =
+        Table::new(&["NAME", "STATE", "REASON", "SINCE", "ATTEMPTS", "NEXT", "ORIGIN", "EXTERNAL ID"]);
     let mut messages = Vec::new();
     for (name, step) in tenant["steps"].as_object().into_iter().flatten() {
         steps.row(vec![
@@ -189,6 +190,7 @@ pub fn describe(tenant: &Value, events: Option<&Value>) -> String {
                 Value::Null => age(&step["nextAttemptAt"], now),
                 waits => format!("probe {}", age(&waits["nextProbeAt"], now)),
             },
+            cell(&step["origin"]),
             cell(&step["externalId"]),
         ]);
         if let Some(message) = step["message"].as_str() {

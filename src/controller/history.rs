@@ -200,6 +200,7 @@ fn edits(from: &Desired, to: &Desired) -> String {
         let on = |desired: &Desired| desired.services.has(step).to_string();
         compare(&format!("services.{step}"), on(from), on(to));
     }
-    compare("adopt", from.adopt.to_string(), to.adopt.to_string());
+    let adopt = |desired: &Desired| some(desired.adopt.map(|adopt| adopt.to_string()));
+    compare("adopt", adopt(from), adopt(to));
     edits.join("; ")
 }

@@ -60,6 +60,8 @@ pub struct Settings {
     /// Between sweeps of the upstreams.
     pub sweep_interval: Duration,
     pub guard: GuardPolicy,
+    /// Whether tenants whose documents do not say so may adopt unmarked resources of their names.
+    pub adopt_unmarked: bool,
     /// Tenants that may wait in memory; the others wait in the database. See [`QUEUE_CAPACITY`].
     pub queue_capacity: usize,
 }
@@ -206,6 +208,7 @@ impl Controller {
             policy: settings.policy,
             holder: settings.holder.clone(),
             lease_ttl: settings.lease_ttl,
+            adopt_unmarked: settings.adopt_unmarked,
             abandon: abandon.clone(),
         });
         let dispatcher = Dispatcher {

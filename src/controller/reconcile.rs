@@ -28,6 +28,8 @@ pub struct Reconciler {
     pub policy: Policy,
     pub holder: Holder,
     pub lease_ttl: Duration,
+    /// Whether tenants that do not say so may adopt.
+    pub adopt_unmarked: bool,
     /// Cancelled when the grace period is nearly over: stop waiting for upstreams, keep what is known.
     pub abandon: CancellationToken,
 }
@@ -90,7 +92,9 @@ impl Reconciler {
 
     async fn work(&self, claim: &Claim, fleet: &Fleet, started: Instant) -> (&'static str, Verdict) {
         let (integrations, guards) = (&self.integrations, &self.guards);
-        let mut steps = Steps::start(claim, fleet, &self.policy, integrations, guards, &self.metrics);
+        let adopt = self.adopt_unmarked;
+        let mut steps =
+            Steps::start(claim, fleet, &self.policy, integrations, guards, &self.metrics, adopt);
         let mut report = Report::of(claim, &self.journal, &self.metrics);
         let ended = self.run_to_the_end(claim, &mut steps, &mut report, started).await;
         // It was done, though its outcome may not have been recorded.

@@ -29,6 +29,8 @@ pub struct Steps<'a> {
     integrations: &'a Arc<Integrations>,
     guards: &'a Arc<Guards>,
     metrics: &'a Metrics,
+    /// Whether tenants that do not say so may adopt.
+    adopt_unmarked: bool,
     due: Vec<StepKind>,
     only_looks: Vec<StepKind>,
     running: JoinSet<(StepKind, Outcome, Duration)>,
@@ -49,6 +51,7 @@ impl<'a> Steps<'a> {
         integrations: &'a Arc<Integrations>,
         guards: &'a Arc<Guards>,
         metrics: &'a Metrics,
+        adopt_unmarked: bool,
     ) -> Self {
         let mut due = due_steps(&claim.tenant, claim.now(), policy);
         let only_looks = steps_to_observe(&claim.tenant, &due);
@@ -59,6 +62,7 @@ impl<'a> Steps<'a> {
             integrations,
             guards,
             metrics,
+            adopt_unmarked,
             due,
             only_looks,
             running: JoinSet::new(),
@@ -164,6 +168,7 @@ impl<'a> Steps<'a> {
             | Outcome::Lacking
             | Outcome::Skipped(_)
             | Outcome::Released { .. }
+            | Outcome::Adopting { .. }
             | Outcome::Observed(_) => false,
         }
     }
@@ -178,7 +183,8 @@ impl<'a> Steps<'a> {
             mode => mode,
         };
         let may_exist = self.claim.may_have_made(step);
-        let target = Target::of(tenant, self.fleet, step, may_exist, mode, self.claim.now());
+        let (fleet, adopt, now) = (self.fleet, self.adopt_unmarked, self.claim.now());
+        let target = Target::of(tenant, fleet, step, may_exist, mode, adopt, now);
         let (integrations, guards) = (Arc::clone(self.integrations), Arc::clone(self.guards));
         let deeds = self.deeds[step as usize].1.clone();
         self.running.spawn(async move {
@@ -195,6 +201,7 @@ impl<'a> Steps<'a> {
             Outcome::Held { .. } | Outcome::Lacking | Outcome::Disbelieved => "held",
             Outcome::Observed(_) => "observed",
             Outcome::Failed(_) if !outcome.is_failure() => "paced",
+            Outcome::Adopting { .. } => "adopting",
             Outcome::Failed(failure) => {
                 self.metrics.step_errors.with_label_values(&[step.name(), failure.reason.name()]).inc();
                 StepState::Error.name()

@@ -20,12 +20,11 @@ use serde_json::value::RawValue;
 
 use super::Error;
 use super::GroupTemplate;
-use super::converge::{
-    Checked, DUPLICATE, Integration, Marked, Owner, Release, Released, Seen, Target, Usage,
-};
+use super::adopt::Owner;
+use super::converge::{Checked, DUPLICATE, Integration, Marked, Release, Released, Seen, Target, Usage};
 use super::deeds::note;
 use super::upstream::{Answer, Call, Dialect, Purpose, To, Upstream};
-use crate::tenant::{Deed, Fate, Field, Fingerprint, Reason, StepKind, TenantId};
+use crate::tenant::{Before, Deed, Fate, Field, Fingerprint, Reason, StepKind, TenantId};
 
 /// The attributes that we own. All strings: a number beyond 64 bits would make every list that holds
 /// the group fail (observed).
@@ -34,6 +33,7 @@ const SLUG: &str = "tenantry_slug";
 const NAME: &str = "tenantry_name";
 /// Absent while the group is in use.
 const USAGE: &str = "tenantry_status";
+const OURS: [&str; 4] = [MARK, SLUG, NAME, USAGE];
 
 /// More pages than any fleet has: two million groups at 100 a page.
 const MAX_PAGES: u32 = 20_000;
@@ -187,6 +187,23 @@ impl Authentik {
         match answer.status {
             StatusCode::OK => self.parse(&call, &answer).map(Some),
             StatusCode::NOT_FOUND if answer.json::<Detail>().is_some() => Ok(None),
+            _ => Err(self.refused(&call, &answer)),
+        }
+    }
+
+    /// Writes what a group says once it is let go.
+    async fn let_go(
+        &self,
+        group: &Group,
+        name: Option<&str>,
+        attributes: BTreeMap<String, Box<RawValue>>,
+    ) -> Result<(), Error> {
+        let path = group_path(&group.pk);
+        let body = GroupBody { name, attributes };
+        let call = Call::new("release_group", Method::PATCH, &path).json(&body);
+        let answer = self.upstream.write(&call).await?;
+        match answer.status {
+            StatusCode::OK => Ok(()),
             _ => Err(self.refused(&call, &answer)),
         }
     }
@@ -485,37 +502,31 @@ impl Integration for Authentik {
     }
 
     fn owner(&self, target: &Target, group: &Group) -> Owner {
-        let recorded = target.recorded.as_deref() == Some(&*group.pk);
-        let mark = group.attributes.get(MARK).map(|mark| mark.get());
-        match (mark, group.text(MARK)) {
-            (_, Some(mark)) if mark == target.id.to_string() => Owner::Us,
-            // Marked with something that no controller writes. If it is ours by its id, a person did.
-            (Some(_), mark) if recorded && !mark.as_ref().is_some_and(|m| is_mark(m)) => Owner::Us,
-            (Some(_), Some(mark)) if group.usage() == Usage::Released && is_mark(&mark) => {
-                if target.desired.adopt {
-                    Owner::Nobody
-                } else {
-                    Owner::Other(format!(
-                        "authentik: group {:?} ({}) was released by tenant {mark}; to take it over, give \
-                         this tenant \"adopt\": true",
-                        group.name, group.pk,
-                    ))
-                }
-            }
-            (Some(mark), _) => Owner::Other(format!(
-                "authentik: group {:?} ({}) is marked as the group of tenant {}, not of {}",
-                group.name,
-                group.pk,
-                mark.chars().take(40).collect::<String>(),
-                target.id,
-            )),
-            (None, _) if recorded => Owner::Us,
-            (None, _) if group.is_superuser => Owner::Other(format!(
-                "authentik: group {:?} ({}) makes its members superusers; it is not adopted",
-                group.name, group.pk,
-            )),
+        match (group.attributes.get(MARK), group.text(MARK)) {
             (None, _) => Owner::Nobody,
+            (_, Some(mark)) if mark == target.id.to_string() => Owner::Us,
+            (_, Some(mark)) if is_mark(&mark) && group.usage() == Usage::Released => {
+                Owner::Released(mark)
+            }
+            (_, Some(mark)) if is_mark(&mark) => Owner::Other(mark),
+            // No controller writes such a one.
+            _ => Owner::Illegible,
         }
+    }
+
+    fn describe(group: &Group) -> String {
+        format!("group {:?} ({})", group.name, group.pk)
+    }
+
+    async fn protected(&self, group: &Group) -> Result<Option<&'static str>, Error> {
+        Ok(group.is_superuser.then_some("makes its members superusers"))
+    }
+
+    fn says(&self, group: &Group) -> Before {
+        let attribute =
+            |key: &str| (key.to_owned(), group.attributes.get(key).map(|value| value.get().to_owned()));
+        let name = ("name".to_owned(), Some(group.name.clone()));
+        OURS.into_iter().map(attribute).chain([name]).collect()
     }
 
     fn fingerprint(&self, group: &Group) -> Fingerprint {
@@ -550,9 +561,18 @@ impl Integration for Authentik {
         Ok(found)
     }
 
-    async fn release(&self, _target: &Target, group: Group, how: Release) -> Result<Released, Error> {
-        let path = group_path(&group.pk);
+    async fn release(&self, target: &Target, group: Group, how: Release) -> Result<Released, Error> {
+        if let Some(before) = target.to_put_back(&group.pk, how) {
+            let name = before.get("name").cloned().flatten();
+            let name = name.filter(|name| *name != group.name);
+            self.let_go(&group, name.as_deref(), as_before(&group, before)).await?;
+            note(Deed::LetGo(Fate::PutBack), &group.name, &group.pk);
+            let note =
+                format!("authentik: group {:?} is left as it was before it was adopted", group.name);
+            return Ok(Released { external_id: Some(group.pk), note: Some(note) });
+        }
         let Release::Keep(usage) = how else {
+            let path = group_path(&group.pk);
             let call = Call::new("delete_group", Method::DELETE, &path);
             let answer = self.upstream.write(&call).await?;
             return match answer.status {
@@ -561,18 +581,13 @@ impl Integration for Authentik {
                     Ok(Released::default())
                 }
                 StatusCode::NOT_FOUND => Ok(Released::default()),
-                _ => Err(self.refused(&call, &answer).about(&group.pk)),
+                _ => Err(self.refused(&call, &answer)),
             };
         };
         if group.usage() != usage {
             let mut attributes = group.attributes.clone();
             attributes.insert(USAGE.to_owned(), raw_string(usage.name()));
-            let body = GroupBody { name: None, attributes };
-            let call = Call::new("release_group", Method::PATCH, &path).json(&body);
-            let answer = self.upstream.write(&call).await?;
-            if answer.status != StatusCode::OK {
-                return Err(self.refused(&call, &answer).about(&group.pk));
-            }
+            self.let_go(&group, None, attributes).await?;
             note(Deed::LetGo(Fate::Kept(usage.name())), &group.name, &group.pk);
         }
         let note = format!("authentik: group {:?} is kept, marked {}", group.name, usage.name());
@@ -620,6 +635,19 @@ impl Integration for Authentik {
         }
         fields
     }
+}
+
+/// A group's attributes, ours among them as they were before it was adopted.
+fn as_before(group: &Group, before: &Before) -> BTreeMap<String, Box<RawValue>> {
+    let mut attributes = group.attributes.clone();
+    for key in OURS {
+        let value = before.get(key).cloned().flatten();
+        match value.and_then(|value| RawValue::from_string(value).ok()) {
+            Some(value) => attributes.insert(key.to_owned(), value),
+            None => attributes.remove(key),
+        };
+    }
+    attributes
 }
 
 fn is_mark(text: &str) -> bool {

@@ -20,14 +20,15 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
+use super::adopt::{Owner, Standing, is_ours, standing};
 use super::deeds::note;
 use super::permission::Cause;
 use super::upstream::Upstream;
 use super::{Effect, Error};
 use crate::failpoint;
 use crate::tenant::{
-    Deed, DeletionPolicy, Field, Fingerprint, Fleet, FleetId, Found, IntentId, Presence, Reason, Slug,
-    StepDesired, StepKind, Tenant, TenantId,
+    Adopted, Before, Deed, DeletionPolicy, Field, Fingerprint, Fleet, FleetId, Found, IntentId,
+    MayAdopt, Presence, Reason, Slug, StepDesired, StepKind, Tenant, TenantId,
 };
 
 /// What one step should bring about for one tenant.
@@ -49,18 +50,23 @@ pub struct Target {
     pub fleet: FleetId,
     /// Whether the fleet has the upstream, even if this process cannot reach it.
     pub known: bool,
+    pub may_adopt: MayAdopt,
+    /// What was adopted and is not let go yet.
+    pub adopted: Vec<Adopted>,
 }
 
 impl Target {
     /// What a reconcile of `tenant` at the time `now` is to bring about by a step.
     ///
-    /// `may_exist`: an earlier run may have made something that nobody recorded.
+    /// `may_exist`: an earlier run may have made something that nobody recorded. `adopt_unmarked`: tenants that
+    /// do not say so may adopt.
     pub fn of(
         tenant: &Tenant,
         fleet: &Fleet,
         step: StepKind,
         may_exist: bool,
         mode: Mode,
+        adopt_unmarked: bool,
         now: Timestamp,
     ) -> Self {
         let recorded = &tenant.status.steps[step];
@@ -83,7 +89,19 @@ impl Target {
             mode,
             fleet: fleet.id,
             known: fleet.has(step),
+            may_adopt: tenant.may_adopt(step, adopt_unmarked),
+            adopted: recorded.adopted.clone(),
         }
+    }
+
+    /// What a resource said before it was adopted, if it was.
+    pub fn adopted_before(&self, external_id: &str) -> Option<&Before> {
+        self.adopted.iter().find(|it| it.external_id == external_id).map(|it| &it.before)
+    }
+
+    /// What letting a resource go like this puts back, because it was adopted.
+    pub fn to_put_back(&self, external_id: &str, how: Release) -> Option<&Before> {
+        self.adopted_before(external_id).filter(|_| how != Release::Purge)
     }
 }
 
@@ -166,16 +184,6 @@ pub struct Intent {
     pub age: Duration,
 }
 
-/// Whose a resource is, by the mark it carries.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Owner {
-    Us,
-    /// Carries no mark: it may be adopted.
-    Nobody,
-    /// Somebody else's, or not to be touched for another reason, which the text says.
-    Other(String),
-}
-
 /// An upstream, as far as reconciling needs it.
 pub trait Integration: Sync {
     /// The resource as the upstream shows it.
@@ -212,6 +220,20 @@ pub trait Integration: Sync {
 
     fn owner(&self, target: &Target, resource: &Self::Resource) -> Owner;
 
+    /// What it is called, for people: `group "tenant-acme" (7f3…)`.
+    fn describe(resource: &Self::Resource) -> String;
+
+    /// Why it is never adopted, whatever the tenant's document says.
+    fn protected(
+        &self,
+        _resource: &Self::Resource,
+    ) -> impl Future<Output = Result<Option<&'static str>, Error>> + Send {
+        std::future::ready(Ok(None))
+    }
+
+    /// What it says of all that adopting it overwrites. [`Integration::release`] puts that back.
+    fn says(&self, resource: &Self::Resource) -> Before;
+
     /// All that matters, as it is and as it should be.
     fn fields(&self, target: &Target, resource: &Self::Resource) -> Vec<Field>;
 
@@ -225,7 +247,8 @@ pub trait Integration: Sync {
         Remarks::default()
     }
 
-    /// Lets the tenant's resource go.
+    /// Lets the tenant's resource go. What was adopted says again what it said before, unless it is to be
+    /// purged; see [`Target::to_put_back`].
     ///
     /// # Errors
     /// [`Reason::NotEmpty`] when something of people's would be lost.
@@ -306,6 +329,11 @@ pub struct Marked {
 pub enum Reached {
     Matches(Converged),
     LetGo(Released),
+    /// It was not made for the tenant, and is to be recorded as adopted before anything of it is changed.
+    Adopts {
+        adopted: Adopted,
+        what: String,
+    },
     /// It differs like this, and is to be left alone for this reason.
     Held {
         reason: Reason,
@@ -378,8 +406,10 @@ async fn attempt<I: Integration>(
     let found = integration.observe(target).await?;
     if let Some(reason) = held {
         let leaves = |resource: &I::Resource| {
-            let ours = integration.owner(target, resource) == Owner::Us;
-            ours.then(|| Field::new("usage", I::usage(resource).name(), how.name()))
+            let puts_back = target.to_put_back(I::external_id(resource), how).is_some();
+            let after = if puts_back { "as before it was adopted" } else { how.name() };
+            let ours = is_ours(integration, target, resource);
+            ours.then(|| Field::new("usage", I::usage(resource).name(), after))
         };
         let found = found.as_ref().and_then(leaves).map_or(Found::Missing, |f| Found::Fields(vec![f]));
         return Ok(left_alone(reason, found));
@@ -387,16 +417,17 @@ async fn attempt<I: Integration>(
     let Some(resource) = found else {
         return Ok(Reached::LetGo(Released::default()));
     };
-    match integration.owner(target, &resource) {
-        Owner::Us => {
-            let id = I::external_id(&resource).to_owned();
-            let released = Cause::Doubtful.of(integration.release(target, resource, how)).await;
-            let released = released.map_err(|error| error.at_least_about(Some(&id)))?;
-            failpoint::reach(failpoint::RELEASED);
-            Ok(Reached::LetGo(released))
-        }
-        Owner::Nobody | Owner::Other(_) => Ok(Reached::LetGo(Released::default())),
+    let id = I::external_id(&resource).to_owned();
+    if is_ours(integration, target, &resource) {
+        let released = Cause::Doubtful.of(integration.release(target, resource, how)).await;
+        let released = released.map_err(|error| error.at_least_about(Some(&id)))?;
+        failpoint::reach(failpoint::RELEASED);
+        return Ok(Reached::LetGo(released));
     }
+    // What was adopted and carries no mark of the tenant's is let go already. Its id stays, so that it can be
+    // taken up again.
+    let stays = target.to_put_back(&id, how).is_some();
+    Ok(Reached::LetGo(Released { external_id: stays.then_some(id), ..Released::default() }))
 }
 
 async fn ensure<I: Integration>(
@@ -407,15 +438,14 @@ async fn ensure<I: Integration>(
     // It was well, and nobody asked for anything else: whatever differs now, somebody changed up there.
     let repairs = target.recorded.is_some() && target.observed.as_ref() == Some(&target.desired);
     if target.mode == Mode::Change && !repairs {
-        return converge(integration, target).await.map(Reached::Matches);
+        let found = integration.observe(target).await?;
+        return converge(integration, target, found).await;
     }
     let found = integration.observe(target).await?;
     let fields = match &found {
         None => None,
         Some(resource) => {
-            if let Owner::Other(why) = integration.owner(target, resource) {
-                return Err(Error::terminal(Reason::Conflict, why));
-            }
+            standing(integration, target, resource).await?;
             Some(integration.fields(target, resource))
         }
     };
@@ -432,8 +462,7 @@ async fn ensure<I: Integration>(
         }
         (Mode::Change, found, _) => {
             if guard.may_repair(integration.step()).await {
-                let repaired = Cause::Doubtful.of(converge_from(integration, target, found));
-                repaired.await.map(Reached::Matches)
+                Cause::Doubtful.of(converge(integration, target, found)).await
             } else {
                 Ok(Reached::Disbelieved)
             }
@@ -441,9 +470,7 @@ async fn ensure<I: Integration>(
         (Mode::Disbelieve, None, _) if target.recorded.is_some() => Ok(Reached::Disbelieved),
         (Mode::Disbelieve, Some(_), _) if repairs => Ok(Reached::Disbelieved),
         // New, or asked for.
-        (Mode::Disbelieve, found, _) => {
-            converge_from(integration, target, found).await.map(Reached::Matches)
-        }
+        (Mode::Disbelieve, found, _) => converge(integration, target, found).await,
     }
 }
 
@@ -463,16 +490,11 @@ pub const FORMER: &str = "former domain";
 const MAX_WRITES: usize = 3;
 
 /// Brings about what `target` asks for; see the module's guarantees.
-pub async fn converge<I: Integration>(integration: &I, target: &Target) -> Result<Converged, Error> {
-    let found = integration.observe(target).await?;
-    converge_from(integration, target, found).await
-}
-
-async fn converge_from<I: Integration>(
+async fn converge<I: Integration>(
     integration: &I,
     target: &Target,
     found: Option<I::Resource>,
-) -> Result<Converged, Error> {
+) -> Result<Reached, Error> {
     let mut run = Run {
         integration,
         given: target,
@@ -499,19 +521,31 @@ struct Run<'a, I> {
 }
 
 impl<I: Integration> Run<'_, I> {
-    async fn go_on_from(&mut self, mut found: Option<I::Resource>) -> Result<Converged, Error> {
+    async fn go_on_from(&mut self, mut found: Option<I::Resource>) -> Result<Reached, Error> {
         let mut unclear: Option<Error> = None;
         let mut stale = false;
         // One round more, to judge the answer to the last write.
         for round in 0..=MAX_WRITES {
             let wrote = match found {
                 Some(resource) => {
-                    let drift = self.judge(&resource)?;
+                    let ours = match standing(self.integration, &self.target, &resource).await? {
+                        Standing::Ours => I::external_id(&resource).to_owned(),
+                        Standing::Adoptable(adopted) => {
+                            let adopts = Reached::Adopts { adopted, what: self.what(&resource) };
+                            return unclear.map_or(Ok(adopts), Err);
+                        }
+                    };
+                    self.target.recorded = Some(ours);
+                    // Whatever else there is to do: a create that was not answered was applied.
+                    if let Some(Deed::Created | Deed::Recreated { .. }) = &self.unsure {
+                        self.note_unsure(&resource);
+                    }
+                    let drift = self.integration.drift(&self.target, &resource);
                     if drift.is_empty() {
-                        return Ok(self.converged(&resource));
+                        return Ok(Reached::Matches(self.converged(&resource)));
                     }
                     if let Some(error) = unclear {
-                        return Err(error.about(I::external_id(&resource)));
+                        return Err(error);
                     }
                     if round == MAX_WRITES {
                         break;
@@ -546,20 +580,8 @@ impl<I: Integration> Run<'_, I> {
         Err(Error::transient(Reason::UnexpectedAnswer, message))
     }
 
-    /// Whether it is the tenant's, and what of it differs.
-    fn judge(&mut self, resource: &I::Resource) -> Result<Vec<Field>, Error> {
-        match self.integration.owner(&self.target, resource) {
-            Owner::Other(why) => return Err(Error::terminal(Reason::Conflict, why)),
-            Owner::Us => {
-                self.target.recorded = Some(I::external_id(resource).to_owned());
-                // Whatever else there is to do: a create that was not answered was applied.
-                if let Some(Deed::Created | Deed::Recreated { .. }) = &self.unsure {
-                    self.note_unsure(resource);
-                }
-            }
-            Owner::Nobody => {}
-        }
-        Ok(self.integration.drift(&self.target, resource))
+    fn what(&self, resource: &I::Resource) -> String {
+        format!("{}: the {}", self.integration.step(), I::describe(resource))
     }
 
     fn converged(&mut self, resource: &I::Resource) -> Converged {
@@ -596,11 +618,11 @@ impl<I: Integration> Run<'_, I> {
             return None;
         }
         let repairs = self.given.observed.as_ref() == Some(&self.given.desired);
-        Some(match (self.integration.owner(&self.target, resource), I::usage(resource)) {
-            (Owner::Nobody | Owner::Other(_), _) => Deed::Adopted(drift),
-            (Owner::Us, Usage::Off | Usage::Released) => Deed::Restored(drift),
-            (Owner::Us, Usage::InUse) if repairs => Deed::Repaired(drift),
-            (Owner::Us, Usage::InUse) => Deed::Updated(drift),
+        Some(match (is_ours(self.integration, &self.target, resource), I::usage(resource)) {
+            (false, _) => Deed::Adopted(drift),
+            (true, Usage::Off | Usage::Released) => Deed::Restored(drift),
+            (true, Usage::InUse) if repairs => Deed::Repaired(drift),
+            (true, Usage::InUse) => Deed::Updated(drift),
         })
     }
 

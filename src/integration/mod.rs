@@ -2,6 +2,7 @@
 //! client; [`converge`](self::converge) drives it, and a [`Gate`] keeps a rejected credential from
 //! being tried once per tenant.
 
+mod adopt;
 mod asked;
 mod authentik;
 mod circuit;
@@ -21,10 +22,11 @@ mod stalwart;
 mod template;
 mod upstream;
 
+pub use adopt::Owner;
 pub use authentik::Authentik;
 pub use converge::{
-    Checked, Converged, Integration, Intent, Marked, Mode, Owner, Reached, Release, Released, Remarks,
-    RepairGuard, Seen, Target, Unbounded, Usage, converge, run,
+    Checked, Converged, Integration, Intent, Marked, Mode, Reached, Release, Released, Remarks,
+    RepairGuard, Seen, Target, Unbounded, Usage, run,
 };
 pub use deeds::Deeds;
 pub use error::{Effect, Error};
@@ -74,10 +76,19 @@ impl<I: Integration> Guarded<I> {
             }
             Ok(Reached::Seen(found)) => Outcome::Observed(found),
             Ok(Reached::Disbelieved) => Outcome::Disbelieved,
+            Ok(Reached::Adopts { adopted, what }) => {
+                tracing::info!(
+                    slug = %target.slug, upstream = %self.integration.step(),
+                    "{what} is taken over; it said {adopted}"
+                );
+                Outcome::Adopting { adopted, what }
+            }
             Ok(Reached::LetGo(Released { external_id, note })) => {
+                let stays = external_id.as_deref().is_some_and(|id| target.adopted_before(id).is_some());
                 let reason = match target.desired.presence {
                     Presence::Present | Presence::Off => Reason::ServiceDisabled,
                     Presence::Gone(DeletionPolicy::Retain) => Reason::Released,
+                    Presence::Gone(_) if stays => Reason::Released,
                     Presence::Gone(_) => Reason::Deleted,
                 };
                 Outcome::Released { reason, external_id, note }

@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 
 use crate::tenant::{
-    Change, CreateIntent, DeletionPolicy, Desired, Field, Found, MailDomain, Observation, PerStep,
-    Presence, Ready, Reason, Services, Slug, Status, StepDesired, StepKind, StepStatus, Tenant,
+    Adopted, Change, CreateIntent, DeletionPolicy, Desired, Field, Found, MailDomain, Observation,
+    PerStep, Presence, Ready, Reason, Services, Slug, Status, StepDesired, StepKind, StepStatus, Tenant,
     TenantId, TenantName, shortened,
 };
 
@@ -62,7 +62,7 @@ impl fmt::Display for InvalidDocument {
 /// Nothing but the fields that the controller knows: others may be large, and are not ours.
 pub(super) fn projection() -> Document {
     let mut fields = doc! {
-        "status": 1, "steps": 1, "conditions": 1, "generation": 1, "observedGeneration": 1,
+        "status": 1, "provisioningStatus": 1, "steps": 1, "conditions": 1, "generation": 1, "observedGeneration": 1,
         "reconcileRequestedAt": 1, "reconcileRequest": 1, "changedBy": 1, "lastHandledReconcileAt": 1, "lastHandledDesired": 1,
         "nextReconcileAt": 1, "lease": 1, "createdAt": 1, "updatedAt": 1,
     };
@@ -198,14 +198,14 @@ fn read_desired(document: &Document, problems: &mut Vec<String>) -> Option<Desir
         }
     };
     let mut flag = |field: &str| match document.get(field) {
-        None | Some(Bson::Null) => false,
-        Some(Bson::Boolean(on)) => *on,
+        None | Some(Bson::Null) => None,
+        Some(Bson::Boolean(on)) => Some(*on),
         Some(_) => {
             problems.push(format!("{field}: must be true or false"));
-            false
+            None
         }
     };
-    let (paused, adopt) = (flag("paused"), flag("adopt"));
+    let (paused, adopt) = (flag("paused").unwrap_or(false), flag("adopt"));
     let deletion = read_deletion(document, problems);
     let (true, Some(name)) = (problems.len() == before, name) else { return None };
     Some(Desired { name, domain, storage_bytes, services, paused, adopt, deletion })
@@ -270,7 +270,10 @@ fn read_status(document: &Document) -> Status {
     Status {
         phase: parsed(document, "status").unwrap_or_default(),
         steps: PerStep::from_fn(|step| {
-            steps.get_document(step.name()).map(read_step).unwrap_or_default()
+            let recorded = steps.get_document(step.name()).unwrap_or(&empty);
+            let mut status = read_step(recorded);
+            status.legacy |= is_legacy(document, step, recorded);
+            status
         }),
         ready: ready_condition(document).and_then(read_ready),
         observed_generation: document.get("observedGeneration").and_then(integer),
@@ -283,6 +286,13 @@ fn read_status(document: &Document) -> Status {
     }
 }
 
+/// Whether the service before this one had noted that the step was done, and no commit of ours has overwritten
+/// that yet. A claim leaves a create intent in `steps`, and nothing else.
+fn is_legacy(document: &Document, step: StepKind, recorded: &Document) -> bool {
+    let noted = document.get_document("provisioningStatus");
+    !recorded.contains_key("state") && noted.is_ok_and(|noted| is(noted, step.name(), "ok"))
+}
+
 fn read_step(step: &Document) -> StepStatus {
     let text = |field: &str| step.get_str(field).ok().map(ToOwned::to_owned);
     let at = |field| step.get(field).and_then(timestamp);
@@ -291,6 +301,11 @@ fn read_step(step: &Document) -> StepStatus {
         reason: parsed(step, "reason"),
         message: text("message"),
         external_id: text("externalId"),
+        adopted: step
+            .get_array("adopted")
+            .map(|adopted| adopted.iter().filter_map(read_adopted).collect())
+            .unwrap_or_default(),
+        legacy: step.get_bool("legacy").unwrap_or(false),
         create_intent: parsed(step, "createIntent").map(|id| CreateIntent { id, fresh: false }),
         fingerprint: parsed(step, "fingerprint"),
         parked: step.get_bool("parked").unwrap_or(false),
@@ -307,6 +322,23 @@ fn read_step(step: &Document) -> StepStatus {
     }
 }
 
+fn read_adopted(adopted: &Bson) -> Option<Adopted> {
+    let adopted = adopted.as_document()?;
+    let said = |(field, value): (&String, &Bson)| (field.clone(), value.as_str().map(ToOwned::to_owned));
+    Some(Adopted {
+        external_id: adopted.get_str("externalId").ok()?.to_owned(),
+        before: adopted.get_document("before").ok()?.iter().map(said).collect(),
+    })
+}
+
+fn adopted_document(adopted: &Adopted) -> Document {
+    let said = |(field, value): (&String, &Option<String>)| {
+        (field.clone(), value.clone().map_or(Bson::Null, Bson::from))
+    };
+    let before: Document = adopted.before.iter().map(said).collect();
+    doc! { "externalId": &adopted.external_id, "before": before }
+}
+
 fn read_observed(observed: &Document) -> Option<StepDesired> {
     Some(StepDesired {
         presence: parsed(observed, "presence").or_else(|| {
@@ -315,7 +347,7 @@ fn read_observed(observed: &Document) -> Option<StepDesired> {
             Some(if enabled { Presence::Present } else { Presence::Off })
         })?,
         paused: observed.get_bool("paused").unwrap_or(false),
-        adopt: observed.get_bool("adopt").unwrap_or(false),
+        adopt: observed.get_bool("adopt").ok(),
         name: parsed(observed, "name")?,
         domain: parsed(observed, "domain"),
         storage_bytes: observed.get("storageBytes").and_then(integer),
@@ -390,6 +422,9 @@ pub(super) fn step_document(step: &StepStatus) -> Document {
     put("reason", step.reason.map(|reason| reason.name().into()));
     put("message", step.message.clone().map(Bson::from));
     put("externalId", step.external_id.clone().map(Bson::from));
+    let adopted: Vec<_> = step.adopted.iter().map(|it| Bson::from(adopted_document(it))).collect();
+    put("adopted", (!adopted.is_empty()).then_some(adopted.into()));
+    put("legacy", step.legacy.then_some(true.into()));
     put("createIntent", step.create_intent.map(|intent| intent.id.to_string().into()));
     put("parked", step.parked.then_some(true.into()));
     put("fingerprint", step.fingerprint.map(|print| print.to_string().into()));
@@ -403,10 +438,11 @@ pub(super) fn step_document(step: &StepStatus) -> Document {
 
 fn observed_document(observed: &StepDesired) -> Document {
     let mut document = doc! { "presence": observed.presence.name(), "name": observed.name.as_str() };
-    for (field, on) in [("paused", observed.paused), ("adopt", observed.adopt)] {
-        if on {
-            document.insert(field, true);
-        }
+    if observed.paused {
+        document.insert("paused", true);
+    }
+    if let Some(adopt) = observed.adopt {
+        document.insert("adopt", adopt);
     }
     if let Some(domain) = &observed.domain {
         document.insert("domain", domain.as_str());
@@ -447,8 +483,8 @@ pub(super) fn desired_document(desired: &Desired) -> Document {
     if desired.paused {
         document.insert("paused", true);
     }
-    if desired.adopt {
-        document.insert("adopt", true);
+    if let Some(adopt) = desired.adopt {
+        document.insert("adopt", adopt);
     }
     document
 }

@@ -28,7 +28,8 @@ pub struct Edit {
     /// Whether the tenant shall have the service.
     pub services: PerStep<Option<bool>>,
     pub paused: Option<bool>,
-    pub adopt: Option<bool>,
+    /// `Some(None)` leaves it to the fleet's default.
+    pub adopt: Option<Option<bool>>,
 }
 
 impl Edit {
@@ -240,10 +241,13 @@ impl Store {
             let services = doc! { "$mergeObjects": [object("$services"), switches] };
             set("services", doc! { "$or": changed }.into(), services.into());
         }
-        for (field, on) in [("paused", edit.paused), ("adopt", edit.adopt)] {
-            if let Some(on) = on {
-                set(field, differs(&format!("${field}"), false.into(), on.into()), on.into());
-            }
+        if let Some(on) = edit.paused {
+            set("paused", differs("$paused", false.into(), on.into()), on.into());
+        }
+        if let Some(adopt) = edit.adopt {
+            let wanted = adopt.map(Bson::from);
+            let changed = differs("$adopt", Bson::Null, wanted.clone().unwrap_or(Bson::Null));
+            set("adopt", changed, wanted.unwrap_or_else(|| "$$REMOVE".into()));
         }
         let changed = Bson::from(doc! { "$or": changes });
         // Somebody may have written anything there.

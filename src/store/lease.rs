@@ -535,6 +535,10 @@ fn outcome_stages(claim: &Claim, plans: &Plans, stage: Stage) -> Vec<Document> {
         set.insert(format!("steps.{step}.observation"), choose(&|status| seen(status).map(Bson::from)));
     }
     for step in StepKind::ALL.into_iter().filter(|step| !plans.ran.contains(step)) {
+        if current.steps[step].legacy {
+            // Written down, because what says so in `provisioningStatus` is overwritten below.
+            set.insert(format!("steps.{step}.legacy"), true);
+        }
         let claimed = claim.tenant.status.steps[step].create_intent;
         if claimed.is_some() && current.steps[step].create_intent.is_none() {
             set.insert(format!("steps.{step}.createIntent"), "$$REMOVE");

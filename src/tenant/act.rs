@@ -47,6 +47,8 @@ pub enum Deed {
 pub enum Fate {
     /// It stays, marked as off or released.
     Kept(&'static str),
+    /// It was adopted, and says again what it said before.
+    PutBack,
     /// It can be restored.
     Disabled,
     /// It is gone for ever.
@@ -63,7 +65,7 @@ impl Deed {
             Self::Restored(_) => "restored",
             Self::Repaired(_) => "repaired",
             Self::Updated(_) => "updated",
-            Self::LetGo(Fate::Kept(_)) => "released",
+            Self::LetGo(Fate::Kept(_) | Fate::PutBack) => "released",
             Self::LetGo(Fate::Disabled) => "disabled",
             Self::LetGo(Fate::Deleted) => "deleted",
             Self::TwinLetGo(_) => "twin_disabled",
@@ -79,7 +81,9 @@ impl Deed {
             Self::Restored(_) => Some(EventKind::ResourceRestored),
             Self::Repaired(_) => Some(EventKind::DriftRepaired),
             Self::Updated(_) => None,
-            Self::LetGo(Fate::Kept(_) | Fate::Disabled) => Some(EventKind::ResourceReleased),
+            Self::LetGo(Fate::Kept(_) | Fate::PutBack | Fate::Disabled) => {
+                Some(EventKind::ResourceReleased)
+            }
             Self::LetGo(Fate::Deleted) => Some(EventKind::ResourceDeleted),
             Self::TwinLetGo(_) => Some(EventKind::TwinDisabled),
         }
@@ -121,6 +125,7 @@ impl fmt::Display for Fate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kept(usage) => write!(f, "is kept, marked {usage}"),
+            Self::PutBack => f.write_str("is left as it was before it was adopted"),
             Self::Disabled => f.write_str("was disabled; it can be restored"),
             Self::Deleted => f.write_str("was deleted"),
         }

@@ -16,8 +16,9 @@ pub struct Desired {
     pub services: Services,
     /// Look, but change nothing.
     pub paused: bool,
-    /// May take over what another tenant released.
-    pub adopt: bool,
+    /// Whether it may take over what was not made for it; `None` leaves it to the fleet's default. See
+    /// [`MayAdopt`](super::MayAdopt).
+    pub adopt: Option<bool>,
     /// The tenant is to go, and this is what becomes of its resources.
     pub deletion: Option<DeletionPolicy>,
 }
@@ -31,7 +32,7 @@ impl Desired {
             storage_bytes: None,
             services: Services::default(),
             paused: false,
-            adopt: false,
+            adopt: None,
             deletion: None,
         }
     }
@@ -140,7 +141,7 @@ pub struct StepDesired {
     pub domain: Option<MailDomain>,
     pub storage_bytes: Option<i64>,
     pub paused: bool,
-    pub adopt: bool,
+    pub adopt: Option<bool>,
 }
 
 impl Desired {

@@ -5,6 +5,7 @@
 //! (`due`, `backoff`) directly.
 
 mod act;
+mod adoption;
 mod backoff;
 mod controls;
 mod desired;
@@ -27,6 +28,7 @@ mod transition;
 mod tries;
 
 pub use act::{Act, Deed, Fate, Resource};
+pub use adoption::{Adopted, Before, MayAdopt, Origin};
 pub use backoff::{Backoff, Jitter};
 pub use controls::{Controls, Guard, GuardPolicy};
 pub use desired::{DeletionPolicy, Desired, Presence, Services, StepDesired};

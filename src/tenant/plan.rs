@@ -14,7 +14,7 @@ use super::{
 pub enum Action {
     /// It is as it should be, or there is nothing that should be.
     Nothing,
-    /// Make it; or adopt what has its name and nobody's mark.
+    /// Make it; or adopt what has its name, if the tenant may.
     Create,
     Update,
     /// Keep it, marked as not in use.

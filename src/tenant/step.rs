@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 
-use super::{Fingerprint, IntentId, Observation, StepDesired};
+use super::{Adopted, Fingerprint, IntentId, Observation, StepDesired};
 
 /// A step, named after the upstream it drives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -234,6 +234,10 @@ pub struct StepStatus {
     pub message: Option<String>,
     /// The upstream's own id of the resource. Kept through errors: it comes first when looking.
     pub external_id: Option<String>,
+    /// Resources that were adopted and are not let go yet: the recorded one, and those of before.
+    pub adopted: Vec<Adopted>,
+    /// The service before this one had noted that the step was done, and no run of ours has ended well since.
+    pub legacy: bool,
     /// Where the upstream needs one: what may have been created without our knowing it.
     pub create_intent: Option<CreateIntent>,
     /// What the resource looked like when it was last observed to match; sweeps compare it.

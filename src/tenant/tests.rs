@@ -35,7 +35,7 @@ prop_compose! {
             storage_bytes,
             services: Services::new(|step| services[step as usize]),
             paused,
-            adopt: false,
+            adopt: None,
             deletion,
         }
     }
@@ -43,6 +43,11 @@ prop_compose! {
 
 fn any_state() -> impl Strategy<Value = StepState> {
     prop::sample::select(StepState::ALL.to_vec())
+}
+
+fn adopted_as(id: &str) -> Adopted {
+    let before = Before::from([("description".to_owned(), Some("theirs".to_owned()))]);
+    Adopted { external_id: id.to_owned(), before }
 }
 
 prop_compose! {
@@ -54,6 +59,8 @@ prop_compose! {
         external_id in prop_oneof![Just(None), Just(Some("id".to_owned()))],
         (last, next) in (any_time(), any_time()),
         intent in prop_oneof![Just(None), any::<bool>().prop_map(Some)],
+        adopted in prop::sample::subsequence(vec!["id", "former"], 0..=2),
+        legacy in any::<bool>(),
     ) -> StepStatus {
         let observed = if matches { desired.for_step(kind) } else { other.for_step(kind) };
         StepStatus {
@@ -61,6 +68,8 @@ prop_compose! {
             reason: Some(Reason::InSync),
             message: (state == StepState::Error).then(|| "went wrong".into()),
             external_id,
+            adopted: adopted.into_iter().map(adopted_as).collect(),
+            legacy,
             create_intent: intent
                 .map(|fresh| CreateIntent { id: IntentId::from_bytes([9; 12]), fresh }),
             fingerprint: None,
@@ -146,6 +155,7 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
         }),
         1 => Just(Outcome::Lacking),
         1 => Just(Outcome::Disbelieved),
+        1 => Just(Outcome::Adopting { adopted: adopted_as("id"), what: "the group".into() }),
         1 => Just(Outcome::Observed(Found::Missing)),
         1 => prop_oneof![Just(None), (0u64..10_000).prop_map(|s| Some(Duration::from_secs(s)))]
             .prop_map(move |retry_after| failed(FailureKind::Transient { retry_after })),
@@ -358,6 +368,7 @@ proptest! {
                     Outcome::Failed(failure) => failure.unresolved || older,
                     Outcome::Skipped(_)
                     | Outcome::Released { .. }
+                    | Outcome::Adopting { .. }
                     | Outcome::Held { .. }
                     | Outcome::Observed(_)
                     | Outcome::Lacking
@@ -365,6 +376,34 @@ proptest! {
                 };
                 let expected = before.filter(|_| kept);
                 prop_assert_eq!(after.status.steps[run.step].create_intent, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_adopted_is_remembered_until_it_is_let_go(case in any_case()) {
+        for basis in [Basis::Current, Basis::Superseded] {
+            let after = case.after(basis);
+            for run in &case.runs {
+                let before = &case.tenant.status.steps[run.step];
+                let step = &after.status.steps[run.step];
+                let is_known = |id: &str| step.adopted.iter().any(|adopted| adopted.external_id == id);
+                let was_known = |id: &str| before.adopted.iter().any(|it| it.external_id == id);
+                let is_ok = matches!(run.outcome, Outcome::Ok { .. });
+                prop_assert_eq!(step.legacy, before.legacy && !is_ok);
+                match &run.outcome {
+                    Outcome::Ok { external_id, .. } | Outcome::Released { external_id, .. } => {
+                        prop_assert_eq!(external_id.as_deref(), Some("id"));
+                        prop_assert_eq!((is_known("id"), is_known("former")), (was_known("id"), false));
+                    }
+                    Outcome::Adopting { .. } => {
+                        prop_assert_eq!((is_known("id"), is_known("former")), (true, was_known("former")));
+                        prop_assert_eq!(step.origin(), Some(Origin::Adopted));
+                        prop_assert_eq!(step.next_attempt_at, Some(run.at));
+                        prop_assert!(!after.status.ready.as_ref().unwrap().ready);
+                    }
+                    _ => prop_assert_eq!(&step.adopted, &before.adopted),
+                }
             }
         }
     }
@@ -384,6 +423,7 @@ proptest! {
             let Outcome::Failed(failure) = &run.outcome else {
                 prop_assert_eq!(step.attempts, 0);
                 let span = match &run.outcome {
+                    Outcome::Adopting { .. } => Duration::ZERO,
                     Outcome::Held { .. } | Outcome::Disbelieved => case.policy.terminal(),
                     _ => case.policy.resync,
                 };

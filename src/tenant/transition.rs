@@ -5,8 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    Backoff, Fingerprint, Found, Jitter, Observation, Phase, Presence, Ready, Reason, Status, StepKind,
-    StepState, StepStatus, Tenant, due::starts_afresh, lacking,
+    Adopted, Backoff, Fingerprint, Found, Jitter, Observation, Phase, Presence, Ready, Reason, Status,
+    StepKind, StepState, StepStatus, Tenant, due::starts_afresh, lacking,
 };
 
 /// When things are tried again.
@@ -56,6 +56,13 @@ pub enum Outcome {
         external_id: Option<String>,
         note: Option<String>,
     },
+    /// A resource that was not made for the tenant is its own from now on. Nothing of it was changed yet: that
+    /// is for the next run, once this is recorded.
+    Adopting {
+        adopted: Adopted,
+        /// What it is, for people.
+        what: String,
+    },
     /// It was looked at only, and differs; the reason says why nothing was changed.
     Held {
         reason: Reason,
@@ -86,6 +93,7 @@ impl Outcome {
             Self::Ok { .. }
             | Self::Released { .. }
             | Self::Held { .. }
+            | Self::Adopting { .. }
             | Self::Observed(_)
             | Self::Disbelieved => true,
         }
@@ -276,6 +284,14 @@ fn after_run(
             step.next_attempt_at = Some(recheck_at);
             step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
         }
+        Outcome::Adopting { adopted, what } => {
+            (step.state, step.reason) = (StepState::Pending, Some(Reason::Reconciling));
+            step.message = Some(format!("{what} is taken over; it is recorded before it is changed"));
+            step.adopt(adopted);
+            step.attempts = 0;
+            step.next_attempt_at = Some(run.at);
+            step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
+        }
         Outcome::Held { reason, found, external_id } => {
             if external_id.is_some() {
                 step.external_id.clone_from(external_id);
@@ -301,6 +317,7 @@ fn after_run(
             };
             if let Outcome::Released { external_id, note, .. } = &run.outcome {
                 step.external_id.clone_from(external_id);
+                step.keep_of_adopted(external_id.as_deref());
                 released_note = note.clone();
             }
             step.message = released_note;
@@ -310,6 +327,8 @@ fn after_run(
             if let Outcome::Ok { external_id, note, look_again, fingerprint, .. } = &run.outcome {
                 step.fingerprint = *fingerprint;
                 step.external_id.clone_from(external_id);
+                step.keep_of_adopted(external_id.as_deref());
+                step.legacy = false;
                 step.message.clone_from(note);
                 match look_again {
                     Some(wait) => {

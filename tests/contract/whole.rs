@@ -214,7 +214,7 @@ impl Fleet {
             storage_bytes: Some(1_000_000),
             services: Services::default(),
             paused: false,
-            adopt: false,
+            adopt: None,
             deletion: None,
         };
         let new = NewTenant { slug: slug.parse().unwrap(), desired };
@@ -313,6 +313,7 @@ async fn a_tenant_is_created_repaired_renamed_moved_and_kept_apart_on_every_give
             holder: Holder::new("contract", rand::random()),
             sweep_interval: Duration::from_secs(3600),
             guard: GuardPolicy { percent: 10 },
+            adopt_unmarked: false,
             queue_capacity: 100,
         },
     };

@@ -8,11 +8,11 @@ use mongodb::bson::oid::ObjectId;
 use serde_json::{Value, json};
 use tenantry::dev::authentik::{Release, Rights, Simulator};
 use tenantry::dev::faults::{Fault, FaultAnswer};
-use tenantry::integration::{Authentik, Converged, Effect, Error, Gate, Mode, Target, converge};
+use tenantry::integration::{Authentik, Converged, Effect, Error, Gate, Mode, Target};
 use tenantry::metrics::Metrics;
-use tenantry::tenant::{Desired, FailureKind, PerStep, Reason, Services, StepKind, TenantId};
+use tenantry::tenant::{Desired, FailureKind, MayAdopt, PerStep, Reason, Services, StepKind, TenantId};
 
-use crate::support::{self, TOKEN};
+use crate::support::{self, TOKEN, adopting, converge};
 
 struct Bench {
     server: Simulator,
@@ -68,7 +68,7 @@ pub fn target() -> Target {
         storage_bytes: Some(1),
         services: Services::default(),
         paused: false,
-        adopt: false,
+        adopt: None,
         deletion: None,
     };
     Target {
@@ -82,6 +82,8 @@ pub fn target() -> Target {
         mode: Mode::Change,
         fleet: crate::fleet::FLEET,
         known: true,
+        may_adopt: MayAdopt::default(),
+        adopted: Vec::new(),
     }
 }
 
@@ -196,7 +198,7 @@ async fn a_group_that_makes_superusers_is_not_adopted() {
     });
     let answer = FaultAnswer::Status { status: 200, body: answer.to_string(), retry_after: None };
     bench.server.faults.add(Fault { answer, times: Some(1), ..Fault::default() });
-    let error = bench.converge(&target()).await.unwrap_err();
+    let error = bench.converge(&adopting(target())).await.unwrap_err();
     assert_eq!(error.failure.reason, Reason::Conflict);
     assert!(error.failure.message.contains("superuser"), "{}", error.failure.message);
     assert_eq!(bench.server.faults.total(), 1, "nothing was written");
@@ -212,7 +214,7 @@ async fn a_filter_that_the_server_ignores_misleads_nobody_over_many_pages() {
         let wanted = bench.server.plant("tenant-acme", json!({}), &[]);
         // `name` as this server does not know it: everything is listed, 100 a page.
         bench.server.ignore_filters(true);
-        let adopted = bench.converge(&target()).await.unwrap();
+        let adopted = bench.converge(&adopting(target())).await.unwrap();
         assert_eq!(adopted.external_id, wanted);
         let marked = bench.server.groups();
         let marked = marked.iter().filter(|group| group["attributes"] != json!({})).count();
@@ -240,7 +242,7 @@ async fn a_list_that_shrinks_while_it_is_read_is_read_again_later() {
 #[tokio::test]
 async fn a_name_taken_between_look_and_create_is_looked_at_again() {
     let bench = Bench::new().await;
-    let target = target();
+    let target = adopting(target());
     // The look finds nothing, and by the time of the create there is a group.
     let empty = json!({ "pagination": { "next": 0 }, "results": [] }).to_string();
     let answer = FaultAnswer::Status { status: 200, body: empty, retry_after: None };

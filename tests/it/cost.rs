@@ -30,7 +30,7 @@ async fn a_creation_costs_one_insert_two_commands_and_two_requests() {
         storage_bytes: None,
         services: Services::default(),
         paused: false,
-        adopt: false,
+        adopt: None,
         deletion: None,
     };
     let new = NewTenant { slug: "acme".parse().unwrap(), desired };

@@ -9,12 +9,12 @@ use mongodb::bson::{DateTime, doc, oid::ObjectId};
 use serde_json::json;
 use tenantry::dev::authentik::Release;
 use tenantry::dev::faults::{Fault, FaultAnswer};
-use tenantry::integration::{Mode, Target, converge};
+use tenantry::integration::{Mode, Target};
 use tenantry::metrics::Metrics;
 use tenantry::store::Change;
-use tenantry::tenant::{Desired, Services, StepKind, TenantId};
+use tenantry::tenant::{Desired, MayAdopt, Services, StepKind, TenantId};
 
-use crate::support::{self, World, date, eventually, holds_for, settings};
+use crate::support::{self, World, converge, date, eventually, holds_for, settings};
 
 fn writes(method: &str) -> Fault {
     Fault { method: Some(method.into()), times: Some(1), ..Fault::default() }
@@ -149,7 +149,7 @@ fn target(slug: &str) -> Target {
         storage_bytes: None,
         services: Services::default(),
         paused: false,
-        adopt: false,
+        adopt: None,
         deletion: None,
     };
     Target {
@@ -163,6 +163,8 @@ fn target(slug: &str) -> Target {
         mode: Mode::Change,
         fleet: crate::fleet::FLEET,
         known: true,
+        may_adopt: MayAdopt::default(),
+        adopted: Vec::new(),
     }
 }
 
@@ -185,13 +187,14 @@ async fn a_group_of_another_tenant_is_left_alone_and_the_step_says_conflict() {
 
 /// 3. Nothing is hijacked.
 #[tokio::test]
-async fn a_group_of_nobody_is_adopted_and_marked_and_foreign_attributes_stay_as_they_are() {
+async fn a_group_that_is_adopted_is_marked_and_foreign_attributes_stay_as_they_are() {
     let world = World::new().await;
     let foreign =
         json!({ "ratio": 1.0, "big": 18446744073709551615u64, "list": [1, "a"], "b": { "c": null } });
     world.authentik.plant("tenant-acme", foreign.clone(), &[1, 2]);
     world.authentik.plant("tenant-acme-2", json!({}), &[]);
     let id = world.insert("acme").await;
+    world.set("acme", doc! { "adopt": true }).await;
     let controller = world.controller().await;
     world.active("acme").await;
     controller.stop().await;

@@ -115,7 +115,7 @@ async fn a_group_whose_namesakes_cannot_be_looked_for_is_told_all_the_same() {
     let unavailable = FaultAnswer::Status { status: 503, body: String::new(), retry_after: None };
     world.authentik.faults.add(look(1, unavailable));
     let target = crate::authentik::target();
-    let error = tenantry::integration::converge(&authentik, &target).await.unwrap_err();
+    let error = crate::support::converge(&authentik, &target).await.unwrap_err();
     assert_eq!(error.failure.reason, Reason::UpstreamError);
     let made = world.group("tenant-acme");
     assert_eq!(error.failure.external_id.as_deref(), made["pk"].as_str());

@@ -1,5 +1,6 @@
 //! A mail domain is never renamed, and none that has accounts is ever removed: their addresses, which are
-//! also their logins, stay as they are whatever people ask for, and in which order.
+//! also their logins, stay as they are whatever people ask for, and in which order. And what was not made for
+//! the tenant is never destroyed, and says in the end what it said before.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,6 +35,9 @@ enum Act {
     Switch(bool),
     Delete(DeletionPolicy),
     Undelete,
+    Adopt(Option<bool>),
+    /// A domain is made by hand.
+    Plant(usize),
     /// A person gets a mailbox in one of the domains, if it is there.
     Join(usize),
     /// The last who got one there gives it up.
@@ -53,6 +57,8 @@ fn any_act() -> impl Strategy<Value = Act> {
         3 => any::<bool>().prop_map(Act::Switch),
         1 => prop::sample::select(DeletionPolicy::ALL.to_vec()).prop_map(Act::Delete),
         2 => Just(Act::Undelete),
+        2 => prop::option::of(any::<bool>()).prop_map(Act::Adopt),
+        2 => (0..DOMAINS.len()).prop_map(Act::Plant),
         3 => (0..DOMAINS.len()).prop_map(Act::Join),
         1 => (0..DOMAINS.len()).prop_map(Act::Leave),
         8 => Just(Act::Reconcile),
@@ -68,7 +74,12 @@ struct Life {
     tenant: Tenant,
     claimed: bool,
     people: BTreeMap<String, String>,
+    joined: usize,
+    /// The ids of the domains that were made by hand, as long as nobody has asked for a purge.
+    made_by_hand: Vec<String>,
 }
+
+const BY_HAND: &str = "bought in 2019";
 
 impl Life {
     async fn new() -> Self {
@@ -79,13 +90,9 @@ impl Life {
         let integrations = Integrations::new(Arc::new(Metrics::new())).with_stalwart(stalwart);
         let mut desired = Desired::new("Acme".parse().unwrap());
         desired.domain = Some(DOMAINS[0].parse().unwrap());
-        Self {
-            server,
-            integrations,
-            tenant: new_tenant(desired),
-            claimed: false,
-            people: BTreeMap::new(),
-        }
+        let tenant = new_tenant(desired);
+        let (people, made_by_hand) = (BTreeMap::new(), Vec::new());
+        Self { server, integrations, tenant, claimed: false, people, joined: 0, made_by_hand }
     }
 
     async fn act(&mut self, act: &Act) {
@@ -95,8 +102,15 @@ impl Life {
             Act::Rename(name) => desired.name = name.parse().unwrap(),
             Act::Pause(paused) => desired.paused = *paused,
             Act::Switch(on) => desired.services = Services::new(|_| *on),
-            Act::Delete(policy) => desired.deletion = Some(*policy),
+            Act::Delete(policy) => {
+                desired.deletion = Some(*policy);
+                if *policy == DeletionPolicy::Purge {
+                    self.made_by_hand.clear();
+                }
+            }
             Act::Undelete => desired.deletion = None,
+            Act::Adopt(adopt) => desired.adopt = *adopt,
+            Act::Plant(at) => self.plant(DOMAINS[*at]),
             Act::Join(at) => self.join(DOMAINS[*at]),
             Act::Leave(at) => self.leave(DOMAINS[*at]),
             Act::Reconcile => self.reconcile(true).await,
@@ -109,9 +123,49 @@ impl Life {
         }
     }
 
+    fn plant(&mut self, domain: &str) {
+        if !self.server.domains().iter().any(|there| there["name"] == domain) {
+            let by_hand = json!({ "description": BY_HAND, "isEnabled": false });
+            self.made_by_hand.push(self.server.plant(domain, by_hand));
+        }
+    }
+
+    /// What was made by hand is there, and says so unless the tenant has it now.
+    fn check_made_by_hand(&self) {
+        let domains = self.server.domains();
+        for id in &self.made_by_hand {
+            let found = domains.iter().find(|domain| domain["id"] == **id);
+            let domain = found.unwrap_or_else(|| panic!("{id} was destroyed"));
+            let is_marked = domain["description"].as_str().unwrap_or_default().contains("[tenantry ");
+            let says = (domain["description"].as_str(), domain["isEnabled"].as_bool());
+            assert!(is_marked || says == (Some(BY_HAND), Some(false)), "{domain}");
+        }
+    }
+
+    /// The tenant goes, and all that it had adopted says again what it said before.
+    async fn end(&mut self) {
+        let desired = &mut self.tenant.desired;
+        (desired.paused, desired.deletion) = (false, Some(DeletionPolicy::Retain));
+        self.server.faults.clear();
+        let id = self.tenant.id;
+        for _ in 0..4 {
+            self.reconcile(true).await;
+            if self.tenant.id != id {
+                break;
+            }
+        }
+        assert_ne!(self.tenant.id, id, "it is gone");
+        let mark = id.to_string();
+        for domain in self.server.domains().iter().filter(|it| it.to_string().contains(&mark)) {
+            let by_hand = self.made_by_hand.iter().any(|id| domain["id"] == **id);
+            assert!(!by_hand, "made by hand, and not let go: {domain}");
+        }
+    }
+
     fn join(&mut self, domain: &str) {
         if self.server.domains().iter().any(|there| there["name"] == domain) {
-            let name = format!("person{}", self.people.len());
+            self.joined += 1;
+            let name = format!("person{}", self.joined);
             let id = self.server.plant_account(domain, &name);
             self.people.insert(id, format!("{name}@{domain}"));
         }
@@ -132,8 +186,8 @@ impl Life {
         let paused = self.tenant.desired.paused;
         let mode = if paused { Mode::Observe(Some(Reason::Paused)) } else { Mode::Change };
         let now = Timestamp::now();
-        let target =
-            Target::of(&self.tenant, &Fleet::new(crate::fleet::FLEET), step, self.claimed, mode, now);
+        let fleet = Fleet::new(crate::fleet::FLEET);
+        let target = Target::of(&self.tenant, &fleet, step, self.claimed, mode, false, now);
         self.claimed = true;
         let outcome = self.integrations.run(step, &target, &Unbounded).await;
         let runs = [StepRun { step, outcome, at: now, jitter: Jitter::new(0.5) }];
@@ -175,14 +229,16 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     #[test]
-    fn no_order_of_acts_changes_an_address(acts in prop::collection::vec(any_act(), 1..40)) {
+    fn no_order_of_acts_changes_an_address_or_destroys_what_was_made_by_hand(acts in prop::collection::vec(any_act(), 1..40)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut life = Life::new().await;
             for (n, act) in acts.iter().enumerate() {
                 life.act(act).await;
                 assert_eq!(life.server.addresses(), life.people, "after {:?}", &acts[..=n]);
+                life.check_made_by_hand();
             }
+            life.end().await;
         });
     }
 }

@@ -3,6 +3,7 @@
 //! `MONGODB_URI` makes them use that server; tests that need to torment the server itself then say so
 //! and pass. Each test has a database of its own.
 
+mod adoption;
 mod api;
 mod auth;
 mod authentik;

@@ -11,15 +11,15 @@ use tenantry::dev::ocis::{Flavour, Options, Simulator};
 use tenantry::integration::{
     BaseUrl, ClientCredentials, Converged, Credentials, Error, GroupTemplate, HttpClient, Integration,
     Integrations, Intent, Limits, Membership, Mode, Ocis, SpaceRole, Target, TokenEndpoint, TokenSource,
-    Unbounded, Upstream, converge,
+    Unbounded, Upstream,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
 use tenantry::tenant::{
-    Desired, FailureKind, IntentId, Outcome, Reason, Services, StepDesired, StepKind, TenantId,
+    Desired, FailureKind, IntentId, MayAdopt, Outcome, Reason, Services, StepDesired, StepKind, TenantId,
 };
 
-use crate::support::eventually;
+use crate::support::{converge, eventually};
 
 pub const ACCOUNT: &str = "tenantry";
 pub const PASSWORD: &str = "app-password-of-the-account";
@@ -118,7 +118,7 @@ fn desired(name: &str, storage_bytes: Option<i64>) -> StepDesired {
         storage_bytes,
         services: Services::default(),
         paused: false,
-        adopt: false,
+        adopt: None,
         deletion: None,
     };
     desired.for_step(StepKind::Ocis)
@@ -144,6 +144,8 @@ fn target() -> Target {
         mode: Mode::Change,
         fleet: crate::fleet::FLEET,
         known: true,
+        may_adopt: MayAdopt::default(),
+        adopted: Vec::new(),
     }
 }
 

@@ -11,16 +11,14 @@ use tenantry::dev::authentik::{self, Release};
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::dev::ocis::Flavour;
 use tenantry::dev::stalwart;
-use tenantry::integration::{
-    Converged, Credentials, Error, Integration, Intent, Limits, Mode, Target, converge,
-};
+use tenantry::integration::{Converged, Credentials, Error, Integration, Intent, Limits, Mode, Target};
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
-use tenantry::tenant::{Desired, IntentId, Reason, StepKind, TenantId};
+use tenantry::tenant::{Desired, IntentId, MayAdopt, Reason, StepKind, TenantId};
 
 use crate::ocis::FileServer;
 use crate::stalwart::connect;
-use crate::support::{TOKEN, authentik};
+use crate::support::{TOKEN, authentik, converge};
 
 fn target(step: StepKind, slug: &str) -> Target {
     let mut desired = Desired::new("Acme Corporation".parse().unwrap());
@@ -36,6 +34,8 @@ fn target(step: StepKind, slug: &str) -> Target {
         mode: Mode::Change,
         fleet: crate::fleet::FLEET,
         known: true,
+        may_adopt: MayAdopt::default(),
+        adopted: Vec::new(),
     }
 }
 

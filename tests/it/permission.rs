@@ -18,7 +18,7 @@ use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
 use tenantry::store::Scope;
 use tenantry::tenant::{
-    DeletionPolicy, Desired, IntentId, Outcome, Reason, Services, StepKind, TenantId,
+    DeletionPolicy, Desired, IntentId, MayAdopt, Outcome, Reason, Services, StepKind, TenantId,
 };
 
 use crate::support::{Running, TOKEN, World, eventually, holds_for, settings};
@@ -129,6 +129,8 @@ fn target(step: StepKind) -> Target {
         mode: Mode::Change,
         fleet: crate::fleet::FLEET,
         known: true,
+        may_adopt: MayAdopt::default(),
+        adopted: Vec::new(),
     }
 }
 

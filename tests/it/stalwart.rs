@@ -11,16 +11,16 @@ use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::dev::stalwart::{Options, Simulator};
 use tenantry::integration::{
     BaseUrl, Converged, Credentials, DkimManagement, Error, HttpClient, Integration, Integrations,
-    Limits, Mode, Stalwart, Target, Unbounded, Upstream, converge, run,
+    Limits, Mode, Stalwart, Target, Unbounded, Upstream, run,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
 use tenantry::tenant::{
-    DeletionPolicy, Desired, FailureKind, Outcome, Presence, Reason, Services, StepDesired, StepKind,
-    TenantId,
+    DeletionPolicy, Desired, FailureKind, MayAdopt, Outcome, Presence, Reason, Services, StepDesired,
+    StepKind, TenantId,
 };
 
-use crate::support::eventually;
+use crate::support::{adopting, converge, eventually};
 
 const KEY: &str = "API_test-key";
 
@@ -97,7 +97,7 @@ pub fn desired(domain: &str) -> StepDesired {
         storage_bytes: None,
         services: Services::default(),
         paused: false,
-        adopt: false,
+        adopt: None,
         deletion: None,
     };
     desired.for_step(StepKind::Stalwart)
@@ -115,6 +115,8 @@ pub fn target() -> Target {
         mode: Mode::Change,
         fleet: crate::fleet::FLEET,
         known: true,
+        may_adopt: MayAdopt::default(),
+        adopted: Vec::new(),
     }
 }
 
@@ -148,11 +150,11 @@ async fn a_domain_carries_the_tenants_name_and_mark_and_costs_two_requests_then_
 }
 
 #[tokio::test]
-async fn an_unmarked_domain_is_adopted_and_what_others_set_on_it_stays() {
+async fn an_unmarked_domain_that_may_be_adopted_is_and_what_others_set_on_it_stays() {
     let bench = Bench::new().await;
     let planted = json!({ "description": "bought in 2019", "catchAllAddress": "info@acme.test" });
     let id = bench.server.plant("acme.test", planted);
-    let adopted = bench.converge(&target()).await.unwrap();
+    let adopted = bench.converge(&adopting(target())).await.unwrap();
     assert_eq!(adopted.external_id, id);
     assert_eq!(bench.domain("acme.test")["catchAllAddress"], "info@acme.test");
 }
@@ -232,7 +234,7 @@ async fn a_lost_race_is_looked_at_again_whether_or_not_something_was_committed()
 #[tokio::test]
 async fn a_name_taken_between_look_and_create_is_looked_at_again() {
     let bench = Bench::new().await;
-    let target = target();
+    let target = adopting(target());
     // Somebody is faster, and our first look does not show it yet.
     let stale = json!({ "methodResponses": [
         ["x:Domain/get", { "list": [] }, "named.get"], ["x:Domain/get", { "list": [] }, "alias.get"],

@@ -13,12 +13,13 @@ use tenantry::controller::{Controller, Settings};
 use tenantry::dev::authentik::{Release, Simulator};
 use tenantry::dev::mongod::{self, DataDir, Mongod};
 use tenantry::integration::{
-    Authentik, BaseUrl, Credentials, GroupTemplate, HttpClient, Integrations, Limits, Upstream,
+    Authentik, BaseUrl, Converged, Credentials, Error, GroupTemplate, HttpClient, Integration,
+    Integrations, Limits, Reached, Target, Unbounded, Upstream, run,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
 use tenantry::store::{Holder, Journal, Store, StoreOptions};
-use tenantry::tenant::{Backoff, Controls, GuardPolicy, Policy, StepKind};
+use tenantry::tenant::{Backoff, Controls, GuardPolicy, MayAdopt, Policy, StepKind};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -298,6 +299,26 @@ pub async fn open_hasty_store(
     .expect("the address is valid")
 }
 
+/// What reconciles one after the other would come to: an adoption is recorded by the first of them.
+pub async fn converge<I: Integration>(integration: &I, target: &Target) -> Result<Converged, Error> {
+    let mut target = target.clone();
+    loop {
+        match run(integration, &target, &Unbounded).await? {
+            Reached::Matches(converged) => return Ok(converged),
+            Reached::Adopts { adopted, .. } => {
+                target.recorded = Some(adopted.external_id.clone());
+                target.adopted = vec![adopted];
+            }
+            other => panic!("it is neither converged nor failed: {other:?}"),
+        }
+    }
+}
+
+/// As that of a tenant with `adopt: true`.
+pub fn adopting(target: Target) -> Target {
+    Target { may_adopt: MayAdopt { unmarked: true, released: true }, ..target }
+}
+
 pub fn authentik(url: &str, token: &str, timeout: Duration, metrics: &Arc<Metrics>) -> Authentik {
     let upstream = Upstream::new(
         StepKind::Authentik,
@@ -325,6 +346,7 @@ pub fn settings() -> Settings {
         // Tests that want one say so.
         sweep_interval: Duration::from_secs(3600),
         guard: GuardPolicy { percent: 10 },
+        adopt_unmarked: false,
         queue_capacity: 1_000,
     }
 }

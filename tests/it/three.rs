@@ -119,7 +119,7 @@ impl Suite {
             storage_bytes: Some(1_000_000_000),
             services: Services::default(),
             paused: false,
-            adopt: false,
+            adopt: None,
             deletion: None,
         };
         let new = NewTenant { slug: slug.parse().unwrap(), desired };

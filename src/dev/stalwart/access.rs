@@ -35,7 +35,7 @@ const OTHERS: [&str; 5] =
 pub const GRANTS_ROLE_USER: &str = "jmapPrincipalCreate";
 
 /// What a provisioner's key is given (observed to be enough for everything but accounts with a role).
-pub const PROVISIONER: [&str; 20] = [
+pub const PROVISIONER: [&str; 21] = [
     "authenticate",
     "jmapCoreEcho",
     "sysDomainGet",
@@ -56,6 +56,8 @@ pub const PROVISIONER: [&str; 20] = [
     "sysDkimSignatureGet",
     "sysDkimSignatureQuery",
     "sysDkimSignatureDestroy",
+    // Which domain is the default one, nothing else tells without trying to destroy it.
+    "sysSystemSettingsGet",
 ];
 
 /// Every permission of which the simulator knows the name.

@@ -190,6 +190,7 @@ impl Context<'_> {
             (Some(object), "query") => query(&self.state.registry, object, &arguments)?,
             (Some(object), _) => self.set(Target::Object(object), &arguments)?,
             (None, "set") if name == "ApiKey" => self.set(Target::ApiKey, &arguments)?,
+            (None, "get") if name == "SystemSettings" => self.settings(),
             (None, "set") if name == "BlockedIp" => self.set(Target::BlockedIp, &arguments)?,
             (None, "set") if name == "Action" => self.set(Target::Action, &arguments)?,
             (None, "get") if name == "BlockedIp" => {
@@ -275,6 +276,12 @@ impl Context<'_> {
             missing.reverse();
         }
         Ok(json!({ "list": list, "notFound": missing }))
+    }
+
+    /// The one object that there is of these; of its properties those that concern domains.
+    fn settings(&self) -> Value {
+        let default = self.state.registry.default_domain().map(|id| id.to_string());
+        json!({ "list": [{ "id": "singleton", "defaultDomainId": default }], "notFound": [] })
     }
 
     fn created(&self, name: &str, from: &str) -> Result<&str, CallError> {

@@ -177,6 +177,14 @@ impl Simulator {
         state.registry.update(Object::Domain, id, &patch).is_ok()
     }
 
+    /// Makes the domain of that name the server's default one; whether there is such a domain.
+    pub fn make_default(&self, name: &str) -> bool {
+        let mut state = self.lock();
+        let Some(id) = state.registry.domain_named(name) else { return false };
+        state.registry.set_default_domain(id);
+        true
+    }
+
     /// Removes the domain of that name with all that is linked to it, as an administrator might.
     pub fn delete(&self, name: &str) -> bool {
         self.lock().delete(name)

@@ -54,6 +54,8 @@ pub struct Registry {
     lists: BTreeMap<Id, Mailbox>,
     by_address: HashMap<(String, Id), (Object, Id)>,
     signatures: BTreeMap<Id, Signature>,
+    /// What the system settings name as the default domain.
+    default_domain: Option<Id>,
     /// What stands in the way of a domain's end.
     links: HashMap<Id, BTreeSet<(Object, Id)>>,
     /// When which domain gets its keys; in order, for all wait equally long.
@@ -92,6 +94,14 @@ impl Registry {
                 self.links.entry(id).or_default().insert((Object::DkimSignature, signature));
             }
         }
+    }
+
+    pub fn default_domain(&self) -> Option<Id> {
+        self.default_domain
+    }
+
+    pub fn set_default_domain(&mut self, id: Id) {
+        self.default_domain = Some(id);
     }
 
     pub fn domain_named(&self, name: &str) -> Option<Id> {
@@ -257,7 +267,12 @@ impl Registry {
                 let domain = self.domains.get(&id).ok_or_else(not_found)?;
                 let show =
                     |object: Object, id: Id| json!({ "object": object.name(), "id": id.to_string() });
-                let linked: Vec<Value> = self.linked(id).map(|(object, id)| show(object, id)).collect();
+                let mut linked: Vec<Value> =
+                    self.linked(id).map(|(object, id)| show(object, id)).collect();
+                // The settings hold it too (observed).
+                if self.default_domain == Some(id) {
+                    linked.push(json!({ "object": "SystemSettings", "id": "singleton" }));
+                }
                 if !linked.is_empty() {
                     return Err(json!({
                         "type": "objectIsLinked",

@@ -124,6 +124,14 @@ impl Integration for Fake {
         Owner::Us
     }
 
+    fn describe(resource: &Resource) -> String {
+        resource.id.clone()
+    }
+
+    fn says(&self, _: &Resource) -> Before {
+        Before::new()
+    }
+
     fn fields(&self, _: &Target, resource: &Resource) -> Vec<Field> {
         vec![Field::new("name", resource.matches.to_string(), "true")]
     }
@@ -163,6 +171,8 @@ fn target() -> Target {
         mode: Mode::Change,
         fleet: crate::tenant::FleetId::from_bytes([7; 6]),
         known: true,
+        may_adopt: MayAdopt::default(),
+        adopted: Vec::new(),
     }
 }
 
@@ -176,8 +186,16 @@ fn fake(answers: &[Answer], incomplete: bool) -> Fake {
 }
 
 fn converged(fake: &Fake) -> Result<Converged, Failure> {
-    let ended = converge(fake, &target()).now_or_never().expect("it waits for nothing");
-    ended.map_err(|error| error.failure)
+    let ended = async {
+        let target = target();
+        let found = fake.observe(&target).await?;
+        converge(fake, &target, found).await
+    };
+    match ended.now_or_never().expect("it waits for nothing") {
+        Ok(Reached::Matches(converged)) => Ok(converged),
+        Ok(other) => panic!("it is neither converged nor failed: {other:?}"),
+        Err(error) => Err(error.failure),
+    }
 }
 
 #[test]

@@ -125,10 +125,22 @@ impl Drive {
         }
     }
 
-    /// Whether a tenant of this slug released it.
+    /// Whether a tenant of this slug released it. An alias of that form is not enough: a person may have written
+    /// it, and only a mark that can be read says whose the space was.
     pub fn was_released_by(&self, slug: &Slug) -> bool {
         let alias = self.drive_alias.as_deref().and_then(released_slug);
         alias.is_some_and(|(released, _)| released == slug.as_str())
+            && self.marks().are_released()
+            && !self.has_illegible_mark()
+    }
+
+    /// Whether one of its marks has the form of ours, and cannot be read.
+    pub fn has_illegible_mark(&self) -> bool {
+        let marks = self.marks();
+        let alias = self.drive_alias.as_deref().unwrap_or_default();
+        let description = self.description.as_deref().unwrap_or_default();
+        (marks.alias.is_none() && (alias.starts_with(ALIAS) || alias.starts_with(RELEASED)))
+            || (marks.description.is_none() && description.contains(WORD))
     }
 
     /// Which groups have which roles in it, in an order of its own: the server's is random (observed).
@@ -179,6 +191,11 @@ impl Marks {
         self.all().map(|mark| mark.usage).find(|usage| *usage != Usage::InUse).unwrap_or_default()
     }
 
+    /// Whether there are any, and all of them say that it was released.
+    pub fn are_released(&self) -> bool {
+        self.all().next().is_some() && self.all().all(|mark| mark.usage == Usage::Released)
+    }
+
     pub fn intent(&self) -> Option<IntentId> {
         self.all().find_map(|mark| mark.intent)
     }
@@ -209,14 +226,14 @@ impl Mark {
     }
 
     /// `[tenantry <tenant>/<intent>]`, beside whatever people write.
-    fn word(&self) -> String {
+    pub fn word(self) -> String {
         match self.usage {
             Usage::InUse => format!("{WORD}{}]", self.ids()),
             usage => format!("{WORD}{} {}]", self.ids(), usage.name()),
         }
     }
 
-    fn ids(&self) -> String {
+    fn ids(self) -> String {
         match self.intent {
             Some(intent) => format!("{}/{intent}", self.tenant),
             None => self.tenant.to_string(),
@@ -224,16 +241,8 @@ impl Mark {
     }
 
     /// What people wrote, with this mark instead of any other.
-    pub fn describe(&self, before: Option<&str>) -> String {
-        let text = before.unwrap_or_default();
-        let text = match text.split_once(WORD) {
-            Some((before, rest)) => {
-                let after = rest.split_once(']').map_or("", |(_, after)| after);
-                format!("{}{after}", before.trim_end())
-            }
-            None => text.to_owned(),
-        };
-        format!("{} {}", text.trim(), self.word()).trim().to_owned()
+    pub fn describe(self, before: Option<&str>) -> String {
+        with_word(before, &self.word())
     }
 
     fn from_alias(alias: &str) -> Option<Self> {
@@ -260,6 +269,19 @@ impl Mark {
         };
         Some(Self { tenant: tenant.parse().ok()?, intent, usage })
     }
+}
+
+/// What people wrote, with this word at its end instead of any mark.
+pub fn with_word(before: Option<&str>, word: &str) -> String {
+    let text = before.unwrap_or_default();
+    let text = match text.split_once(WORD) {
+        Some((before, rest)) => {
+            let after = rest.split_once(']').map_or("", |(_, after)| after);
+            format!("{}{after}", before.trim_end())
+        }
+        None => text.to_owned(),
+    };
+    format!("{} {word}", text.trim()).trim().to_owned()
 }
 
 /// Of a released space's alias, the slug of the tenant that released it, and the rest.

@@ -33,14 +33,15 @@ use self::drive::{Mark, legal_name};
 use self::members::{Added, Members};
 use self::search::{Search, Wanted};
 use super::Error;
+use super::adopt::Owner;
 use super::converge::{
-    Checked, DUPLICATE, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
+    Checked, DUPLICATE, Integration, Marked, Release, Released, Remarks, Seen, Target, Usage,
 };
 use super::deeds::note;
 use super::upstream::{Answer, Call, Credentials, Dialect, Purpose, Upstream};
 use crate::failpoint;
 use crate::metrics::Metrics;
-use crate::tenant::{Deed, Fate, Field, Fingerprint, Reason, StepKind, TenantId};
+use crate::tenant::{Before, Deed, Fate, Field, Fingerprint, Reason, StepKind, TenantId};
 
 /// The integration with one oCIS or OpenCloud.
 pub struct Ocis {
@@ -62,6 +63,8 @@ pub struct Space {
     notes: Vec<String>,
 }
 
+const ENABLED: &str = "enabled";
+const DISABLED: &str = "disabled";
 const DRIVES: [&str; 3] = ["graph", "v1.0", "drives"];
 /// How late a request is expected to be applied, at the most.
 const LATEST: Duration = Duration::from_secs(900);
@@ -144,11 +147,12 @@ impl Ocis {
     /// The tenant's space among those that carry its mark or are recorded as its own.
     fn choose(target: &Target, mut drives: Vec<Drive>) -> Option<(Drive, Vec<Drive>)> {
         let intent = target.intent.map(|intent| intent.id);
-        // Whoever looks must choose the same one: the recorded, else one of this very intent, else one
+        // Every look must choose the same one: the recorded, else one of ours, of this very intent, else one
         // that is not disabled, else the first by id.
         drives.sort_by_key(|drive| {
             (
                 target.recorded.as_ref() != Some(&drive.id),
+                !drive.marks().name(target.id),
                 drive.marks().intent() != intent,
                 drive.is_disabled(),
                 drive.id.clone(),
@@ -221,6 +225,62 @@ impl Ocis {
         }
         self.metrics.twins_disabled.inc();
         Ok(format!("a second space of this tenant ({}) was disabled; it can be restored", twin.id))
+    }
+
+    /// Writes what a space says once it is let go. Whether that was a change of one that is there.
+    async fn let_go(&self, drive: &Drive, body: serde_json::Map<String, Value>) -> Result<bool, Error> {
+        if body.is_empty() {
+            return Ok(false);
+        }
+        let path = drive_path(&drive.id);
+        let call = Call::new("release_space", Method::PATCH, &path).json(&Value::Object(body));
+        let answer = self.upstream.write(&call).await?;
+        match answer.status {
+            StatusCode::OK => Ok(true),
+            StatusCode::NOT_FOUND if graph_code(&answer).is_some() => Ok(false),
+            _ => Err(refused(&self.upstream, &call, Purpose::Write, answer)),
+        }
+    }
+
+    /// Whether it was there.
+    async fn disable(&self, drive: &Drive) -> Result<bool, Error> {
+        let path = drive_path(&drive.id);
+        let call = Call::new("disable_space", Method::DELETE, &path);
+        let answer = self.upstream.write(&call).await?;
+        match answer.status {
+            StatusCode::NO_CONTENT => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(refused(&self.upstream, &call, Purpose::Write, answer)),
+        }
+    }
+
+    /// Makes an adopted space say again what it said before. What people wrote into its description stays.
+    async fn put_back(&self, drive: &Drive, before: &Before) -> Result<(), Error> {
+        let said = |field: &str| before.get(field).and_then(Option::as_deref);
+        let mut body = serde_json::Map::new();
+        if let Some(name) = said("name").filter(|name| *name != drive.name) {
+            body.insert("name".into(), name.into());
+        }
+        if let Some(total) = said("quota").and_then(|total| total.parse::<i64>().ok())
+            && drive.quota.total != Some(total)
+        {
+            body.insert("quota".into(), json!({ "total": total }));
+        }
+        if let Some(alias) =
+            said("driveAlias").filter(|alias| drive.drive_alias.as_deref() != Some(*alias))
+        {
+            body.insert("driveAlias".into(), alias.into());
+        }
+        let text = drive.description.as_deref();
+        let described = drive::with_word(text, said("mark").unwrap_or_default());
+        if text.unwrap_or_default() != described {
+            body.insert("description".into(), described.into());
+        }
+        self.let_go(drive, body).await?;
+        if said("state") == Some(DISABLED) && !drive.is_disabled() {
+            self.disable(drive).await?;
+        }
+        Ok(())
     }
 
     /// Makes the drive's own fields match.
@@ -338,7 +398,7 @@ impl Integration for Ocis {
             Some(drive) if !open => {
                 return Ok(Some(self.space(target, drive.clone(), Vec::new(), false)));
             }
-            None if target.recorded.is_none() && !open && !target.desired.adopt => {
+            None if target.recorded.is_none() && !open && !target.may_adopt.released => {
                 // Nothing was ever sent for it as far as anybody knows; but for a document that does not
                 // say that nobody has claimed it, that is not far.
                 let own = self.see_our_own();
@@ -349,7 +409,7 @@ impl Integration for Ocis {
             _ => {}
         }
         // Taking over what another released is looked for once, before there is anything of our own.
-        let adopts = target.desired.adopt && target.recorded.is_none();
+        let adopts = target.may_adopt.released && target.recorded.is_none();
         let released_by = adopts.then(|| target.slug.clone());
         let wanted = Wanted { tenant: target.id, id: target.recorded.clone(), released_by };
         let mut drives = self.search.find(wanted).await?;
@@ -427,22 +487,34 @@ impl Integration for Ocis {
     }
 
     fn owner(&self, target: &Target, space: &Space) -> Owner {
-        let drive = &space.drive;
-        let marks = drive.marks();
+        let marks = space.drive.marks();
         if marks.name(target.id) {
             return Owner::Us;
         }
-        if marks.usage() == Usage::Released && target.desired.adopt {
-            return Owner::Nobody;
+        match marks.another_than(target.id).map(|other| other.to_string()) {
+            Some(other) if space.drive.has_illegible_mark() || !marks.are_released() => {
+                Owner::Other(other)
+            }
+            Some(other) => Owner::Released(other),
+            None if space.drive.has_illegible_mark() => Owner::Illegible,
+            None => Owner::Nobody,
         }
-        match marks.another_than(target.id) {
-            Some(other) => Owner::Other(format!(
-                "ocis: the space {:?} ({}) is marked as that of tenant {other}, not of {}",
-                drive.name, drive.id, target.id,
-            )),
-            // By its id it is ours; somebody cleared its marks.
-            None => Owner::Us,
-        }
+    }
+
+    fn describe(space: &Space) -> String {
+        format!("space {:?} ({})", space.drive.name, space.drive.id)
+    }
+
+    fn says(&self, space: &Space) -> Before {
+        let drive = &space.drive;
+        let state = if drive.is_disabled() { DISABLED } else { ENABLED };
+        Before::from([
+            ("name".to_owned(), Some(drive.name.clone())),
+            ("driveAlias".to_owned(), drive.drive_alias.clone()),
+            ("mark".to_owned(), drive.marks().description.map(Mark::word)),
+            ("quota".to_owned(), drive.quota.total.map(|total| total.to_string())),
+            ("state".to_owned(), Some(state.to_owned())),
+        ])
     }
 
     fn fields(&self, target: &Target, space: &Space) -> Vec<Field> {
@@ -467,7 +539,7 @@ impl Integration for Ocis {
             let observed = drive.quota.total.map_or_else(none, |total| total.to_string());
             compare("quota", &observed, &total.to_string());
         }
-        compare("state", if drive.is_disabled() { "disabled" } else { "enabled" }, "enabled");
+        compare("state", if drive.is_disabled() { DISABLED } else { ENABLED }, ENABLED);
         for twin in &space.twins {
             compare(DUPLICATE, &twin.id, "(none)");
         }
@@ -531,6 +603,13 @@ impl Integration for Ocis {
 
     async fn release(&self, target: &Target, space: Space, how: Release) -> Result<Released, Error> {
         let drive = space.drive;
+        if let Some(before) = target.to_put_back(&drive.id, how) {
+            self.put_back(&drive, before).await?;
+            note(Deed::LetGo(Fate::PutBack), &drive.name, &drive.id);
+            let note =
+                format!("ocis: the space {:?} is left as it was before it was adopted", drive.name);
+            return Ok(Released { external_id: Some(drive.id), note: Some(note) });
+        }
         let usage = match how {
             Release::Keep(usage) => usage,
             // Whoever restores it must see that nobody uses it.
@@ -538,29 +617,16 @@ impl Integration for Ocis {
         };
         let body = Self::marking(target, &drive, Self::mark(target, &drive, usage));
         let path = drive_path(&drive.id);
-        if !body.is_empty() {
-            let call = Call::new("release_space", Method::PATCH, &path).json(&Value::Object(body));
-            let answer = self.upstream.write(&call).await?;
-            match answer.status {
-                StatusCode::OK if how == Release::Keep(usage) => {
-                    note(Deed::LetGo(Fate::Kept(usage.name())), &drive.name, &drive.id);
-                }
-                StatusCode::OK => {}
-                StatusCode::NOT_FOUND if graph_code(&answer).is_some() => {}
-                _ => return Err(refused(&self.upstream, &call, Purpose::Write, answer)),
-            }
+        if self.let_go(&drive, body).await? && how == Release::Keep(usage) {
+            note(Deed::LetGo(Fate::Kept(usage.name())), &drive.name, &drive.id);
         }
         if how == Release::Keep(usage) {
             let note = format!("ocis: the space {:?} is kept, marked {}", drive.name, usage.name());
             return Ok(Released { external_id: Some(drive.id), note: Some(note) });
         }
         if !drive.is_disabled() {
-            let call = Call::new("disable_space", Method::DELETE, &path);
-            let answer = self.upstream.write(&call).await?;
-            match answer.status {
-                StatusCode::NO_CONTENT => note(Deed::LetGo(Fate::Disabled), &drive.name, &drive.id),
-                StatusCode::NOT_FOUND => {}
-                _ => return Err(refused(&self.upstream, &call, Purpose::Write, answer)),
+            if self.disable(&drive).await? {
+                note(Deed::LetGo(Fate::Disabled), &drive.name, &drive.id);
             }
             failpoint::reach(failpoint::RELEASED);
         }

@@ -27,12 +27,15 @@ use serde_json::{Value, json};
 
 use self::jmap::{Answers, Batch, DIALECT, ObjectRef, SetError, Written, accepted, send};
 use super::Error;
+use super::adopt::Owner;
 use super::converge::{
-    Checked, FORMER, Integration, Marked, Owner, Release, Released, Remarks, Seen, Target, Usage,
+    Checked, FORMER, Integration, Marked, Release, Released, Remarks, Seen, Target, Usage,
 };
 use super::deeds::note;
 use super::upstream::{Call, Purpose, Upstream};
-use crate::tenant::{Deed, Fate, Field, Fingerprint, MailDomain, Presence, Reason, StepKind, TenantId};
+use crate::tenant::{
+    Before, Deed, Fate, Field, Fingerprint, MailDomain, Presence, Reason, StepKind, TenantId,
+};
 
 /// Who makes a new domain's DKIM keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -149,6 +152,8 @@ const NEEDED: [&str; 7] = [
     "sysDkimSignatureQuery",
     "sysDkimSignatureDestroy",
 ];
+/// Needed only to adopt domains.
+const READS_SETTINGS: &str = "sysSystemSettingsGet";
 const PERMISSIONS: &str = "The API key needs the permissions authenticate, \
                            sysDomain{Get,Query,Create,Update,Destroy} and \
                            sysDkimSignature{Query,Destroy}";
@@ -282,6 +287,79 @@ impl Stalwart {
         let mut batch = Batch::new("drop_keys", Purpose::Write);
         batch.call("x:DkimSignature/set", json!({ "destroy": keys }), "drop");
         send(&self.upstream, &batch).await?.of("drop").map(drop)
+    }
+
+    /// Writes a description on those domains that do not say so yet.
+    async fn mark_all(&self, domains: &[&Domain], description: &str, fate: Fate) -> Result<(), Error> {
+        let mut patches = Vec::new();
+        for one in domains.iter().filter(|one| one.description.as_deref() != Some(description)) {
+            patches.push((*one, json!({ "description": description })));
+        }
+        self.patch(patches, fate).await
+    }
+
+    /// Makes adopted domains of ours say again what they said before.
+    async fn put_back(&self, adopted: &[(&Domain, &Before)]) -> Result<(), Error> {
+        let patch = |(domain, before): &(&Domain, &Before)| {
+            let mut patch = json!({ "description": before.get("description") });
+            if before.get("isEnabled") == Some(&Some("false".to_owned())) && domain.is_enabled {
+                patch["isEnabled"] = json!(false);
+            }
+            patch
+        };
+        self.patch(adopted.iter().map(|it| (it.0, patch(it))).collect(), Fate::PutBack).await
+    }
+
+    /// Patches several domains in one request. One that is gone is none that had to be changed.
+    async fn patch(&self, patches: Vec<(&Domain, Value)>, fate: Fate) -> Result<(), Error> {
+        if patches.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new("release_domain", Purpose::Write);
+        let update: serde_json::Map<_, _> =
+            patches.iter().map(|(one, patch)| (one.id.clone(), patch.clone())).collect();
+        batch.call("x:Domain/set", json!({ "update": update }), "update");
+        let answers = send(&self.upstream, &batch).await?;
+        for (one, _) in patches {
+            match answers.updated("update", &one.id)? {
+                Written::Done => note(Deed::LetGo(fate), &one.name, &one.id),
+                Written::Refused(refused) if refused.r#type == "notFound" => {}
+                Written::Refused(refused) => {
+                    return Err(refused.terminal(&answers.what()).about(&one.id));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The id of the domain that the server's settings name as the default one: its own mail is from there, and
+    /// logins without a domain are taken to be of it.
+    ///
+    /// # Errors
+    /// If it cannot be told, of which `domain` is it then. Only who may read the settings, and who tries to
+    /// destroy it, learns which one it is (observed).
+    async fn default_domain(&self, domain: &Domain) -> Result<Option<String>, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Settings {
+            #[serde(default)]
+            default_domain_id: Option<String>,
+        }
+        let mut batch = Batch::new("find_default_domain", Purpose::Read);
+        let arguments = json!({ "ids": ["singleton"], "properties": ["defaultDomainId"] });
+        batch.call("x:SystemSettings/get", arguments, "settings");
+        match send(&self.upstream, &batch).await?.list::<Settings>("settings") {
+            Ok(settings) => Ok(settings.into_iter().find_map(|settings| settings.default_domain_id)),
+            Err(error) if error.failure.reason == Reason::Forbidden => {
+                let message = format!(
+                    "stalwart: whether {} ({}) is the server's default domain, which is never adopted, cannot \
+                     be told. To adopt domains, the API key needs the permission {READS_SETTINGS} as well",
+                    domain.name, domain.id
+                );
+                Err(Error::terminal(Reason::Forbidden, message))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes a domain in which nobody has anything. Says why it stays if it must.
@@ -598,9 +676,13 @@ impl Integration for Stalwart {
         // Only once the tenant's domain is as it should be.
         let mut kept = Vec::new();
         for Former { domain: old, kept: why } in former.drain(..) {
-            let why = match why {
-                Some(why) => Some(why),
-                None => self.remove(&old).await?,
+            let why = match (why, target.to_put_back(&old.id, Release::Delete)) {
+                (Some(why), _) => Some(why),
+                (None, Some(before)) => {
+                    self.put_back(&[(&old, before)]).await?;
+                    None
+                }
+                (None, None) => self.remove(&old).await?,
             };
             if why.is_some() {
                 kept.push(Former { domain: old, kept: why });
@@ -625,23 +707,30 @@ impl Integration for Stalwart {
         let domain = &service.domain;
         match domain.mark() {
             Some((tenant, _)) if tenant == target.id => Owner::Us,
-            Some((_, Usage::Released)) if target.desired.adopt => Owner::Nobody,
-            Some((tenant, Usage::Released)) => Owner::Other(format!(
-                "stalwart: the domain {} ({}) was released by tenant {tenant}; to take it over, give this \
-                 tenant \"adopt\": true",
-                domain.name, domain.id,
-            )),
-            Some((mark, _)) => Owner::Other(format!(
-                "stalwart: the domain {} ({}) is marked as that of tenant {mark}, not of {}",
-                domain.name, domain.id, target.id,
-            )),
-            None if target.recorded.as_ref() == Some(&domain.id) => Owner::Us,
-            None if domain.is_marked_by_something() => Owner::Other(format!(
-                "stalwart: the domain {} ({}) carries a mark that cannot be read",
-                domain.name, domain.id,
-            )),
+            Some((tenant, Usage::Released)) => Owner::Released(tenant.to_string()),
+            Some((tenant, _)) => Owner::Other(tenant.to_string()),
+            None if domain.is_marked_by_something() => Owner::Illegible,
             None => Owner::Nobody,
         }
+    }
+
+    fn describe(service: &MailService) -> String {
+        format!("domain {} ({})", service.domain.name, service.domain.id)
+    }
+
+    async fn protected(&self, service: &MailService) -> Result<Option<&'static str>, Error> {
+        let default = self.default_domain(&service.domain).await?;
+        let is_it = default.is_some_and(|id| id == service.domain.id);
+        Ok(is_it.then_some("is the server's default domain"))
+    }
+
+    fn says(&self, service: &MailService) -> Before {
+        let domain = &service.domain;
+        let enabled = Some(domain.is_enabled.to_string());
+        Before::from([
+            ("description".to_owned(), domain.description.clone()),
+            ("isEnabled".to_owned(), enabled),
+        ])
     }
 
     fn fields(&self, target: &Target, service: &MailService) -> Vec<Field> {
@@ -713,50 +802,41 @@ impl Integration for Stalwart {
         how: Release,
     ) -> Result<Released, Error> {
         let MailService { domain, former } = service;
+        let all: Vec<_> = former.iter().map(|former| &former.domain).chain([&domain]).collect();
+        // Those that were adopted, and those that were made for the tenant.
+        let (mut adopted, mut made) = (Vec::new(), Vec::new());
+        for one in all {
+            match target.to_put_back(&one.id, how) {
+                Some(before) => adopted.push((one, before)),
+                None => made.push(one),
+            }
+        }
         let mut notes = Vec::new();
-        let mut kept = None;
-        match how {
+        self.put_back(&adopted).await?;
+        for (one, _) in &adopted {
+            notes.push(format!("the domain {} is left as it was before it was adopted", one.name));
+        }
+        let stays = match how {
             Release::Keep(usage) => {
-                let description = description(target, usage);
-                let all: Vec<_> =
-                    [&domain].into_iter().chain(former.iter().map(|former| &former.domain)).collect();
-                let unmarked: Vec<_> =
-                    all.iter().filter(|one| one.description.as_ref() != Some(&description)).collect();
-                if !unmarked.is_empty() {
-                    let patch = |one: &&&Domain| (one.id.clone(), json!({ "description": description }));
-                    let patches: serde_json::Map<_, _> = unmarked.iter().map(patch).collect();
-                    let mut batch = Batch::new("release_domain", Purpose::Write);
-                    batch.call("x:Domain/set", json!({ "update": patches }), "update");
-                    let answers = send(&self.upstream, &batch).await?;
-                    for one in unmarked {
-                        match answers.updated("update", &one.id)? {
-                            Written::Done => {
-                                note(Deed::LetGo(Fate::Kept(usage.name())), &one.name, &one.id);
-                            }
-                            Written::Refused(refused) if refused.r#type == "notFound" => {}
-                            Written::Refused(refused) => {
-                                return Err(refused.terminal(&answers.what()).about(&one.id));
-                            }
-                        }
-                    }
-                }
-                for one in all {
+                self.mark_all(&made, &description(target, usage), Fate::Kept(usage.name())).await?;
+                for one in &made {
                     notes.push(format!("the domain {} is kept, marked {}", one.name, usage.name()));
                 }
-                kept = Some(domain.id);
+                true
             }
             // There is no way back from either, so they are the same: only what is empty.
             Release::Delete | Release::Purge => {
-                for domain in former.iter().map(|former| &former.domain).chain([&domain]) {
-                    if let Some(why) = self.remove(domain).await? {
+                for one in made {
+                    if let Some(why) = self.remove(one).await? {
                         let message = format!("stalwart: waiting: {why}");
-                        return Err(Error::terminal(Reason::NotEmpty, message).about(&domain.id));
+                        return Err(Error::terminal(Reason::NotEmpty, message).about(&one.id));
                     }
                 }
+                adopted.iter().any(|(one, _)| one.id == domain.id)
             }
-        }
+        };
         let note = (!notes.is_empty()).then(|| format!("stalwart: {}", notes.join("; ")));
-        Ok(Released { external_id: kept, note })
+        Ok(Released { external_id: stays.then_some(domain.id), note })
     }
 
     async fn check(&self) -> Result<Checked, Error> {
