@@ -245,6 +245,7 @@ fn router(shared: Shared, faults: &Faults) -> Router {
     Router::new()
         .route("/api/v3/core/groups/", any(collection))
         .route("/api/v3/core/groups/{pk}/", any(member))
+        .route("/api/v3/core/users/me/", get(me))
         .route("/-/health/live/", get(|| async { StatusCode::OK }))
         .route("/-/health/ready/", get(|| async { StatusCode::OK }))
         .fallback(unknown)
@@ -253,6 +254,16 @@ fn router(shared: Shared, faults: &Faults) -> Router {
         .with_state(shared.clone())
         .merge(faults.router())
         .merge(Router::new().route("/_sim/groups", get(inspect)).with_state(shared))
+}
+
+/// The account of a token. All tokens are of the first user.
+async fn me(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+    match authenticate(&shared, &headers) {
+        Ok(_) => {
+            Json(json!({ "user": { "pk": USERS.start(), "username": "tenantry" } })).into_response()
+        }
+        Err(refusal) => *refusal,
+    }
 }
 
 async fn inspect(State(shared): State<Shared>) -> Json<Vec<Value>> {

@@ -12,6 +12,17 @@ use crate::config::Given;
 
 pub const AUTHENTIK_TOKEN: &str = "dev-authentik-token";
 pub const STALWART_KEY: &str = "API_dev-stalwart-key";
+/// Of `tenantry sim` only: tokens with fewer rights, for tests of what is refused.
+const AUTHENTIK_FEWER: [(&str, authentik::Rights); 2] =
+    [("dev-authentik-viewer", authentik::Rights::Viewer), ("dev-authentik-own", authentik::Rights::Own)];
+/// The same of Stalwart: what tenantry needs and no more, what only reads, and what may not come in.
+const STALWART_FEWER: [(&str, &[&str]); 3] = [
+    ("API_dev-stalwart-least", &stalwart::LEAST),
+    ("API_dev-stalwart-reader", &["authenticate", "sysDomainGet", "sysDomainQuery"]),
+    ("API_dev-stalwart-barred", &["sysDomainGet", "sysDomainQuery"]),
+];
+/// An account of the role User in the simulated oCIS.
+const USER: &str = "user";
 pub const ISSUER_SLUG: &str = "ocis";
 /// The provider of those who use the API, and its client id.
 pub const API_CLIENT: &str = "tenantry";
@@ -162,7 +173,8 @@ fn describe_ocis(simulator: &ocis::Simulator) -> String {
 
 fn describe_issuer(simulator: &issuer::Simulator) -> String {
     format!(
-        "{}  (simulated; client {CLIENT}, account {ACCOUNT}, app password {APP_PASSWORD})",
+        "{}  (simulated; client {CLIENT}, account {ACCOUNT}, or {USER} of the role User, app password \
+         {APP_PASSWORD})",
         simulator.token_url()
     )
 }
@@ -188,13 +200,14 @@ async fn start_stalwart(port: u16, release: stalwart::Release) -> anyhow::Result
 
 async fn start_issuer(port: u16) -> anyhow::Result<issuer::Simulator> {
     let account = issuer::Account::new(ACCOUNT, APP_PASSWORD, &[SPACE_ADMINS]);
+    let user = issuer::Account::new(USER, APP_PASSWORD, &["ocis-users"]);
     let people = API_ACCOUNTS.map(|(name, group)| issuer::Account::new(name, APP_PASSWORD, &[group]));
     let options = issuer::Options {
         providers: vec![
             issuer::Provider::public(ISSUER_SLUG, CLIENT),
             issuer::Provider::public(API_CLIENT, API_CLIENT),
         ],
-        accounts: people.into_iter().chain([account]).collect(),
+        accounts: people.into_iter().chain([account, user]).collect(),
         validity: TOKEN_VALIDITY,
     };
     let started = issuer::Simulator::new(port, options).await;
@@ -257,13 +270,23 @@ impl Sim {
                 use authentik::Release::{R2025_8, R2025_12};
                 let release = self.release(&[("2025.12", R2025_12), ("2025.8", R2025_8)])?;
                 let simulator = start_authentik(self.port, release).await?;
-                serve(&simulator.url(), &[describe_authentik(&simulator)], &shutdown).await;
+                let fewer = AUTHENTIK_FEWER.map(|(token, rights)| {
+                    simulator.add_token(token, rights);
+                    format!("fewer rights  {token}: {rights:?}")
+                });
+                let told = [[describe_authentik(&simulator)].as_slice(), &fewer].concat();
+                serve(&simulator.url(), &told, &shutdown).await;
             }
             Which::Stalwart => {
                 use stalwart::Release::{R0_16_18, R0_16_19};
                 let release = self.release(&[("0.16.19", R0_16_19), ("0.16.18", R0_16_18)])?;
                 let simulator = start_stalwart(self.port, release).await?;
-                serve(&simulator.url(), &[describe_stalwart(&simulator)], &shutdown).await;
+                let fewer = STALWART_FEWER.map(|(key, permissions)| {
+                    simulator.add_key(key, permissions);
+                    format!("fewer rights  {key}: {}", permissions.join(", "))
+                });
+                let told = [[describe_stalwart(&simulator)].as_slice(), &fewer].concat();
+                serve(&simulator.url(), &told, &shutdown).await;
             }
             Which::Issuer => {
                 self.release(&[("2025.12", ())])?;

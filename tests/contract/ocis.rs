@@ -15,7 +15,7 @@ use tenantry::dev::issuer::{self, Account, Signed};
 use tenantry::dev::ocis::{Flavour, Options, Simulator};
 use tokio::sync::OnceCell;
 
-use crate::support::{Answer, http, setting, then_tidy, unique};
+use crate::support::{Answer, http, setting, skip, then_tidy, unique};
 
 const SCOPE: &str = "openid profile email";
 const SERVICE: &str = "tenantry";
@@ -27,9 +27,33 @@ struct Server {
     http: reqwest::Client,
     base: String,
     token: String,
+    login: Login,
+    /// An account of the role User, where there is one.
+    other: Option<Login>,
     /// `None` is a real server of a version that was not observed.
     flavour: Option<Flavour>,
     made: Mutex<Vec<String>>,
+}
+
+/// What a token is had for.
+#[derive(Clone)]
+struct Login {
+    token_url: String,
+    client_id: String,
+    secret: String,
+}
+
+impl Login {
+    async fn token(&self, scope: &str) -> String {
+        let form = [
+            ("grant_type", "client_credentials"),
+            ("client_id", &self.client_id),
+            ("client_secret", &self.secret),
+            ("scope", scope),
+        ];
+        let answer = Answer::to(http().post(&self.token_url).form(&form)).await.must_be(200);
+        text(&answer.json(), "/access_token")
+    }
 }
 
 /// A simulated server with its issuer, for tests that torment them.
@@ -187,10 +211,17 @@ impl World {
         let issuer_options = issuer::Options { accounts, ..issuer::Options::default() };
         let issuer = issuer::Simulator::new(0, issuer_options).await.unwrap();
         let ocis = Simulator::new(0, flavour, &issuer.issuer_url("ocis"), options).await.unwrap();
+        let login = |account: Account| Login {
+            token_url: issuer.token_url(),
+            client_id: "web".into(),
+            secret: account.client_secret(),
+        };
         let server = Server {
             http: http(),
             base: ocis.url(),
             token: issuer.token("ocis", SERVICE, SCOPE).unwrap(),
+            login: login(service_account()),
+            other: Some(login(Account::new("owner", "owner-password", &[]))),
             flavour: Some(flavour),
             made: Mutex::default(),
         };
@@ -214,25 +245,51 @@ impl World {
 /// The real server that the settings name. Its token is fetched once for all tests, and its first request
 /// is one alone: of parallel first requests of a new account some fail.
 async fn real() -> Option<Server> {
-    static KNOWN: OnceCell<(String, Option<Flavour>)> = OnceCell::const_new();
+    static KNOWN: OnceCell<Known> = OnceCell::const_new();
     let base = setting("TENANTRY_TEST_OCIS_URL")?.trim_end_matches('/').to_owned();
-    let (token, flavour) = KNOWN.get_or_init(|| log_in(&base)).await.clone();
-    Some(Server { http: http(), base, token, flavour, made: Mutex::default() })
+    let Known { login, token, flavour, may } = KNOWN.get_or_init(|| log_in(&base)).await.clone();
+    if !may {
+        skip(&base, "the account lacks the role Space Admin");
+        return None;
+    }
+    let name = setting("TENANTRY_TEST_OCIS_USER_USERNAME");
+    let password = setting("TENANTRY_TEST_OCIS_USER_PASSWORD");
+    let other = name.zip(password).map(|(name, password)| Login {
+        secret: Account::new(&name, &password, &[]).client_secret(),
+        ..login.clone()
+    });
+    Some(Server { http: http(), base, token, login, other, flavour, made: Mutex::default() })
 }
 
-/// A token for the real server, and what the server is.
-async fn log_in(base: &str) -> (String, Option<Flavour>) {
+/// What was found out about the real server.
+#[derive(Clone)]
+struct Known {
+    login: Login,
+    token: String,
+    flavour: Option<Flavour>,
+    /// Whether the account may make spaces.
+    may: bool,
+}
+
+/// Built-in roles that may manage all spaces; their ids are fixed.
+const SPACE_ADMINS: [&str; 2] =
+    ["2aadd357-682c-406b-8874-293091995fdd", "71881883-1768-46bd-a24d-a356a2afdf7f"];
+
+async fn log_in(base: &str) -> Known {
     let needed = |name: &str| setting(name).unwrap_or_else(|| panic!("{name} is needed as well"));
-    let form = [
-        ("grant_type", "client_credentials".to_owned()),
-        ("client_id", needed("TENANTRY_TEST_OCIS_CLIENT_ID")),
-        ("client_secret", needed("TENANTRY_TEST_OCIS_CLIENT_SECRET")),
-        ("scope", setting("TENANTRY_TEST_OCIS_SCOPE").unwrap_or_else(|| SCOPE.into())),
-    ];
-    let request = http().post(needed("TENANTRY_TEST_OCIS_TOKEN_URL")).form(&form);
-    let token = text(&Answer::to(request).await.must_be(200).json(), "/access_token");
-    let request = http().get(format!("{base}/graph/v1.0/me")).bearer_auth(&token);
-    let me = Answer::to(request).await.must_be(200);
+    let name = setting("TENANTRY_TEST_OCIS_USERNAME");
+    let account = name.zip(setting("TENANTRY_TEST_OCIS_PASSWORD"));
+    let secret = account.map(|(name, password)| Account::new(&name, &password, &[]).client_secret());
+    let login = Login {
+        token_url: needed("TENANTRY_TEST_OCIS_TOKEN_URL"),
+        client_id: needed("TENANTRY_TEST_OCIS_CLIENT_ID"),
+        secret: secret.unwrap_or_else(|| needed("TENANTRY_TEST_OCIS_CLIENT_SECRET")),
+    };
+    let token = login.token(&setting("TENANTRY_TEST_OCIS_SCOPE").unwrap_or_else(|| SCOPE.into())).await;
+    let me = format!("{base}/graph/v1.0/me?$expand=appRoleAssignments");
+    let me = Answer::to(http().get(me).bearer_auth(&token)).await.must_be(200);
+    let roles = me.json()["appRoleAssignments"].as_array().cloned().unwrap_or_default();
+    let may = roles.iter().any(|role| SPACE_ADMINS.contains(&role["appRoleId"].as_str().unwrap_or("")));
     let flavour = match me.header("x-graph-version").unwrap_or_default() {
         version if version.starts_with("3.1.") => Some(Flavour::Ocis31),
         version if version.starts_with("5.0.") => Some(Flavour::Ocis5),
@@ -240,7 +297,7 @@ async fn log_in(base: &str) -> (String, Option<Flavour>) {
         version if version.starts_with("0.1.") => Some(Flavour::OpenCloud),
         _ => None,
     };
-    (token, flavour)
+    Known { login, token, flavour, may }
 }
 
 /// Runs a test on all simulated servers, and on the real one where there is one.
@@ -252,6 +309,15 @@ async fn on_each(test: impl AsyncFn(&Server)) {
     if let Some(server) = real().await {
         then_tidy(test(&server), server.tidy()).await;
     }
+}
+
+/// Runs a test that needs a second account, of the role User: its token is given.
+async fn on_each_with_another(test: impl AsyncFn(&Server, &str)) {
+    on_each(async |server| match &server.other {
+        Some(other) => test(server, &other.token(SCOPE).await).await,
+        None => skip(&server.base, "TENANTRY_TEST_OCIS_USER_USERNAME and _PASSWORD are not given"),
+    })
+    .await;
 }
 
 /// Runs a test that torments the servers, on the simulated ones only.

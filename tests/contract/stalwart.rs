@@ -21,7 +21,9 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tenantry::dev::stalwart::{Options, Simulator};
 
-use crate::support::{http, setting, unique};
+use tokio::sync::OnceCell;
+
+use crate::support::{http, setting, skip, unique};
 
 const KEY: &str = "API_contract-test-key";
 const CORE: &str = "urn:ietf:params:jmap:core";
@@ -63,6 +65,26 @@ impl Server {
             ),
         };
         Some(Self { url, credential, http: http(), simulator: None, made: Mutex::default() })
+    }
+
+    /// The same server with another key, whose setting is named.
+    fn real_with(token: &str) -> Option<Self> {
+        let mut server = Self::real()?;
+        let Some(token) = setting(token).or_else(|| {
+            skip(&server.url, &format!("{token} is not given"));
+            None
+        }) else {
+            return None;
+        };
+        server.credential = Credential::Bearer(token);
+        Some(server)
+    }
+
+    /// What the credential may do, as the server tells it.
+    async fn permissions(&self) -> Vec<String> {
+        let account = read(self.get_as(&self.credential, "/api/account").await).await;
+        let permissions = account["permissions"].as_array().cloned().unwrap_or_default();
+        permissions.iter().map(text).collect()
     }
 
     fn simulator(&self) -> &Simulator {
@@ -216,8 +238,26 @@ async fn read(response: Response) -> Value {
 /// One test at a time talks to the real server, which refuses a fifth request at once of one account.
 static REAL: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
+/// What the product itself needs, and with it every test.
+const NEEDED: [&str; 8] = [
+    "authenticate",
+    "sysDomainGet",
+    "sysDomainQuery",
+    "sysDomainCreate",
+    "sysDomainUpdate",
+    "sysDomainDestroy",
+    "sysDkimSignatureQuery",
+    "sysDkimSignatureDestroy",
+];
+
 /// A simulator, and the real server if there is one. What was made there is removed even when it fails.
 async fn on_each(test: impl AsyncFn(&Server)) {
+    on_each_with(&[], test).await;
+}
+
+/// The same, of a test that needs more permissions than the product does.
+async fn on_each_with(more: &[&str], test: impl AsyncFn(&Server)) {
+    static HELD: OnceCell<Vec<String>> = OnceCell::const_new();
     for server in
         [Some(Server::simulated(Options::default()).await), Server::real()].into_iter().flatten()
     {
@@ -225,6 +265,16 @@ async fn on_each(test: impl AsyncFn(&Server)) {
             Some(_) => None,
             None => Some(REAL.lock().await),
         };
+        if server.simulator.is_none() {
+            let held = HELD.get_or_init(|| server.permissions()).await;
+            let needed = NEEDED.iter().chain(more);
+            let lacks: Vec<&str> =
+                needed.copied().filter(|name| !held.iter().any(|held| held == name)).collect();
+            if !lacks.is_empty() {
+                skip(&server.url, &format!("the credential lacks {}", lacks.join(", ")));
+                continue;
+            }
+        }
         let outcome = AssertUnwindSafe(test(&server)).catch_unwind().await;
         let cleaned = AssertUnwindSafe(server.clean()).catch_unwind().await;
         for outcome in [outcome, cleaned] {

@@ -20,6 +20,14 @@ pub fn http() -> reqwest::Client {
         .expect("a client can be made")
 }
 
+/// Says that this test is left out on a server, and why. The name is the test's own, which the harness gives
+/// to the thread; it is written past the harness, which keeps to itself what a test that passes prints.
+pub fn skip(server: &str, why: &str) {
+    use std::io::Write;
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "skipped on {server}: {test}: {why}");
+}
+
 /// A setting of the test run; empty is the same as none.
 pub fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())

@@ -77,7 +77,14 @@ impl Servers {
         };
         let (ocis, ocis_simulator) = match given("TENANTRY_TEST_OCIS_URL") {
             Some(url) => {
-                let secret = Secret::from(needed("TENANTRY_TEST_OCIS_CLIENT_SECRET"));
+                let name = setting("TENANTRY_TEST_OCIS_USERNAME");
+                let secret = match name.zip(setting("TENANTRY_TEST_OCIS_PASSWORD")) {
+                    Some((name, password)) => {
+                        issuer::Account::new(&name, &password, &[]).client_secret()
+                    }
+                    None => needed("TENANTRY_TEST_OCIS_CLIENT_SECRET"),
+                };
+                let secret = Secret::from(secret);
                 let endpoint = needed("TENANTRY_TEST_OCIS_TOKEN_URL");
                 let endpoint = TokenEndpoint::Url(endpoint.parse().expect("it is an address"));
                 let scope = setting("TENANTRY_TEST_OCIS_SCOPE");

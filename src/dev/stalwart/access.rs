@@ -34,6 +34,18 @@ const OTHERS: [&str; 5] =
 /// Stands for the 244 permissions of the role User: whoever holds it may create accounts with that role.
 pub const GRANTS_ROLE_USER: &str = "jmapPrincipalCreate";
 
+/// What a key of tenantry's own needs, and no more.
+pub const LEAST: [&str; 8] = [
+    "authenticate",
+    "sysDomainGet",
+    "sysDomainQuery",
+    "sysDomainCreate",
+    "sysDomainUpdate",
+    "sysDomainDestroy",
+    "sysDkimSignatureQuery",
+    "sysDkimSignatureDestroy",
+];
+
 /// What a provisioner's key is given (observed to be enough for everything but accounts with a role).
 pub const PROVISIONER: [&str; 21] = [
     "authenticate",

@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+pub use self::access::LEAST;
 use self::access::{Access, PROVISIONER, Permissions};
 use self::ban::Bans;
 use self::http::router;

@@ -1,4 +1,4 @@
-//! The way from a token to a user. On simulated servers only: their issuer is tormented.
+//! The way from a token to a user. What torments the issuer is done on simulated servers only.
 
 use super::*;
 
@@ -126,10 +126,25 @@ async fn claims_that_make_no_user_are_an_empty_500() {
 
 #[tokio::test]
 async fn all_three_scopes_are_needed() {
-    on_simulated(async |world| {
+    on_each(async |server| {
         for (scope, status) in [("profile email", 401), ("openid", 500), ("", 401), (SCOPE, 200)] {
-            let token = world.issuer.token("ocis", SERVICE, scope).unwrap();
-            assert_eq!(world.status(&token).await, status, "{scope}");
+            let token = server.login.token(scope).await;
+            assert_eq!(server.me(&token).await.status, status, "{scope}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_token_that_was_tampered_with_is_refused_without_a_word() {
+    on_each(async |server| {
+        let (signed, signature) = server.token.rsplit_once('.').unwrap();
+        let (header, claims) = signed.split_once('.').unwrap();
+        // {"alg":"none"}
+        let unsigned = format!("eyJhbGciOiJub25lIn0.{claims}.");
+        let reversed: String = signature.chars().rev().collect();
+        for token in [unsigned, format!("{header}.{claims}.{reversed}"), format!("{header}.{claims}.")] {
+            says_nothing(&server.me(&token).await, 401);
         }
     })
     .await;

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use tenantry::dev::stalwart::Options;
 
 use super::{
-    CORE, Credential, KEY, MANAGEMENT, alone, assert_problem, assert_unauthorized, on_each, read,
-    request, text,
+    CORE, Credential, KEY, MANAGEMENT, Server, alone, assert_problem, assert_unauthorized, on_each,
+    read, request, text,
 };
 
 #[tokio::test]
@@ -138,45 +138,58 @@ async fn every_form_of_wrong_credential_is_a_401() {
     .await;
 }
 
+/// A real server's key without `authenticate` is given by its own setting.
 #[tokio::test]
 async fn a_key_that_may_not_authenticate_is_a_403() {
-    alone(Options::default(), async |server| {
-        server.simulator().add_key("API_barred", &["sysDomainGet", "sysDomainQuery"]);
-        let barred = Credential::Bearer("API_barred".into());
-        let response = server.post_as(&barred, request(json!([])).to_string()).await;
+    let is_barred = async |server: &Server, barred: &Credential| {
+        let response = server.post_as(barred, request(json!([])).to_string()).await;
         let body = assert_problem(response, 403, "about:blank").await;
         assert_eq!(body["detail"], "You do not have enough permissions to access this resource.");
+    };
+    alone(Options::default(), async |server| {
+        server.simulator().add_key("API_barred", &["sysDomainGet", "sysDomainQuery"]);
+        is_barred(server, &Credential::Bearer("API_barred".into())).await;
     })
     .await;
+    if let Some(server) = Server::real_with("TENANTRY_TEST_STALWART_BARRED_TOKEN") {
+        is_barred(&server, &server.credential).await;
+    }
 }
 
+/// A real server's key with these three permissions only is given by its own setting.
 #[tokio::test]
 async fn a_missing_permission_is_a_method_error_inside_200_and_the_other_calls_run() {
     alone(Options::default(), async |server| {
         let permissions = ["authenticate", "sysDomainGet", "sysDomainQuery"];
         server.simulator().add_key("API_reader", &permissions);
-        let reader = Credential::Bearer("API_reader".into());
-        let answers = server
-            .calls_as(
-                &reader,
-                json!([
-                    ["x:Account/query", {}, "0"],
-                    ["x:Domain/set", { "create": { "d": { "name": "ro.test" } } }, "1"],
-                    ["x:Role/query", {}, "2"],
-                    ["x:Domain/query", {}, "3"],
-                ]),
-            )
-            .await;
-        let forbidden = "You are not authorized to perform this action";
-        let not_at_all = "You are not authorized to create, update or destroy objects of this type";
-        for (index, description) in [(0, forbidden), (1, not_at_all), (2, forbidden)] {
-            let error = json!({ "type": "forbidden", "description": description });
-            assert_eq!(answers[index], ("error".into(), error));
-        }
-        assert_eq!(answers[3].0, "x:Domain/query");
+        may_only_read(server, &Credential::Bearer("API_reader".into())).await;
         assert_eq!(server.simulator().count(), 0);
     })
     .await;
+    if let Some(server) = Server::real_with("TENANTRY_TEST_STALWART_READER_TOKEN") {
+        may_only_read(&server, &server.credential).await;
+    }
+}
+
+async fn may_only_read(server: &Server, reader: &Credential) {
+    let answers = server
+        .calls_as(
+            reader,
+            json!([
+                ["x:Account/query", {}, "0"],
+                ["x:Domain/set", { "create": { "d": { "name": "ro.test" } } }, "1"],
+                ["x:Role/query", {}, "2"],
+                ["x:Domain/query", {}, "3"],
+            ]),
+        )
+        .await;
+    let forbidden = "You are not authorized to perform this action";
+    let not_at_all = "You are not authorized to create, update or destroy objects of this type";
+    for (index, description) in [(0, forbidden), (1, not_at_all), (2, forbidden)] {
+        let error = json!({ "type": "forbidden", "description": description });
+        assert_eq!(answers[index], ("error".into(), error));
+    }
+    assert_eq!(answers[3].0, "x:Domain/query");
 }
 
 #[tokio::test]
