@@ -42,9 +42,10 @@ impl Integrations {
     pub async fn keep_checked(&self, ledger: &dyn Ledger, shutdown: &CancellationToken) {
         let all = async {
             tokio::join!(
-                self.keep(self.authentik.as_ref(), ledger),
-                self.keep(self.stalwart.as_ref(), ledger),
-                self.keep(self.ocis.as_ref(), ledger),
+                // On the heap: a future of many requests is large, and so are three of them on a stack.
+                Box::pin(self.keep(self.authentik.as_ref(), ledger)),
+                Box::pin(self.keep(self.stalwart.as_ref(), ledger)),
+                Box::pin(self.keep(self.ocis.as_ref(), ledger)),
             )
         };
         tokio::select! {
@@ -97,7 +98,7 @@ impl Integrations {
                     continue;
                 }
             }
-            match guarded.probe(guarded.integration.check()).await {
+            match guarded.probe(Box::pin(guarded.integration.check())).await {
                 Ok(checked) => {
                     gate.checked(&checked);
                     if refused {

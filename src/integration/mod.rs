@@ -69,7 +69,8 @@ struct Guarded<I> {
 
 impl<I: Integration> Guarded<I> {
     async fn run(&self, target: &Target, guard: &dyn RepairGuard) -> Outcome {
-        let (ended, asked) = asked::observed(self.pass(run(&self.integration, target, guard))).await;
+        let (ended, asked) =
+            asked::observed(self.pass(Box::pin(run(&self.integration, target, guard)))).await;
         match ended {
             Ok(Reached::Held { reason, found, external_id }) => {
                 Outcome::Held { reason, found, external_id }
@@ -176,9 +177,13 @@ impl Integrations {
     /// Lists what tenants have in use in an upstream; see [`Integration::sweep`].
     pub async fn sweep(&self, step: StepKind, each: impl FnMut(Seen) + Send) -> Result<(), Error> {
         match (step, &self.authentik, &self.stalwart, &self.ocis) {
-            (StepKind::Authentik, Some(it), ..) => it.pass_beside(it.integration.sweep(each)).await,
-            (StepKind::Stalwart, _, Some(it), _) => it.pass_beside(it.integration.sweep(each)).await,
-            (StepKind::Ocis, .., Some(it)) => it.pass_beside(it.integration.sweep(each)).await,
+            (StepKind::Authentik, Some(it), ..) => {
+                it.pass_beside(Box::pin(it.integration.sweep(each))).await
+            }
+            (StepKind::Stalwart, _, Some(it), _) => {
+                it.pass_beside(Box::pin(it.integration.sweep(each))).await
+            }
+            (StepKind::Ocis, .., Some(it)) => it.pass_beside(Box::pin(it.integration.sweep(each))).await,
             _ => Ok(()),
         }
     }
@@ -190,9 +195,15 @@ impl Integrations {
         ids: &HashSet<TenantId>,
     ) -> Result<Vec<Marked>, Error> {
         match (step, &self.authentik, &self.stalwart, &self.ocis) {
-            (StepKind::Authentik, Some(it), ..) => it.pass_beside(it.integration.marked_as(ids)).await,
-            (StepKind::Stalwart, _, Some(it), _) => it.pass_beside(it.integration.marked_as(ids)).await,
-            (StepKind::Ocis, .., Some(it)) => it.pass_beside(it.integration.marked_as(ids)).await,
+            (StepKind::Authentik, Some(it), ..) => {
+                it.pass_beside(Box::pin(it.integration.marked_as(ids))).await
+            }
+            (StepKind::Stalwart, _, Some(it), _) => {
+                it.pass_beside(Box::pin(it.integration.marked_as(ids))).await
+            }
+            (StepKind::Ocis, .., Some(it)) => {
+                it.pass_beside(Box::pin(it.integration.marked_as(ids))).await
+            }
             _ => Ok(Vec::new()),
         }
     }
