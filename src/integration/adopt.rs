@@ -59,7 +59,8 @@ pub async fn standing<I: Integration>(
             return conflict("carries a mark that cannot be read; it is not touched");
         }
         Owner::Other(other) => {
-            let why = format!("is marked as that of tenant {other}, not of {}", target.id);
+            let way_out = integration.way_out(target, resource).unwrap_or_default();
+            let why = format!("is marked as that of tenant {other}, not of {}{way_out}", target.id);
             return conflict(&why);
         }
         Owner::Nobody if adopted.is_none() && !target.may_adopt.unmarked => {

@@ -223,6 +223,12 @@ pub trait Integration: Sync {
     /// What it is called, for people: `group "tenant-acme" (7f3…)`.
     fn describe(resource: &Self::Resource) -> String;
 
+    /// What a person can do about a resource of the wanted name that is another tenant's, to follow the word
+    /// that it is.
+    fn way_out(&self, _target: &Target, _resource: &Self::Resource) -> Option<String> {
+        None
+    }
+
     /// Why it is never adopted, whatever the tenant's document says.
     fn protected(
         &self,

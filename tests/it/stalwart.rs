@@ -267,6 +267,58 @@ async fn a_move_makes_the_new_domain_first_and_removes_the_former_once_it_is_emp
     assert_eq!(bench.names(), BTreeSet::from(["acme-group.test".to_owned()]));
 }
 
+/// The domain of another tenant is never given away, and so two that exchange theirs wait for each other; what
+/// the message says works, for a ring of any size.
+#[tokio::test]
+async fn tenants_that_exchange_their_domains_are_told_how_and_that_works() {
+    for size in [2, 3] {
+        let bench = Bench::new().await;
+        let slugs = &["acme", "globex", "initech"][..size];
+        let domain_of = |number: usize| format!("{}.test", slugs[number % size]);
+        let mut settled = Vec::new();
+        for (number, slug) in slugs.iter().enumerate() {
+            let slug = slug.parse().unwrap();
+            let first = Target { slug, desired: desired(&domain_of(number)), ..target() };
+            let made = bench.converge(&first).await.unwrap();
+            settled.push(next(&first, &made));
+        }
+        // Everyone is to have the next one's.
+        let moving: Vec<Target> = settled
+            .iter()
+            .enumerate()
+            .map(|(number, it)| Target { desired: desired(&domain_of(number + 1)), ..it.clone() })
+            .collect();
+        let before = bench.server.domains();
+        let mut told = String::new();
+        for moving in moving.iter().rev() {
+            let error = bench.converge(moving).await.unwrap_err();
+            assert_eq!(error.failure.reason, Reason::Conflict);
+            told = error.failure.message;
+        }
+        assert_eq!(bench.server.domains(), before, "nothing was given up");
+        let commands: Vec<&str> = told.split('`').skip(1).step_by(2).collect();
+        let expected = [
+            "tenantry tenants edit acme --domain acme.acme.test --wait",
+            "tenantry tenants reconcile <slug> --wait",
+            "tenantry tenants edit acme --domain globex.test --wait",
+        ];
+        assert_eq!(commands, expected, "{told}");
+
+        let aside = Target { desired: desired("acme.acme.test"), ..settled[0].clone() };
+        let first = next(&aside, &bench.converge(&aside).await.unwrap());
+        for moving in moving[1..].iter().rev() {
+            bench.converge(moving).await.expect("what it wants is free by now");
+        }
+        let last = Target { desired: desired(&domain_of(1)), ..first };
+        bench.converge(&last).await.expect("and so is the last");
+        for (number, target) in moving.iter().enumerate() {
+            let domain = bench.domain(&domain_of(number + 1));
+            assert!(domain["description"].as_str().unwrap().contains(&target.id.to_string()));
+        }
+        assert_eq!(bench.server.count(), size);
+    }
+}
+
 #[tokio::test]
 async fn what_the_server_itself_attached_does_not_keep_a_domain_and_what_people_did_does() {
     let bench = Bench::new().await;

@@ -522,6 +522,23 @@ impl Domain {
 const MARK_BEFORE: &str = "[tenantry ";
 const MARK_AFTER: char = ']';
 
+/// For people, of a tenant that is to move to a domain which another one has: if that one is to move as well,
+/// maybe to this one's, each waits for the other. Neither domain is given up unasked: there may be an address
+/// that people use, though there is no account (a catch-all, an alias).
+fn how_to_exchange(target: &Target, wanted: &str) -> Option<String> {
+    let former = target.observed.as_ref().and_then(|last| last.domain.as_ref())?;
+    if target.desired.domain.as_ref() == Some(former) {
+        return None;
+    }
+    let slug = &target.slug;
+    Some(format!(
+        ". If tenants are to exchange their domains, free one first: `tenantry tenants edit {slug} --domain \
+         {slug}.{former} --wait`; then `tenantry tenants reconcile <slug> --wait` of the tenant that is to have \
+         {former}, and so on around the ring; at last `tenantry tenants edit {slug} --domain {wanted} --wait`. \
+         A domain is free once no account, list or alias is left in it"
+    ))
+}
+
 /// What a domain's description says: `Acme Corporation [tenantry 65f0…]`, or `[tenantry 65f0… released]`.
 fn description(target: &Target, usage: Usage) -> String {
     let usage = match usage {
@@ -716,6 +733,10 @@ impl Integration for Stalwart {
 
     fn describe(service: &MailService) -> String {
         format!("domain {} ({})", service.domain.name, service.domain.id)
+    }
+
+    fn way_out(&self, target: &Target, service: &MailService) -> Option<String> {
+        how_to_exchange(target, &service.domain.name)
     }
 
     async fn protected(&self, service: &MailService) -> Result<Option<&'static str>, Error> {
