@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
-use super::openapi::{Deciding, Finding, Reading};
-use super::problem::Problem;
+use super::openapi::{Deciding, Finding, Reading, Releasing};
+use super::problem::{FieldError, Problem};
 use super::tenants::Acting;
-use crate::store::{Scope, Store};
-use crate::tenant::{Controls, Guard, StepKind};
+use crate::store::{Asked, Scope, Store};
+use crate::tenant::{Controls, Guard, InvalidSlug, Slug, StepKind};
 
 /// How long a lifted guard leaves repairs without bounds, unless a sweep finds the upstream sane before.
 const LIFTED: Duration = Duration::from_secs(3600);
@@ -77,6 +78,24 @@ pub struct OrphanView {
     tenant_id: String,
     first_seen_at: Timestamp,
     last_seen_at: Timestamp,
+    /// Set while it is to be released.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    release: Option<ReleaseView>,
+}
+
+/// That an orphan is to be released.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ReleaseView {
+    /// Why it has not been done yet, where that is known.
+    message: Option<String>,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ReleaseParameters {
+    /// Of the tenant that may adopt it; by default the slug that its tenant had, where that is known
+    #[param(example = "acme")]
+    slug: Option<String>,
 }
 
 /// What the latest sweeps found.
@@ -161,8 +180,43 @@ pub async fn orphans(State(store): State<Store>) -> Result<Json<Orphans>, Proble
         tenant_id: orphan.tenant.to_string(),
         first_seen_at: orphan.first_seen_at,
         last_seen_at: orphan.last_seen_at,
+        release: orphan.release.map(|message| ReleaseView { message }),
     });
     Ok(Json(Orphans { items: items.collect() }))
+}
+
+/// Release an orphan
+///
+/// Its tenant's document is lost, and it is marked as in use. Once it is released, a new tenant with
+/// `"adopt": true` may take it over. The controller does that; until then it is listed with `release`.
+#[utoipa::path(post, path = "/orphans/{upstream}/{id}/release", tag = "fleet",
+    operation_id = "releaseOrphan",
+    params(
+        ("upstream" = String, Path, description = "`authentik`, `stalwart` or `ocis`", example = "ocis"),
+        ("id" = String, Path, description = "Its `externalId`", example = "b"),
+        ReleaseParameters,
+    ),
+    responses((status = 202, description = "It will be released"), Releasing))]
+pub async fn release_orphan(
+    Acting(store): Acting,
+    Path((upstream, id)): Path<(String, String)>,
+    parameters: Result<Query<ReleaseParameters>, QueryRejection>,
+) -> Result<StatusCode, Problem> {
+    let Scope::Upstream(step) = scope(&upstream)? else {
+        return Err(Problem::no_upstream(&upstream));
+    };
+    let Query(parameters) = parameters.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let invalid = |message: String| Problem::invalid(vec![FieldError { field: "slug".into(), message }]);
+    let slug = parameters.slug.map(|slug| slug.parse()).transpose();
+    let slug: Option<Slug> = slug.map_err(|error: InvalidSlug| invalid(error.to_string()))?;
+    match store.ask_for_release(step, &id, slug.as_ref()).await? {
+        Asked::Done => Ok(StatusCode::ACCEPTED),
+        Asked::Missing => Err(Problem::no_orphan(step.name(), &id)),
+        Asked::HasTenant => Err(Problem::has_tenant(&id)),
+        Asked::NeedsSlug => {
+            Err(invalid("is required: no history tells which slug the lost tenant had".to_owned()))
+        }
+    }
 }
 
 fn scope(what: &str) -> Result<Scope, Problem> {

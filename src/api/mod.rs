@@ -96,6 +96,7 @@ impl Api {
             .route("/tenants/{slug}/plan", get(plan::show))
             .route("/events", get(events::of_fleet))
             .route("/orphans", get(fleet::orphans))
+            .route("/orphans/{upstream}/{id}/release", post(fleet::release_orphan))
             .route("/guards", get(fleet::guards))
             .route("/guards/{upstream}/lift", post(fleet::lift))
             .route("/stops", get(fleet::stops))

@@ -43,6 +43,7 @@ use super::{edit, events, fleet, health, plan, stream, tenants, upstreams};
         events::list,
         events::of_fleet,
         fleet::orphans,
+        fleet::release_orphan,
         fleet::guards,
         fleet::lift,
         fleet::stops,
@@ -176,6 +177,8 @@ problem_sets! {
     Finding: [404];
     /// Of a request that names a tenant and has a query.
     Searching: [404, 422];
+    /// Of a request that names an orphan.
+    Releasing: [404, 409, 422];
     /// Of a request that names something, which may not be in the state for it.
     Deciding: [404, 409];
     /// Of a request with a query.

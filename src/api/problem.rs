@@ -138,6 +138,18 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "No such upstream", detail)
     }
 
+    pub fn no_orphan(upstream: &str, id: &str) -> Self {
+        let detail = format!("no orphan of {upstream} has the id {id:?}; GET /orphans lists them");
+        Self::new(StatusCode::NOT_FOUND, "No such orphan", detail)
+    }
+
+    pub fn has_tenant(id: &str) -> Self {
+        let detail = format!(
+            "the tenant that {id:?} is marked for exists, so it is no orphan; delete that tenant to release it"
+        );
+        Self::new(StatusCode::CONFLICT, "Tenant exists", detail)
+    }
+
     pub fn upstream_in_use(upstream: &str, setting: &str) -> Self {
         let detail = format!(
             "a process that runs has {upstream}; remove {setting} from every process, wait a minute, and \

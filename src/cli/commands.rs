@@ -297,6 +297,18 @@ pub async fn start(client: &Client, upstream: Option<String>) -> Result<String, 
     Ok(format!("{what}: goes on\n"))
 }
 
+pub async fn release_orphan(
+    client: &Client,
+    upstream: &str,
+    id: &str,
+    slug: Option<Slug>,
+) -> Result<String, Failure> {
+    let path = ["orphans", upstream, id, "release"];
+    let ask = Ask::new(Method::POST, &path, "way to release orphans");
+    client.ask(ask.query("slug", slug.map(|slug| slug.to_string()))).await?;
+    Ok(format!("{upstream}: {id} will be released; tenantry orphans no longer lists it then\n"))
+}
+
 pub async fn lift(client: &Client, upstream: &str) -> Result<String, Failure> {
     client.ask(Ask::new(Method::POST, &["guards", upstream, "lift"], "change guard")).await?;
     Ok(format!("{upstream}: the guard is lifted\n"))

@@ -49,7 +49,7 @@ pub enum Command {
     Stops(List),
     /// Resources in the upstreams whose tenant is gone
     #[command(after_help = EXIT_CODES)]
-    Orphans(List),
+    Orphans(Orphans),
     /// What happened to the fleet: stops, guards, orphans; the latest first
     #[command(after_help = EXIT_CODES)]
     Events(List),
@@ -261,6 +261,34 @@ pub struct List {
 }
 
 #[derive(Debug, Args)]
+pub struct Orphans {
+    #[command(flatten)]
+    list: List,
+    #[command(subcommand)]
+    command: Option<OrphansCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+enum OrphansCommand {
+    /// Let a new tenant adopt a resource whose tenant's document was lost
+    #[command(after_help = "\
+Needs the role admin. The resource is marked as released, and stays as it is otherwise.
+
+Examples:
+  tenantry orphans release stalwart b
+  tenantry orphans release ocis 'a$b!c' --slug acme")]
+    Release {
+        #[arg(value_parser = ["authentik", "stalwart", "ocis"])]
+        upstream: String,
+        /// Its id, as `tenantry orphans` shows it
+        id: String,
+        /// Of the tenant that may adopt it, where no history tells it
+        #[arg(long)]
+        slug: Option<Slug>,
+    },
+}
+
+#[derive(Debug, Args)]
 pub struct Guards {
     #[command(flatten)]
     list: List,
@@ -313,9 +341,14 @@ impl Command {
                 let client = Client::new(&list.connection).await?;
                 commands::list(&client, &["stops"], &commands::STOPS, list.output).await
             }
-            Self::Orphans(list) => {
+            Self::Orphans(Orphans { list, command }) => {
                 let client = Client::new(&list.connection).await?;
-                commands::list(&client, &["orphans"], &commands::ORPHANS, list.output).await
+                match command {
+                    None => commands::list(&client, &["orphans"], &commands::ORPHANS, list.output).await,
+                    Some(OrphansCommand::Release { upstream, id, slug }) => {
+                        commands::release_orphan(&client, &upstream, &id, slug).await
+                    }
+                }
             }
             Self::Events(list) => {
                 let client = Client::new(&list.connection).await?;

@@ -8,6 +8,7 @@ mod feed;
 mod fleet;
 mod guard;
 mod history;
+mod orphans;
 mod queue;
 mod reconcile;
 mod recovery;
@@ -35,6 +36,7 @@ use tokio_util::task::TaskTracker;
 use self::feed::{Feed, Hint};
 use self::fleet::Member;
 use self::guard::Guards;
+use self::orphans::Orphans;
 use self::reconcile::{Reconciler, Verdict};
 use self::recovery::Recovery;
 use self::relist::{Gaps, Relister};
@@ -116,6 +118,7 @@ impl Controller {
             controls: controls.subscribe(),
             works,
         };
+        let member_controls = member.controls.clone();
         member.join(&shutdown).await;
         let abandon = CancellationToken::new();
         let feeding = TaskTracker::new();
@@ -173,6 +176,14 @@ impl Controller {
             let ending = shutdown.clone();
             feeding.spawn(async move { recovery.run(&ending).await });
         }
+        let orphans = Orphans {
+            store: store.clone(),
+            integrations: Arc::clone(&integrations),
+            guards: Arc::clone(&guards),
+            controls: member_controls,
+        };
+        let ending = shutdown.clone();
+        feeding.spawn(async move { orphans.run(&ending).await });
         let vanished = Vanished {
             store: store.clone(),
             integrations: Arc::clone(&integrations),

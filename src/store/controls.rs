@@ -12,6 +12,7 @@ use mongodb::options::ReturnDocument;
 use super::document::{integer, object_id, timestamp};
 use super::fleet::{FLEET, read_fleet};
 use super::lease::{Holder, millis};
+use super::orphans::RELEASES;
 use super::stream::{ChangeStream, WatchError};
 use super::{Store, StoreError};
 use crate::tenant::{Controls, Event, EventKind, Guard, PerStep, StepKind, TenantId};
@@ -70,7 +71,7 @@ impl Store {
 
     /// All stops and guards, as they are now.
     pub async fn controls(&self) -> Result<Controls, StoreError> {
-        let others = [STOP, FLEET].map(ToOwned::to_owned);
+        let others = [STOP, FLEET, RELEASES].map(ToOwned::to_owned);
         let ids: Vec<String> = StepKind::ALL.into_iter().map(guard_id).chain(others).collect();
         let controls = self.controls_collection();
         let find =
@@ -85,13 +86,15 @@ impl Store {
             stopped_upstreams: PerStep::from_fn(|step| is_stopped(Scope::Upstream(step))),
             guards: PerStep::from_fn(|step| by_id(&guard_id(step)).map(read_guard).unwrap_or_default()),
             fleet: by_id(FLEET).and_then(read_fleet),
+            release_asked_at: by_id(RELEASES).and_then(|asked| asked.get("askedAt").and_then(timestamp)),
         })
     }
 
     /// Opens a stream of changes of the controls.
     pub async fn watch_controls(&self) -> Result<ControlsWatch, WatchError> {
-        let stages =
-            vec![doc! { "$match": { "documentKey._id": { "$regex": "^(stop$|fleet$|guard/)" } } }];
+        let stages = vec![
+            doc! { "$match": { "documentKey._id": { "$regex": "^(stop$|fleet$|orphans$|guard/)" } } },
+        ];
         ChangeStream::open(self, CONTROLS, Document::new(), stages, None).await.map(ControlsWatch)
     }
 

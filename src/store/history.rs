@@ -257,6 +257,14 @@ impl Store {
             .collect())
     }
 
+    /// The slug that a tenant has or had, as far as its history tells.
+    pub(super) async fn slug_of(&self, id: TenantId) -> Result<Option<Slug>, StoreError> {
+        let history = self.history();
+        let find = history.find_one(doc! { "_id": object_id(id) }).projection(doc! { "slug": 1 });
+        let found = self.bounded("events", find).await?;
+        Ok(found.and_then(|history| history.get_str("slug").ok()?.parse().ok()))
+    }
+
     /// Tells the fleet's history something. What it is about has happened, whether or not this can be
     /// written now; if not, that is left to the journal.
     pub(super) async fn tell_fleet(&self, event: Event) {

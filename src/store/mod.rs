@@ -16,6 +16,7 @@
 //! * [`fleet`](self::fleet): which fleet this is, and which upstreams it has.
 //! * [`refusals`](self::refusals): what credentials upstreams refuse.
 //! * [`connection`](self::connection): the client, and how another takes its place.
+//! * [`orphans`](self::orphans): orphans that are to be released.
 //! * [`follow`](self::follow): how tenants are, by change stream, for those who wait.
 //!
 //! Leases and due times come from the *server's* clock (`$$NOW`), so that controllers with different
@@ -32,6 +33,7 @@ mod follow;
 mod history;
 mod idempotency;
 mod lease;
+mod orphans;
 mod refusals;
 mod relist;
 mod schema;
@@ -53,6 +55,7 @@ pub use follow::{Follow, Told};
 pub use history::{Gone, Journal, KEPT};
 pub use idempotency::{IdempotencyKey, Inserted, InvalidIdempotencyKey};
 pub use lease::{Claim, ClaimAnswer, Commit, Holder, Plans};
+pub use orphans::{Asked, ToRelease};
 pub use refusals::{Refusals, Refused};
 pub use relist::{Relist, Turn};
 pub use schema::SCHEMA_VERSION;

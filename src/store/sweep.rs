@@ -35,6 +35,8 @@ pub struct Orphan {
     pub tenant: TenantId,
     pub first_seen_at: Timestamp,
     pub last_seen_at: Timestamp,
+    /// Whether it is to be released, and why that has not been done yet, where that is known.
+    pub release: Option<Option<String>>,
 }
 
 impl Store {
@@ -90,7 +92,7 @@ impl Store {
         Ok(self.bounded("flag drift", flag).await?.modified_count)
     }
 
-    fn orphans_collection(&self) -> Collection<Document> {
+    pub(super) fn orphans_collection(&self) -> Collection<Document> {
         self.database.collection(ORPHANS)
     }
 
@@ -109,7 +111,11 @@ impl Store {
             return Ok(());
         }
         let keep: Vec<String> = found.iter().map(|(_, id, _)| orphan_id(upstream, id)).collect();
-        let gone = doc! { "upstream": upstream.name(), "_id": { "$nin": &keep }, "lastSeenAt": { "$lt": date(since) } };
+        // Those that are to be released are taken off the list by what releases them, which tells it.
+        let gone = doc! {
+            "upstream": upstream.name(), "_id": { "$nin": &keep }, "lastSeenAt": { "$lt": date(since) },
+            "release": { "$exists": false },
+        };
         let gone = self.bounded("orphans", collection.delete_many(gone)).await?.deleted_count;
         if gone > 0 {
             let event = Event::now(EventKind::OrphansGone, format!("{gone} fewer"));
@@ -173,7 +179,7 @@ impl Store {
     }
 }
 
-fn orphan_id(upstream: StepKind, external_id: &str) -> String {
+pub(super) fn orphan_id(upstream: StepKind, external_id: &str) -> String {
     format!("{upstream}/{external_id}")
 }
 
@@ -189,7 +195,7 @@ fn read_swept(document: &Document) -> Option<SweptTenant> {
     Some(SweptTenant { id, slug, prints: PerStep::from_fn(print) })
 }
 
-fn read_orphan(document: &Document) -> Option<Orphan> {
+pub(super) fn read_orphan(document: &Document) -> Option<Orphan> {
     let upstream = document.get_str("upstream").ok()?;
     let at = |field| document.get(field).and_then(timestamp);
     Some(Orphan {
@@ -199,5 +205,9 @@ fn read_orphan(document: &Document) -> Option<Orphan> {
         tenant: TenantId::from_bytes(document.get_object_id("tenantId").ok()?.bytes()),
         first_seen_at: at("firstSeenAt")?,
         last_seen_at: at("lastSeenAt")?,
+        release: document
+            .get_document("release")
+            .ok()
+            .map(|release| release.get_str("message").ok().map(ToOwned::to_owned)),
     })
 }

@@ -14,6 +14,8 @@ pub struct Controls {
     pub guards: PerStep<Guard>,
     /// `None` until a controller has joined it.
     pub fleet: Option<Fleet>,
+    /// When an administrator last asked for the release of an orphan that is not released yet.
+    pub release_asked_at: Option<Timestamp>,
 }
 
 impl Controls {

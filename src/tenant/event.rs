@@ -76,6 +76,8 @@ kinds! {
     OrphansFound,
     /// Of the fleet: such resources are no longer there, or no longer orphans.
     OrphansGone,
+    /// Of the fleet: such a resource was released, because an administrator asked for it.
+    OrphanReleased,
     /// Of the fleet: it has an upstream that it did not have before.
     UpstreamAdded,
     /// Of the fleet: an administrator said that it no longer has an upstream.

@@ -20,6 +20,7 @@ mod invariants;
 mod layers;
 mod lease;
 mod life;
+mod lost;
 mod made_once;
 mod mail_domain;
 mod oauth;
