@@ -285,7 +285,7 @@ pub struct PatchBody {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(dead_code, reason = "a description; `fields` reads it")]
 pub struct QuotaBody {
-    /// Bytes of the project space; 0 is unlimited, `null` leaves it to oCIS
+    /// Bytes of the project space; 0 is unlimited. Without one, or with `null`, the space gets the server's default when it is made, and people may set another. Removing one that was set here takes the limit away
     #[schema(minimum = 0, maximum = 9223372036854775807i64)]
     storage_bytes: Option<i64>,
 }

@@ -52,7 +52,7 @@ pub struct ValidTenant {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Quota {
-    /// Bytes; 0 is unlimited, null leaves it to oCIS.
+    /// Bytes; 0 is unlimited; null is no quota of ours.
     storage_bytes: Option<i64>,
 }
 

@@ -87,7 +87,7 @@ pub struct Changes {
     /// Storage of its space, such as 10GB, 512MiB, a number of bytes, or unlimited
     #[arg(long, value_parser = parse_bytes, value_name = "SIZE", conflicts_with = "no_quota")]
     quota: Option<i64>,
-    /// Leave its storage to oCIS
+    /// Set no quota: one that was set before is taken away, and the server's or a person's stays
     #[arg(long)]
     no_quota: bool,
     /// Services that it shall have, separated by commas

@@ -107,6 +107,7 @@ impl Orphans {
             known: true,
             may_adopt: MayAdopt::default(),
             adopted: Vec::new(),
+            given_quota: None,
         };
         match self.integrations.run(step, &target, &*self.guards).await {
             Outcome::Released { .. } | Outcome::Skipped(_) => Ok(()),

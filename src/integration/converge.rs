@@ -43,6 +43,8 @@ pub struct Target {
     pub recorded: Option<String>,
     /// An earlier run may have made something that nobody recorded: look for it by its mark too.
     pub may_exist: bool,
+    /// The quota that we last gave the space, if we did.
+    pub given_quota: Option<i64>,
     /// What a create is marked with, where the upstream needs that.
     pub intent: Option<Intent>,
     pub mode: Mode,
@@ -81,6 +83,7 @@ impl Target {
             }),
             recorded: recorded.external_id.clone(),
             may_exist,
+            given_quota: recorded.last_given_quota(),
             intent: recorded.create_intent.map(|intent| Intent {
                 id: intent.id,
                 open: !intent.fresh,

@@ -305,6 +305,7 @@ fn read_step(step: &Document) -> StepStatus {
             .get_array("adopted")
             .map(|adopted| adopted.iter().filter_map(read_adopted).collect())
             .unwrap_or_default(),
+        given_quota: step.get("givenQuota").and_then(integer),
         legacy: step.get_bool("legacy").unwrap_or(false),
         create_intent: parsed(step, "createIntent").map(|id| CreateIntent { id, fresh: false }),
         fingerprint: parsed(step, "fingerprint"),
@@ -424,6 +425,7 @@ pub(super) fn step_document(step: &StepStatus) -> Document {
     put("externalId", step.external_id.clone().map(Bson::from));
     let adopted: Vec<_> = step.adopted.iter().map(|it| Bson::from(adopted_document(it))).collect();
     put("adopted", (!adopted.is_empty()).then_some(adopted.into()));
+    put("givenQuota", step.given_quota.map(Bson::from));
     put("legacy", step.legacy.then_some(true.into()));
     put("createIntent", step.create_intent.map(|intent| intent.id.to_string().into()));
     put("parked", step.parked.then_some(true.into()));

@@ -23,7 +23,7 @@ pub struct Edit {
     pub name: Option<TenantName>,
     /// `Some(None)` removes it.
     pub domain: Option<Option<MailDomain>>,
-    /// Bytes; `Some(None)` leaves it to oCIS.
+    /// Bytes; `Some(None)` removes it.
     pub storage_bytes: Option<Option<i64>>,
     /// Whether the tenant shall have the service.
     pub services: PerStep<Option<bool>>,

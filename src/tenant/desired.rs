@@ -11,7 +11,8 @@ use super::{MailDomain, PerStep, StepKind, TenantName};
 pub struct Desired {
     pub name: TenantName,
     pub domain: Option<MailDomain>,
-    /// Storage quota of the project space in bytes; 0 is unlimited, `None` leaves it to oCIS.
+    /// Storage quota of the project space in bytes; 0 is unlimited. `None` is no business of ours, once what we
+    /// gave before is taken back.
     pub storage_bytes: Option<i64>,
     pub services: Services,
     /// Look, but change nothing.

@@ -184,16 +184,23 @@ fn own_fields(step: StepKind, recorded: &StepStatus, desired: &StepDesired) -> V
     let mut fields = unmade(step, desired);
     for field in &mut fields {
         field.observed = observed.and_then(|observed| value(observed, &field.name));
+        // A quota that is no longer wanted is taken back, and not left.
+        if field.name == QUOTA && field.desired.is_none() && recorded.given_quota.is_some_and(|q| q > 0)
+        {
+            field.desired = Some("0".to_owned());
+        }
     }
     fields.retain(|field| field.observed.is_some() || field.desired.is_some());
     fields
 }
 
+const QUOTA: &str = "quota.storageBytes";
+
 fn unmade(step: StepKind, desired: &StepDesired) -> Vec<PlannedField> {
     let names: &[&'static str] = match step {
         StepKind::Authentik => &["name"],
         StepKind::Stalwart => &["name", "domain"],
-        StepKind::Ocis => &["name", "quota.storageBytes"],
+        StepKind::Ocis => &["name", QUOTA],
     };
     let field = |name: &&'static str| PlannedField {
         name: (*name).into(),

@@ -236,6 +236,8 @@ pub struct StepStatus {
     pub external_id: Option<String>,
     /// Resources that were adopted and are not let go yet: the recorded one, and those of before.
     pub adopted: Vec<Adopted>,
+    /// The quota that the resource was last given, if it was.
+    pub given_quota: Option<i64>,
     /// The service before this one had noted that the step was done, and no run of ours has ended well since.
     pub legacy: bool,
     /// Where the upstream needs one: what may have been created without our knowing it.
@@ -255,4 +257,11 @@ pub struct StepStatus {
     pub last_transition_at: Option<Timestamp>,
     /// When the step is due again; `None` is now.
     pub next_attempt_at: Option<Timestamp>,
+}
+
+impl StepStatus {
+    /// The quota that we last gave the resource. Before that was recorded, what was observed tells.
+    pub fn last_given_quota(&self) -> Option<i64> {
+        self.given_quota.or_else(|| self.observed.as_ref()?.storage_bytes)
+    }
 }

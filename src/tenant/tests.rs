@@ -73,6 +73,7 @@ prop_compose! {
             create_intent: intent
                 .map(|fresh| CreateIntent { id: IntentId::from_bytes([9; 12]), fresh }),
             fingerprint: None,
+            given_quota: None,
             parked: false,
             observation: None,
             observed: state.is_settled().then_some(observed),

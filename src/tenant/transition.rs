@@ -325,6 +325,7 @@ fn after_run(
             let mut check_at = recheck_at;
             step.fingerprint = None;
             if let Outcome::Ok { external_id, note, look_again, fingerprint, .. } = &run.outcome {
+                step.given_quota = tenant.desired.for_step(run.step).storage_bytes;
                 step.fingerprint = *fingerprint;
                 step.external_id.clone_from(external_id);
                 step.keep_of_adopted(external_id.as_deref());

@@ -84,6 +84,7 @@ pub fn target() -> Target {
         known: true,
         may_adopt: MayAdopt::default(),
         adopted: Vec::new(),
+        given_quota: None,
     }
 }
 

@@ -165,6 +165,7 @@ fn target(slug: &str) -> Target {
         known: true,
         may_adopt: MayAdopt::default(),
         adopted: Vec::new(),
+        given_quota: None,
     }
 }
 

@@ -33,6 +33,7 @@ mod permission;
 mod plan;
 mod process;
 mod protect;
+mod quota;
 mod relist;
 mod secrets;
 mod stalwart;

@@ -36,6 +36,7 @@ fn target(step: StepKind, slug: &str) -> Target {
         known: true,
         may_adopt: MayAdopt::default(),
         adopted: Vec::new(),
+        given_quota: None,
     }
 }
 

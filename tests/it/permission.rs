@@ -131,6 +131,7 @@ fn target(step: StepKind) -> Target {
         known: true,
         may_adopt: MayAdopt::default(),
         adopted: Vec::new(),
+        given_quota: None,
     }
 }
 

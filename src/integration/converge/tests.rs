@@ -173,6 +173,7 @@ fn target() -> Target {
         known: true,
         may_adopt: MayAdopt::default(),
         adopted: Vec::new(),
+        given_quota: None,
     }
 }
 

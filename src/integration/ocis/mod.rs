@@ -73,6 +73,8 @@ const FIRST_LOOK: Duration = Duration::from_secs(60);
 /// Built-in roles that may manage all spaces; their ids are fixed (observed).
 const SPACE_ADMINS: [&str; 2] =
     ["2aadd357-682c-406b-8874-293091995fdd", "71881883-1768-46bd-a24d-a356a2afdf7f"];
+/// As a quota (observed).
+const UNLIMITED: i64 = 0;
 const REMEDY: &str = "Our account needs the role Space Admin: map one of its groups to the role \
                       spaceadmin in the proxy's role_assignment, or assign the role in the settings";
 
@@ -283,6 +285,20 @@ impl Ocis {
         Ok(())
     }
 
+    /// The quota that the drive should have, if that is any business of ours. One that we gave and that is no
+    /// longer wanted is taken back, unless a person has set another one since: no limit (which oCIS calls 0),
+    /// or what an adopted space had before. The server's default cannot be asked for once a space is there
+    /// (observed: a PATCH without a quota changes nothing, a negative one is an error).
+    fn quota(target: &Target, drive: &Drive) -> Option<i64> {
+        if target.desired.storage_bytes.is_some() {
+            return target.desired.storage_bytes;
+        }
+        let given = target.given_quota.filter(|given| drive.quota.total == Some(*given))?;
+        let before = target.adopted_before(&drive.id).and_then(|before| before.get("quota")?.clone());
+        let before = before.and_then(|total| total.parse().ok()).unwrap_or(UNLIMITED);
+        (before != given).then_some(before)
+    }
+
     /// Makes the drive's own fields match.
     async fn patch(&self, target: &Target, drive: &Drive) -> Result<Drive, Error> {
         let mut body = Self::marking(target, drive, Self::mark(target, drive, Usage::InUse));
@@ -290,7 +306,7 @@ impl Ocis {
         if drive.name != name {
             body.insert("name".into(), name.into());
         }
-        if let Some(total) = target.desired.storage_bytes
+        if let Some(total) = Self::quota(target, drive)
             && drive.quota.total != Some(total)
         {
             body.insert("quota".into(), json!({ "total": total }));
@@ -535,7 +551,7 @@ impl Integration for Ocis {
             _ => mark.describe(before),
         };
         compare("description", before.unwrap_or("(none)"), &described);
-        if let Some(total) = target.desired.storage_bytes {
+        if let Some(total) = Self::quota(target, drive) {
             let observed = drive.quota.total.map_or_else(none, |total| total.to_string());
             compare("quota", &observed, &total.to_string());
         }
