@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::openapi::{Deciding, Finding, Reading, Releasing};
 use super::problem::{FieldError, Problem};
 use super::tenants::Acting;
-use crate::store::{Asked, Scope, Store};
+use crate::store::{Asked, Drifted, Scope, Store};
 use crate::tenant::{Controls, Guard, InvalidSlug, Slug, StepKind};
 
 /// How long a lifted guard leaves repairs without bounds, unless a sweep finds the upstream sane before.
@@ -147,17 +147,89 @@ pub async fn guards(
     Ok(Json(guards_of(&store.controls().await?)))
 }
 
+/// A tenant whose resource differs from what was recorded of it.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DriftView {
+    tenant_id: String,
+    slug: String,
+    /// What was seen of its resource.
+    seen: String,
+    seen_at: Timestamp,
+}
+
+impl From<Drifted> for DriftView {
+    fn from(drifted: Drifted) -> Self {
+        let Drifted { tenant, slug, seen, seen_at } = drifted;
+        Self { tenant_id: tenant.to_string(), slug, seen, seen_at }
+    }
+}
+
+/// A change guard, and the tenants concerned.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct GuardDetail {
+    #[serde(flatten)]
+    guard: GuardView,
+    /// How many tenants are recorded; of more than 100,000 the others are not.
+    tenants: u64,
+    /// In order of their ids.
+    items: Vec<DriftView>,
+    /// What to give as `after` for the next page, if there is one.
+    next: Option<String>,
+}
+
+/// A page of the tenants concerned.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct GuardParameters {
+    /// Tenants after this one, by `tenantId`.
+    after: Option<String>,
+    /// At most so many tenants: 1 to 1000, or 100.
+    limit: Option<u32>,
+}
+
+const PAGE: u32 = 100;
+const LARGEST_PAGE: u32 = 1_000;
+
+/// Show a change guard and what it holds back
+///
+/// The tenants whose resources differ, as sweeps and reconciles saw them in the last day, and what was seen of
+/// each: so that a person can judge.
+#[utoipa::path(get, path = "/guards/{upstream}", tag = "fleet", operation_id = "showGuard",
+    params(("upstream" = String, Path, description = "`authentik`, `stalwart` or `ocis`",
+        example = "authentik"), GuardParameters),
+    responses((status = 200, description = "The guard", body = GuardDetail), Finding))]
+pub async fn guard(
+    State(store): State<Store>,
+    Path(upstream): Path<String>,
+    parameters: Result<Query<GuardParameters>, QueryRejection>,
+) -> Result<Json<GuardDetail>, Problem> {
+    let step = upstream_named(&upstream)?;
+    let Query(page) = parameters.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let after = page.after.map(|after| after.parse()).transpose();
+    let after = after.map_err(|_| Problem::bad_request("after: must be a tenant's id".to_owned()))?;
+    let limit = page.limit.unwrap_or(PAGE).clamp(1, LARGEST_PAGE);
+    let found = store.drift(step, after, limit).await?;
+    let full = found.len() == limit as usize;
+    let next = found.last().filter(|_| full).map(|last| last.tenant.to_string());
+    Ok(Json(GuardDetail {
+        guard: GuardView::from(&store.controls().await?.guards[step]),
+        tenants: store.count_drift(step).await?,
+        items: found.into_iter().map(DriftView::from).collect(),
+        next,
+    }))
+}
+
 /// Lift a change guard
 ///
-/// The repairs of the upstream go on, without bounds, for an hour or until a sweep finds it sane.
+/// The repairs of the upstream begin at once, paced, and go on without bounds for an hour or until a sweep finds
+/// it sane.
 #[utoipa::path(post, path = "/guards/{upstream}/lift", tag = "fleet", operation_id = "liftGuard",
     params(("upstream" = String, Path, description = "`authentik`, `stalwart` or `ocis`",
         example = "authentik")),
     responses((status = 200, description = "The guard", body = GuardView), Deciding))]
 pub async fn lift(Acting(store): Acting, Path(upstream): Path<String>) -> Result<Response, Problem> {
-    let Scope::Upstream(step) = scope(&upstream)? else {
-        return Err(Problem::no_upstream(&upstream));
-    };
+    let step = upstream_named(&upstream)?;
     if !store.lift_guard(step, LIFTED).await? {
         return Err(Problem::guard_not_tripped(step.name()));
     }
@@ -202,9 +274,7 @@ pub async fn release_orphan(
     Path((upstream, id)): Path<(String, String)>,
     parameters: Result<Query<ReleaseParameters>, QueryRejection>,
 ) -> Result<StatusCode, Problem> {
-    let Scope::Upstream(step) = scope(&upstream)? else {
-        return Err(Problem::no_upstream(&upstream));
-    };
+    let step = upstream_named(&upstream)?;
     let Query(parameters) = parameters.map_err(|error| Problem::bad_request(error.body_text()))?;
     let invalid = |message: String| Problem::invalid(vec![FieldError { field: "slug".into(), message }]);
     let slug = parameters.slug.map(|slug| slug.parse()).transpose();
@@ -219,10 +289,14 @@ pub async fn release_orphan(
     }
 }
 
+fn upstream_named(name: &str) -> Result<StepKind, Problem> {
+    let step = StepKind::ALL.into_iter().find(|step| step.name() == name);
+    step.ok_or_else(|| Problem::no_upstream(name))
+}
+
 fn scope(what: &str) -> Result<Scope, Problem> {
     if what == "all" {
         return Ok(Scope::Everything);
     }
-    let step = StepKind::ALL.into_iter().find(|step| step.name() == what);
-    step.map(Scope::Upstream).ok_or_else(|| Problem::no_upstream(what))
+    upstream_named(what).map(Scope::Upstream)
 }

@@ -98,6 +98,7 @@ impl Api {
             .route("/orphans", get(fleet::orphans))
             .route("/orphans/{upstream}/{id}/release", post(fleet::release_orphan))
             .route("/guards", get(fleet::guards))
+            .route("/guards/{upstream}", get(fleet::guard))
             .route("/guards/{upstream}/lift", post(fleet::lift))
             .route("/stops", get(fleet::stops))
             .route("/stops/{what}", put(fleet::stop).delete(fleet::start))

@@ -45,6 +45,7 @@ use super::{edit, events, fleet, health, plan, stream, tenants, upstreams};
         fleet::orphans,
         fleet::release_orphan,
         fleet::guards,
+        fleet::guard,
         fleet::lift,
         fleet::stops,
         fleet::stop,

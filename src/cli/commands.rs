@@ -309,7 +309,33 @@ pub async fn release_orphan(
     Ok(format!("{upstream}: {id} will be released; tenantry orphans no longer lists it then\n"))
 }
 
+const DRIFT: [(&str, &str); 4] =
+    [("TENANT", "slug"), ("ID", "tenantId"), ("SEEN", "seen"), ("WHEN", "seenAt")];
+
+/// A change guard, and the tenants concerned.
+pub async fn guard(
+    client: &Client,
+    upstream: &str,
+    limit: u32,
+    after: Option<String>,
+    output: Output,
+) -> Result<String, Failure> {
+    let path = ["guards", upstream];
+    let ask = Ask::get(&path, "tenants of a change guard");
+    let ask = ask.query("limit", Some(limit.to_string())).query("after", after);
+    let answer = client.ask(ask).await?.body;
+    let tenants = show::items(&answer, &DRIFT, output.output);
+    if !matches!(output.output, Form::Table | Form::Wide) {
+        return Ok(tenants);
+    }
+    let said = |field: &str| answer[field].as_str().map(|text| format!(": {text}")).unwrap_or_default();
+    let count = answer["tenants"].as_u64().unwrap_or_default();
+    let more = answer["next"].as_str().map(|next| format!("more: --after {next}\n")).unwrap_or_default();
+    let (state, message) = (said("state"), said("message"));
+    Ok(format!("{upstream}{state}{message}\n{count} tenants differ\n{tenants}{more}"))
+}
+
 pub async fn lift(client: &Client, upstream: &str) -> Result<String, Failure> {
     client.ask(Ask::new(Method::POST, &["guards", upstream, "lift"], "change guard")).await?;
-    Ok(format!("{upstream}: the guard is lifted\n"))
+    Ok(format!("{upstream}: the guard is lifted; repairs begin\n"))
 }

@@ -298,6 +298,17 @@ pub struct Guards {
 
 #[derive(Debug, Subcommand)]
 enum GuardsCommand {
+    /// Show a guard and the tenants whose resources differ, with what was seen of each
+    Show {
+        #[arg(value_parser = ["authentik", "stalwart", "ocis"])]
+        upstream: String,
+        /// Tenants at most
+        #[arg(long, value_name = "NUMBER", default_value_t = 100)]
+        limit: u32,
+        /// Tenants after this one, by id
+        #[arg(long, value_name = "TENANT ID")]
+        after: Option<String>,
+    },
     /// Let a guard's changes happen: somebody has looked at them
     Lift {
         #[arg(value_parser = ["authentik", "stalwart", "ocis"])]
@@ -359,6 +370,9 @@ impl Command {
                 let client = Client::new(&list.connection).await?;
                 match command {
                     None => commands::list(&client, &["guards"], &commands::GUARDS, list.output).await,
+                    Some(GuardsCommand::Show { upstream, limit, after }) => {
+                        commands::guard(&client, &upstream, limit, after, list.output).await
+                    }
                     Some(GuardsCommand::Lift { upstream }) => commands::lift(&client, &upstream).await,
                 }
             }

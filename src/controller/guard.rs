@@ -22,10 +22,10 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::feed::Hint;
-use crate::integration::{Cause, Mode, Permission, Purpose, Ready, Refusal, RepairGuard};
+use crate::integration::{Cause, Mode, Permission, Purpose, Ready, Refusal, RepairGuard, Target};
 use crate::metrics::Metrics;
-use crate::store::{Store, WatchError, Woken};
-use crate::tenant::{Controls, Fleet, Guard, GuardPolicy, PerStep, Reason, StepKind};
+use crate::store::{Store, StoreError, WatchError, Woken};
+use crate::tenant::{Controls, Fleet, Found, Guard, GuardPolicy, PerStep, Reason, StepKind};
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// No longer than a stop may take to be known.
@@ -34,6 +34,9 @@ const LONGEST_DELAY: Duration = Duration::from_secs(1);
 const WAKE_DELAY: Duration = Duration::from_secs(1);
 /// Tenants that are made due at once.
 const WAKE_AT_ONCE: u32 = 1_000;
+/// Between a thousand repairs and the next thousand, once a guard is lifted; but all begin within the other.
+pub const PACE: Duration = Duration::from_secs(5);
+pub const WITHIN: Duration = Duration::from_secs(1800);
 
 /// Follows the controls for this process, and decides about repairs.
 pub struct Guards {
@@ -43,8 +46,6 @@ pub struct Guards {
     /// Repairs are counted over so long.
     window: Duration,
     controls: watch::Sender<Controls>,
-    /// How many resources each upstream was last known to have.
-    sizes: watch::Sender<PerStep<u64>>,
     /// Where work may be, the database is asked at once.
     hints: mpsc::Sender<Hint>,
     /// One read at a time, so that none overwrites what a later one saw.
@@ -73,7 +74,6 @@ impl Guards {
             window,
             controls,
             hints,
-            sizes: watch::Sender::default(),
             reading: Mutex::default(),
             known: watch::Sender::default(),
             freed: watch::Sender::default(),
@@ -124,14 +124,27 @@ impl Guards {
         self.controls.borrow().guards[step].clone()
     }
 
-    /// The most that may change of an upstream at once.
-    pub fn bound(&self, step: StepKind) -> u64 {
-        self.policy.bound(self.sizes.borrow()[step])
+    /// The most that may change at once of an upstream with so many resources.
+    pub fn bound(&self, resources: u64) -> u64 {
+        self.policy.bound(resources)
     }
 
-    /// A sweep has counted.
-    pub fn learn_size(&self, step: StepKind, size: u64) {
-        self.sizes.send_modify(|sizes| sizes[step] = size);
+    /// How many resources the upstream should have, as the latest sweep of any process counted. Before the
+    /// first sweep, as many as there are tenants.
+    async fn size(&self, step: StepKind) -> u64 {
+        let counted = self.controls.borrow().sizes[step];
+        if counted > 0 { counted } else { self.store.estimate().await.unwrap_or_default() }
+    }
+
+    /// Records how many resources the upstreams should have, if that has changed.
+    pub async fn record_sizes(&self, sizes: &PerStep<u64>) -> Result<(), StoreError> {
+        let known = self.controls.borrow().sizes == *sizes;
+        if known { Ok(()) } else { self.store.record_sizes(sizes).await }
+    }
+
+    /// Changes whenever this process learns that a stop or a guard was taken back.
+    pub fn taken_back(&self) -> watch::Receiver<PerStep<u64>> {
+        self.freed.subscribe()
     }
 
     /// Lets the guard of an upstream trip.
@@ -235,7 +248,7 @@ impl Guards {
                 if !owes {
                     continue;
                 }
-                match self.store.wake_held(step, WAKE_AT_ONCE).await {
+                match self.go_on(step).await {
                     Ok(Woken { found: 0, .. }) => {}
                     Ok(_) => {
                         self.owe(step);
@@ -249,6 +262,20 @@ impl Guards {
                 }
             }
         }
+    }
+}
+
+impl Guards {
+    /// Makes due some of what was held of the step; once a guard is lifted also what is recorded to differ, paced.
+    async fn go_on(&self, step: StepKind) -> Result<Woken, StoreError> {
+        if matches!(self.guard(step), Guard::Lifted { .. }) {
+            let due = self.store.repair_drift(step, PACE, WITHIN).await?;
+            if due > 0 {
+                let _ = self.hints.try_send(Hint::Scan);
+                tracing::info!(upstream = %step, tenants = due, "repairs begin");
+            }
+        }
+        self.store.wake_held(step, WAKE_AT_ONCE).await
     }
 }
 
@@ -269,18 +296,27 @@ fn tell(before: &Controls, after: &Controls) {
 }
 
 impl RepairGuard for Guards {
-    fn may_repair(&self, step: StepKind) -> BoxFuture<'_, bool> {
+    fn may_repair<'a>(
+        &'a self,
+        step: StepKind,
+        target: &'a Target,
+        found: &'a Found,
+    ) -> BoxFuture<'a, bool> {
         async move {
             if matches!(self.guard(step), Guard::Lifted { .. }) {
                 return true;
             }
-            let bound = self.bound(step);
-            let may = match self.store.count_repair(step, self.window).await {
-                Ok(count) if count <= bound => !self.guard(step).is_tripped(),
+            let bound = self.bound(self.size(step).await);
+            let whose = (target.id, &target.slug);
+            let seen = found.to_string();
+            let counted = self.store.count_repair(step, whose, &seen, self.window).await;
+            let may = match counted {
+                Ok(_) if self.guard(step).is_tripped() => false,
+                Ok(count) if count <= bound => true,
                 Ok(count) => {
                     let message = format!(
-                        "{count} resources were to be repaired within {:?}, and no more than {bound} are \
-                         believed to have changed",
+                        "the resources of {count} tenants were to be repaired within {:?}, and no more than \
+                         {bound} are believed to have changed",
                         self.window
                     );
                     self.trip(step, &message).await;

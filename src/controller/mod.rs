@@ -4,6 +4,7 @@
 //! scan only send it messages. It decides nothing about tenants: whether there is work to do is
 //! settled by the claim, in the database.
 
+mod comparison;
 mod feed;
 mod fleet;
 mod guard;
@@ -15,7 +16,6 @@ mod recovery;
 mod refusals;
 mod relist;
 mod report;
-mod sketch;
 mod steps;
 mod sweep;
 mod vanished;

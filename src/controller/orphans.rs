@@ -99,6 +99,7 @@ impl Orphans {
             slug: wanted.slug.clone(),
             desired,
             observed: None,
+            left: None,
             recorded: Some(wanted.orphan.external_id.clone()),
             may_exist: true,
             intent: None,

@@ -160,9 +160,7 @@ impl<'a> Steps<'a> {
         match &run.outcome {
             // Whether it still is, is part of the desired state, which the commit compares.
             Outcome::Held { reason: Reason::Paused, .. } => false,
-            Outcome::Held { .. } | Outcome::Disbelieved => {
-                self.guards.is_free_since(run.step, self.moments[run.step])
-            }
+            Outcome::Held { .. } => self.guards.is_free_since(run.step, self.moments[run.step]),
             Outcome::Failed(failure) => failure.parked && self.integrations.is_open(run.step),
             Outcome::Ok { .. }
             | Outcome::Lacking
@@ -198,7 +196,7 @@ impl<'a> Steps<'a> {
         let label = match &outcome {
             Outcome::Ok { .. } => StepState::Ok.name(),
             Outcome::Skipped(_) | Outcome::Released { .. } => StepState::Skipped.name(),
-            Outcome::Held { .. } | Outcome::Lacking | Outcome::Disbelieved => "held",
+            Outcome::Held { .. } | Outcome::Lacking => "held",
             Outcome::Observed(_) => "observed",
             Outcome::Failed(_) if !outcome.is_failure() => "paced",
             Outcome::Adopting { .. } => "adopting",

@@ -3,18 +3,18 @@
 //!
 //! # How the memory stays bounded
 //!
-//! Tenants are read in batches, upstreams in pages or as a stream, and neither is kept: every tenant's
-//! recorded fingerprint and every resource's present one go into a [`Sketch`] with opposite signs, where
-//! what is equal cancels out. What is left is the difference, and only those tenants are read again.
+//! Tenants are read in batches into a sorted array of a few bytes each, and upstreams in pages or as a stream
+//! against it; see [`Comparison`]. Of a fleet of millions it is one range of ids after the other.
 //!
 //! # What it does about it
 //!
-//! Lists shift while they are read, and absences lie, so a sweep only ever *flags*; the reconcile looks
-//! again before it acts. Nothing is written for a fleet that matches. More differences than the change
-//! guard believes are not flagged, but trip it. Resources whose tenant does not exist are listed for
-//! people, and never removed.
+//! Lists shift while they are read, so where something is missing the list is read twice, and a tenant that
+//! differs is read again. Absences lie, so a sweep only ever *flags*; the reconcile looks again before it acts.
+//! Nothing is written to a fleet that matches. More differences than the change guard believes are not
+//! flagged, but recorded for people, and trip it. What differs because a setting changed is no drift: it is
+//! made due, paced. Resources whose tenant does not exist are listed for people, and never removed.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,14 +22,16 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::comparison::{Comparison, Differences, Expected, Other};
 use super::feed::Hint;
-use super::guard::Guards;
-use super::sketch::{Entry, Sketch, TooMany};
+use super::guard::{Guards, PACE, WITHIN};
 use crate::failpoint;
-use crate::integration::{Integrations, Seen};
+use crate::integration::Integrations;
 use crate::metrics::Metrics;
-use crate::store::{BATCH, Gone, Holder, Journal, Store, StoreError};
-use crate::tenant::{Event, EventKind, Fingerprint, Part, PerStep, StepKind, Subject, TenantId};
+use crate::store::{
+    BATCH, Gone, Holder, Journal, MOST_ORPHANS, Store, StoreError, SweptTenant, UnknownResource,
+};
+use crate::tenant::{Event, EventKind, Fingerprint, Guard, Part, PerStep, StepKind, Subject, TenantId};
 
 /// Sweeps when it is time, for as long as the process runs.
 pub struct Sweeper {
@@ -46,35 +48,49 @@ pub struct Sweeper {
 
 /// How long a crashed process keeps others from sweeping.
 const LEASE: Duration = Duration::from_secs(60);
-/// By how much clocks may differ.
-const CLOCKS: Duration = Duration::from_secs(5);
 /// Resources between two words in the log.
 const PROGRESS: u64 = 50_000;
 /// Part of the interval by which looks for a due sweep are spread.
 const SPREAD: f64 = 0.1;
 
+/// Tenants of one range of ids: those of larger fleets are compared range by range, the upstreams listed for
+/// each.
+const RANGE: usize = 2_000_000;
+
 /// What a sweep of one upstream found.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct Findings {
-    /// By what differs.
-    drifted: BTreeMap<String, Vec<TenantId>>,
+    /// Resources in the list, and tenants that should have one.
+    seen: u64,
+    size: u64,
+    /// Tenants and their slugs by what differs.
+    drifted: BTreeMap<String, Vec<(TenantId, String)>>,
     /// Tenants that have more than one.
-    twins: Vec<TenantId>,
-    /// Tenants that resources name, and that do not exist.
-    orphans: HashSet<TenantId>,
+    twins: BTreeSet<TenantId>,
+    /// Tenants whose resource was recorded under other settings.
+    outdated: Vec<TenantId>,
+    /// Resources that are marked for tenants which do not exist.
+    orphans: Vec<UnknownResource>,
 }
+
+const MISSING: &str = "missing or unmarked";
 
 impl Sweeper {
     /// Runs until `shutdown`.
     pub async fn run(self, shutdown: &CancellationToken) {
         let sweeping = async {
+            let mut taken_back = self.guards.taken_back();
             loop {
                 // Another process may have swept; the database knows.
                 let spread = 1.0 + SPREAD * (2.0 * rand::random::<f64>() - 1.0);
-                tokio::time::sleep(self.interval.mul_f64(spread)).await;
+                tokio::select! {
+                    () = tokio::time::sleep(self.interval.mul_f64(spread)) => {}
+                    // A person who lifts a guard wants a sweep now.
+                    _ = taken_back.changed() => {}
+                }
                 match self.store.begin_sweep(&self.holder, self.interval / 2, LEASE).await {
-                    Ok(true) => self.sweep().await,
-                    Ok(false) => {}
+                    Ok(Some(begun)) => self.sweep(begun).await,
+                    Ok(None) => {}
                     Err(error) => tracing::warn!(%error, "cannot begin a sweep"),
                 }
             }
@@ -88,11 +104,9 @@ impl Sweeper {
         }
     }
 
-    /// One sweep of all upstreams, under the lease.
-    pub async fn sweep(&self) {
+    /// One sweep of all upstreams, under the lease, which began then by the server's clock.
+    async fn sweep(&self, begun: Timestamp) {
         let started = Instant::now();
-        // Other processes' clocks may be a little behind.
-        let since = Timestamp::now() - CLOCKS;
         let steps = self.integrations.configured();
         let holding = async {
             loop {
@@ -104,16 +118,19 @@ impl Sweeper {
             }
         };
         let work = async {
-            let (mut sketches, sizes) = match self.read_tenants(&steps).await {
-                Ok(read) => read,
+            let found = match self.compare_all(&steps).await {
+                Ok(found) => found,
                 Err(error) => return tracing::warn!(%error, "cannot read the tenants for a sweep"),
             };
-            failpoint::reach(failpoint::SWEEPING);
-            for step in steps {
-                self.guards.learn_size(step, sizes[step]);
-                if let Some(sketch) = sketches[step].take() {
-                    self.sweep_one(step, sketch, sizes[step], since).await;
-                }
+            for (step, findings) in found {
+                let result = match findings {
+                    Some(findings) => self.judge(step, findings, begun).await.unwrap_or_else(|error| {
+                        tracing::warn!(upstream = %step, %error, "a sweep could not be finished");
+                        "failed"
+                    }),
+                    None => "failed",
+                };
+                self.metrics.sweeps.with_label_values(&[step.name(), result]).inc();
             }
             tracing::info!(took = ?started.elapsed(), "swept");
         };
@@ -126,93 +143,177 @@ impl Sweeper {
         }
     }
 
-    /// Puts every tenant's fingerprints into a sketch per upstream, and counts them.
-    async fn read_tenants(
+    /// Compares each upstream with the tenants; without findings where an upstream could not be listed.
+    async fn compare_all(
         &self,
         steps: &[StepKind],
-    ) -> Result<(PerStep<Option<Sketch>>, PerStep<u64>), StoreError> {
-        let mut sketches = PerStep::from_fn(|step| steps.contains(&step).then(Sketch::default));
+    ) -> Result<Vec<(StepKind, Option<Findings>)>, StoreError> {
+        let mut found: Vec<_> = steps.iter().map(|step| (*step, Some(Findings::default()))).collect();
         let mut sizes = PerStep::<u64>::default();
         let mut after = None;
-        loop {
-            let batch = self.store.swept(after).await?;
-            for tenant in &batch {
-                for step in steps {
-                    if let (Some(print), Some(sketch)) = (tenant.prints[*step], &mut sketches[*step]) {
-                        sketch.put(&Entry { tenant: tenant.id, print }, 1);
-                        sizes[*step] += 1;
-                    }
+        let mut rest = true;
+        while rest {
+            let mut expected = Expected::after(after);
+            rest = self.read_tenants(&mut expected, after, RANGE).await?;
+            if rest {
+                after = expected.close();
+            }
+            failpoint::reach(failpoint::SWEEPING);
+            for (step, findings) in &mut found {
+                sizes[*step] += expected.size(*step);
+                let Some(all) = findings else { continue };
+                if !self.compare(*step, &expected, all).await {
+                    *findings = None;
                 }
             }
+        }
+        self.guards.record_sizes(&sizes).await?;
+        Ok(found)
+    }
+
+    /// Reads the next range of tenants; whether there may be another.
+    async fn read_tenants(
+        &self,
+        expected: &mut Expected,
+        mut after: Option<TenantId>,
+        most: usize,
+    ) -> Result<bool, StoreError> {
+        while expected.len() < most {
+            let batch = self.store.swept(after).await?;
+            batch.iter().for_each(|tenant| expected.push(tenant));
             after = batch.last().map(|tenant| tenant.id);
             if batch.len() < BATCH as usize {
-                return Ok((sketches, sizes));
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Compares one upstream with a range of tenants, and adds what is found; `false` when it cannot be.
+    async fn compare(&self, step: StepKind, expected: &Expected, findings: &mut Findings) -> bool {
+        let started = Instant::now();
+        let mut comparison = Comparison::new(expected, step, MOST_ORPHANS);
+        let mut listed = self.list(step, expected, &mut comparison).await;
+        if listed.is_some() && comparison.misses_something() {
+            // It may have shifted while it was read.
+            listed = self.list(step, expected, &mut comparison).await;
+        }
+        let label = [step.name()];
+        self.metrics.sweep_seconds.with_label_values(&label).observe(started.elapsed().as_secs_f64());
+        let Some(seen) = listed else { return false };
+        findings.seen = seen;
+        findings.size += expected.size(step);
+        match self.look_again(step, comparison.finish(), findings).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(upstream = %step, %error, "a sweep could not be finished");
+                false
             }
         }
     }
 
-    async fn sweep_one(&self, step: StepKind, mut sketch: Sketch, size: u64, since: Timestamp) {
-        let started = Instant::now();
-        let label = [step.name()];
+    /// Reads an upstream's list; returns how long it is.
+    async fn list(
+        &self,
+        step: StepKind,
+        expected: &Expected,
+        comparison: &mut Comparison<'_>,
+    ) -> Option<u64> {
         let mut seen = 0_u64;
-        let gauge = self.metrics.sweep_seen.with_label_values(&label);
+        let gauge = self.metrics.sweep_seen.with_label_values(&[step.name()]);
         gauge.set(0);
         let listed = self
             .integrations
-            .sweep(step, |Seen { tenant, fingerprint }| {
-                sketch.put(&Entry { tenant, print: fingerprint }, -1);
+            .sweep(step, |resource| {
+                comparison.see(&resource);
                 seen += 1;
                 gauge.set(i64::try_from(seen).unwrap_or(i64::MAX));
                 if seen.is_multiple_of(PROGRESS) {
-                    tracing::info!(upstream = %step, seen, of = size, "sweeping");
+                    tracing::info!(upstream = %step, seen, of = expected.size(step), "sweeping");
                 }
             })
             .await;
-        let result = match listed {
+        match listed {
+            Ok(()) => Some(seen),
             Err(error) => {
                 tracing::warn!(
                     upstream = %step, reason = %error.failure.reason,
                     "cannot be swept: {}", error.failure.message
                 );
-                "failed"
+                None
             }
-            Ok(()) => match self.judge(step, sketch, size, seen, since).await {
-                Ok(result) => result,
-                Err(error) => {
-                    tracing::warn!(upstream = %step, %error, "a sweep could not be finished");
-                    "failed"
-                }
-            },
-        };
-        self.metrics.sweeps.with_label_values(&[step.name(), result]).inc();
-        self.metrics.sweep_seconds.with_label_values(&label).observe(started.elapsed().as_secs_f64());
+        }
     }
 
-    /// Acts on what is left in the sketch.
+    /// Reads the tenants that differ once more: what changed since they were read is no drift.
+    async fn look_again(
+        &self,
+        step: StepKind,
+        differences: Differences,
+        findings: &mut Findings,
+    ) -> Result<(), StoreError> {
+        let Differences { missing, others, outdated, unknown } = differences;
+        for missing in missing.chunks(BATCH as usize) {
+            let recorded: BTreeMap<TenantId, u64> = missing.iter().copied().collect();
+            for tenant in self.settled_still(recorded.keys()).await? {
+                if tenant.prints[step].map(Fingerprint::short) == recorded.get(&tenant.id).copied() {
+                    let of = findings.drifted.entry(MISSING.to_owned()).or_default();
+                    of.push((tenant.id, tenant.slug));
+                }
+            }
+        }
+        for others in others.chunks(BATCH as usize) {
+            let ids: BTreeSet<TenantId> = others.iter().map(|other| other.tenant).collect();
+            for tenant in self.settled_still(&ids).await? {
+                let Some(recorded) = tenant.prints[step] else { continue };
+                let of_it =
+                    |other: &&Other| other.tenant == tenant.id && other.recorded == recorded.short();
+                let others: Vec<&Other> = others.iter().filter(of_it).collect();
+                note_others(findings, &tenant, recorded, &others);
+            }
+        }
+        for outdated in outdated.chunks(BATCH as usize) {
+            let still = self.settled_still(outdated).await?;
+            findings.outdated.extend(still.iter().map(|tenant| tenant.id));
+        }
+        let ids: BTreeSet<TenantId> = unknown.iter().map(|resource| resource.tenant).collect();
+        let mut newcomers = BTreeSet::new();
+        for ids in ids.into_iter().collect::<Vec<_>>().chunks(BATCH as usize) {
+            newcomers.extend(self.store.swept_again(ids).await?.iter().map(|tenant| tenant.id));
+        }
+        let orphans = unknown.into_iter().filter(|resource| !newcomers.contains(&resource.tenant));
+        findings.orphans.extend(orphans);
+        findings.orphans.truncate(MOST_ORPHANS);
+        Ok(())
+    }
+
+    /// These tenants as they are now, without those that are worked on or were edited.
+    async fn settled_still(
+        &self,
+        ids: impl IntoIterator<Item = &TenantId>,
+    ) -> Result<Vec<SweptTenant>, StoreError> {
+        let ids: Vec<TenantId> = ids.into_iter().copied().collect();
+        let mut found = self.store.swept_again(&ids).await?;
+        found.retain(|tenant| !tenant.busy);
+        Ok(found)
+    }
+
+    /// Acts on what was found.
     async fn judge(
         &self,
         step: StepKind,
-        sketch: Sketch,
-        size: u64,
-        seen: u64,
-        since: Timestamp,
+        findings: Findings,
+        begun: Timestamp,
     ) -> Result<&'static str, StoreError> {
-        let bound = self.guards.bound(step);
-        let findings = match sketch.decode() {
-            Ok(difference) => self.look_again(step, &difference).await?,
-            Err(TooMany) => {
-                let message = format!(
-                    "a sweep saw {seen} resources where {size} were expected, and more of them differ than \
-                     can be told apart"
-                );
-                self.guards.trip(step, &message).await;
-                return Ok("refused");
-            }
-        };
-        let Findings { drifted, twins, orphans } = findings;
+        let Findings { seen, size, drifted, twins, outdated, orphans } = findings;
+        let bound = self.guards.bound(size);
         let drifting = drifted.values().map(Vec::len).sum::<usize>() as u64;
-        let lifted = matches!(self.guards.guard(step), crate::tenant::Guard::Lifted { .. });
-        if drifting > bound && !lifted {
+        let guard = self.guards.guard(step);
+        if drifting > bound && !matches!(guard, Guard::Lifted { .. }) {
+            for (what, tenants) in &drifted {
+                let tenants = tenants.iter().map(|(id, slug)| (*id, slug.clone(), what.clone()));
+                self.store.record_drift(step, &tenants.collect::<Vec<_>>()).await?;
+            }
             let what: Vec<_> =
                 drifted.iter().map(|(what, ids)| format!("{} {what}", ids.len())).collect();
             let message = format!(
@@ -223,21 +324,14 @@ impl Sweeper {
             self.guards.trip(step, &message).await;
             return Ok("refused");
         }
-        if self.guards.guard(step) != crate::tenant::Guard::Armed && drifting <= bound {
+        if guard != Guard::Armed && drifting <= bound {
             tracing::info!(upstream = %step, "a sweep found it sane; the change guard is armed again");
             self.store.arm_guard(step).await?;
         }
-        for (what, ids) in &drifted {
-            tracing::info!(upstream = %step, tenants = ids.len(), differs = %what, "a sweep found drift");
-            self.metrics.drift_found.with_label_values(&[step.name(), what]).inc_by(ids.len() as u64);
-            for id in ids {
-                let event = Event::now(EventKind::DriftFound, format!("a sweep saw: {what}"));
-                let subject = Subject::Tenant { id: *id, slug: None };
-                self.journal.note(subject, event.of_step(step, None));
-            }
-            for ids in ids.chunks(BATCH as usize) {
-                self.store.flag_drift(step, ids, false).await?;
-            }
+        self.flag(step, &drifted).await?;
+        if !outdated.is_empty() {
+            tracing::info!(upstream = %step, tenants = outdated.len(), "settings changed since these were made");
+            self.make_due_paced(step, &outdated).await?;
         }
         if !twins.is_empty() {
             tracing::warn!(upstream = %step, tenants = twins.len(), "a sweep found second resources");
@@ -245,89 +339,60 @@ impl Sweeper {
                 .drift_found
                 .with_label_values(&[step.name(), "twin"])
                 .inc_by(twins.len() as u64);
-            for ids in twins.chunks(BATCH as usize) {
-                self.store.flag_drift(step, ids, step.needs_intent()).await?;
-            }
+            self.store.search_twins(step, &twins.iter().copied().collect::<Vec<_>>()).await?;
         }
-        if drifting > 0 || !twins.is_empty() {
+        if drifting > 0 || !twins.is_empty() || !outdated.is_empty() {
             // Other processes find them by their own scans.
             let _ = self.hints.try_send(Hint::Scan);
         }
-        self.report_orphans(step, orphans, since).await?;
+        self.report_orphans(step, orphans, begun).await?;
         Ok("ok")
     }
 
-    /// Reads the tenants that differ once more: what changed since they were read is no drift.
-    async fn look_again(
+    /// Makes the tenants that differ due, and says so.
+    async fn flag(
         &self,
         step: StepKind,
-        difference: &[(Entry, i32)],
-    ) -> Result<Findings, StoreError> {
-        let mut sides: BTreeMap<TenantId, [Vec<Fingerprint>; 2]> = BTreeMap::new();
-        for (entry, sign) in difference {
-            let [expected, seen] = sides.entry(entry.tenant).or_default();
-            if *sign > 0 { expected } else { seen }.push(entry.print);
-        }
-        let mut findings = Findings::default();
-        let ids: Vec<TenantId> = sides.keys().copied().collect();
-        for ids in ids.chunks(BATCH as usize) {
-            let found = self.store.swept_again(ids).await?;
-            for id in ids {
-                let [expected, seen] = &sides[id];
-                let Some(tenant) = found.iter().find(|tenant| tenant.id == *id) else {
-                    if !seen.is_empty() {
-                        findings.orphans.insert(*id);
-                    }
-                    continue;
-                };
-                let now = tenant.prints[step];
-                match (expected.first(), seen.first()) {
-                    (Some(print), _) if now != Some(*print) => {}
-                    (Some(_), None) => {
-                        findings.drifted.entry("missing or unmarked".into()).or_default().push(*id);
-                    }
-                    (Some(expected), Some(seen)) => {
-                        let parts: Vec<_> =
-                            expected.differences(*seen).into_iter().map(Part::name).collect();
-                        findings.drifted.entry(parts.join("+")).or_default().push(*id);
-                    }
-                    // Its own is as it should be, and there is another.
-                    (None, Some(seen)) if now.is_some_and(|now| now != *seen) => {
-                        findings.twins.push(*id)
-                    }
-                    // It is being worked on, or was seen twice in a list that shifted.
-                    (None, _) => {}
-                }
+        drifted: &BTreeMap<String, Vec<(TenantId, String)>>,
+    ) -> Result<(), StoreError> {
+        for (what, tenants) in drifted {
+            tracing::info!(upstream = %step, tenants = tenants.len(), differs = %what, "a sweep found drift");
+            let found = self.metrics.drift_found.with_label_values(&[step.name(), what]);
+            found.inc_by(tenants.len() as u64);
+            for (id, _) in tenants {
+                let event = Event::now(EventKind::DriftFound, format!("a sweep saw: {what}"));
+                let subject = Subject::Tenant { id: *id, slug: None };
+                self.journal.note(subject, event.of_step(step, None));
             }
+            let ids: Vec<TenantId> = tenants.iter().map(|(id, _)| *id).collect();
+            self.make_due_paced(step, &ids).await?;
         }
-        Ok(findings)
+        Ok(())
+    }
+
+    async fn make_due_paced(&self, step: StepKind, ids: &[TenantId]) -> Result<(), StoreError> {
+        let batches = ids.chunks(BATCH as usize);
+        let pace = PACE.min(WITHIN / u32::try_from(batches.len()).unwrap_or(u32::MAX).max(1));
+        for (batch, ids) in (0..).zip(batches) {
+            self.store.make_due(step, ids, pace * batch).await?;
+        }
+        Ok(())
     }
 
     async fn report_orphans(
         &self,
         step: StepKind,
-        tenants: HashSet<TenantId>,
-        since: Timestamp,
+        found: Vec<UnknownResource>,
+        begun: Timestamp,
     ) -> Result<(), StoreError> {
         // Those that no event told, because nobody watched.
-        let ids: Vec<TenantId> = tenants.iter().copied().collect();
-        for ids in ids.chunks(BATCH as usize) {
+        let tenants: BTreeSet<TenantId> = found.iter().map(|resource| resource.tenant).collect();
+        for ids in tenants.into_iter().collect::<Vec<_>>().chunks(BATCH as usize) {
             let gone: Vec<_> = ids.iter().map(|id| Gone { id: *id, at: None }).collect();
             let vanished = self.store.vanished(&gone).await?;
             let told = vanished.iter().filter(|(_, slug)| slug.is_some()).count();
             self.metrics.vanished.inc_by(told as u64);
         }
-        let found = if tenants.is_empty() {
-            Vec::new()
-        } else {
-            match self.integrations.marked_as(step, &tenants).await {
-                Ok(found) => found,
-                Err(error) => {
-                    tracing::warn!(upstream = %step, "cannot look at orphans: {}", error.failure.message);
-                    return Ok(());
-                }
-            }
-        };
         self.metrics
             .orphans
             .with_label_values(&[step.name()])
@@ -338,8 +403,28 @@ impl Sweeper {
                 "resources are marked for tenants that do not exist; GET /orphans lists them"
             );
         }
-        let found: Vec<_> =
-            found.into_iter().map(|marked| (marked.tenant, marked.external_id, marked.name)).collect();
-        self.store.record_orphans(step, &found, since).await
+        self.store.record_orphans(step, &found, begun).await
     }
+}
+
+/// Other resources of the tenant's beside its own, or its own that looks otherwise.
+fn note_others(findings: &mut Findings, tenant: &SweptTenant, recorded: Fingerprint, others: &[&Other]) {
+    let Some(first) = others.first() else { return };
+    let another = |other: &&Other| recorded.differences(other.seen).contains(&Part::Id);
+    if first.is_second {
+        // Unless the list shifted and shows its own both as it was and as it is.
+        if others.iter().any(another) {
+            findings.twins.insert(tenant.id);
+        }
+        return;
+    }
+    let own = others.iter().find(|other| !another(other)).unwrap_or(first);
+    let differences = recorded.differences(own.seen);
+    if differences.is_empty() {
+        findings.outdated.push(tenant.id);
+        return;
+    }
+    let parts: Vec<_> = differences.into_iter().map(Part::name).collect();
+    let of = findings.drifted.entry(parts.join("+")).or_default();
+    of.push((tenant.id, tenant.slug.clone()));
 }

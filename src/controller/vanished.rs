@@ -10,9 +10,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::integration::Integrations;
+use crate::integration::{Integrations, Marked};
 use crate::metrics::Metrics;
-use crate::store::{Gone, Store, StoreError};
+use crate::store::{Gone, Store, StoreError, UnknownResource};
 
 /// Of tenants that went together, those that are looked for at once: oCIS is listed once for all of them.
 const TOGETHER: usize = 50;
@@ -76,7 +76,11 @@ impl Vanished {
             };
             let found: Vec<_> = found
                 .into_iter()
-                .map(|marked| (marked.tenant, marked.external_id, marked.name))
+                .map(|Marked { tenant, external_id, name }| UnknownResource {
+                    tenant,
+                    external_id,
+                    name,
+                })
                 .collect();
             self.store.add_orphans(step, &found).await?;
             let known = self.store.count_orphans(step).await?;

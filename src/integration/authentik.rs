@@ -532,14 +532,18 @@ impl Integration for Authentik {
     fn fingerprint(&self, group: &Group) -> Fingerprint {
         let own = |key: &str| group.text(key).unwrap_or_default();
         let settings = format!("{}\n{}", own(SLUG), own(NAME));
-        Fingerprint::of([&group.pk, &group.name, &own(MARK), &settings, &group.usage().name()])
+        let parts =
+            Fingerprint::of([&group.pk, &group.name, &own(MARK), &settings, &group.usage().name()]);
+        // They decide what a group is called.
+        parts.under(&self.template.to_string())
     }
 
-    async fn sweep(&self, mut each: impl FnMut(Seen) + Send) -> Result<(), Error> {
+    async fn sweep(&self, mut each: impl FnMut(Seen<'_>) + Send) -> Result<(), Error> {
         let not_ours = |group: &Group| -> bool {
             let Some(tenant) = group.text(MARK).and_then(|mark| mark.parse().ok()) else { return false };
             if group.usage() == Usage::InUse {
-                each(Seen { tenant, fingerprint: self.fingerprint(group) });
+                let fingerprint = self.fingerprint(group);
+                each(Seen { tenant, fingerprint, external_id: &group.pk, name: &group.name });
             }
             // Seen, and not to be kept.
             false

@@ -39,6 +39,8 @@ pub struct Target {
     pub desired: StepDesired,
     /// What the step was last observed to match.
     pub observed: Option<StepDesired>,
+    /// What the resource looked like then.
+    pub left: Option<Fingerprint>,
     /// The upstream's id of the resource, where one was recorded. It comes first when looking.
     pub recorded: Option<String>,
     /// An earlier run may have made something that nobody recorded: look for it by its mark too.
@@ -81,6 +83,7 @@ impl Target {
             observed: recorded.observed.clone().filter(|_| {
                 recorded.reason != Some(Reason::NotConfigured) || !recorded.state.is_settled()
             }),
+            left: recorded.fingerprint,
             recorded: recorded.external_id.clone(),
             may_exist,
             given_quota: recorded.last_given_quota(),
@@ -276,7 +279,8 @@ pub trait Integration: Sync {
     /// # Errors
     /// When the list is not whole, or cannot be believed. What was passed on until then may be used for
     /// nothing.
-    fn sweep(&self, each: impl FnMut(Seen) + Send) -> impl Future<Output = Result<(), Error>> + Send;
+    fn sweep(&self, each: impl FnMut(Seen<'_>) + Send)
+    -> impl Future<Output = Result<(), Error>> + Send;
 
     /// The resources that carry the marks of these tenants as in use, at most a few each.
     fn marked_as(
@@ -320,9 +324,11 @@ pub struct Converged {
 
 /// A resource in a list of all of them, in use by a tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
+pub struct Seen<'a> {
     pub tenant: TenantId,
     pub fingerprint: Fingerprint,
+    pub external_id: &'a str,
+    pub name: &'a str,
 }
 
 /// A resource that carries a tenant's mark, for people to find.
@@ -352,21 +358,25 @@ pub enum Reached {
     },
     /// It differs like this; nothing but a look was wanted.
     Seen(Found),
-    /// What was seen is not believed.
-    Disbelieved,
 }
 
 /// Asked before what somebody changed in an upstream is undone: so much may have changed at once that it
 /// is rather the upstream, or we, who are wrong.
 pub trait RepairGuard: Send + Sync {
-    fn may_repair(&self, step: StepKind) -> BoxFuture<'_, bool>;
+    /// Whether the resource of this tenant, which was found like this, may be put back.
+    fn may_repair<'a>(
+        &'a self,
+        step: StepKind,
+        target: &'a Target,
+        found: &'a Found,
+    ) -> BoxFuture<'a, bool>;
 }
 
 /// No bounds.
 pub struct Unbounded;
 
 impl RepairGuard for Unbounded {
-    fn may_repair(&self, _step: StepKind) -> BoxFuture<'_, bool> {
+    fn may_repair<'a>(&'a self, _: StepKind, _: &'a Target, _: &'a Found) -> BoxFuture<'a, bool> {
         Box::pin(std::future::ready(true))
     }
 }
@@ -444,12 +454,6 @@ async fn ensure<I: Integration>(
     target: &Target,
     guard: &dyn RepairGuard,
 ) -> Result<Reached, Error> {
-    // It was well, and nobody asked for anything else: whatever differs now, somebody changed up there.
-    let repairs = target.recorded.is_some() && target.observed.as_ref() == Some(&target.desired);
-    if target.mode == Mode::Change && !repairs {
-        let found = integration.observe(target).await?;
-        return converge(integration, target, found).await;
-    }
     let found = integration.observe(target).await?;
     let fields = match &found {
         None => None,
@@ -459,6 +463,7 @@ async fn ensure<I: Integration>(
         }
     };
     let well = |fields: &[Field]| !fields.iter().any(Field::differs);
+    let why = why_it_differs(integration, target, found.as_ref());
     match (target.mode, found, fields) {
         (_, Some(resource), Some(fields)) if well(&fields) => Ok(Reached::Matches(Converged {
             external_id: I::external_id(&resource).to_owned(),
@@ -469,17 +474,44 @@ async fn ensure<I: Integration>(
         (Mode::Observe(reason), _, fields) => {
             Ok(left_alone(reason, fields.map_or(Found::Missing, Found::Fields)))
         }
-        (Mode::Change, found, _) => {
-            if guard.may_repair(integration.step()).await {
-                Cause::Doubtful.of(converge(integration, target, found)).await
-            } else {
-                Ok(Reached::Disbelieved)
+        (Mode::Change | Mode::Disbelieve, found, fields) => match why {
+            Why::Drift => {
+                let differs = fields.map_or(Found::Missing, Found::Fields);
+                if !guard.may_repair(integration.step(), target, &differs).await {
+                    return Ok(left_alone(Some(Reason::ChangeGuard), differs));
+                }
+                Cause::Doubtful.of(converge(integration, target, found, why)).await
             }
+            Why::Asked | Why::Ours => converge(integration, target, found, why).await,
+        },
+    }
+}
+
+/// Why a resource is not as it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// It is new, or a person asked for something else.
+    Asked,
+    /// It changed in the upstream, without anything that was asked of tenantry.
+    Drift,
+    /// It is as we left it: a setting changed what it should be, or we left something to be done.
+    Ours,
+}
+
+fn why_it_differs<I: Integration>(integration: &I, target: &Target, found: Option<&I::Resource>) -> Why {
+    let asked = target.observed.as_ref() != Some(&target.desired);
+    // To another domain: what is not there was never there.
+    let moves = target.observed.as_ref().is_some_and(|last| last.domain != target.desired.domain);
+    match (&target.recorded, found, target.left) {
+        (None, ..) => Why::Asked,
+        // What was there and is gone is not made again unnoticed, whatever else was asked for.
+        (Some(_), None, Some(_)) if !moves => Why::Drift,
+        _ if asked => Why::Asked,
+        (Some(_), Some(resource), Some(left)) => {
+            let changed = left.differences(integration.fingerprint(resource));
+            if changed.is_empty() { Why::Ours } else { Why::Drift }
         }
-        (Mode::Disbelieve, None, _) if target.recorded.is_some() => Ok(Reached::Disbelieved),
-        (Mode::Disbelieve, Some(_), _) if repairs => Ok(Reached::Disbelieved),
-        // New, or asked for.
-        (Mode::Disbelieve, found, _) => converge(integration, target, found).await,
+        (Some(_), None, _) | (Some(_), _, None) => Why::Drift,
     }
 }
 
@@ -503,10 +535,12 @@ async fn converge<I: Integration>(
     integration: &I,
     target: &Target,
     found: Option<I::Resource>,
+    why: Why,
 ) -> Result<Reached, Error> {
     let mut run = Run {
         integration,
         given: target,
+        why,
         target: target.clone(),
         made: false,
         repaired: Vec::new(),
@@ -520,6 +554,7 @@ async fn converge<I: Integration>(
 struct Run<'a, I> {
     integration: &'a I,
     given: &'a Target,
+    why: Why,
     /// As given; but its `recorded` is what is known by now.
     target: Target,
     /// A create was answered with yes.
@@ -626,11 +661,10 @@ impl<I: Integration> Run<'_, I> {
         if self.made || drift.is_empty() {
             return None;
         }
-        let repairs = self.given.observed.as_ref() == Some(&self.given.desired);
         Some(match (is_ours(self.integration, &self.target, resource), I::usage(resource)) {
             (false, _) => Deed::Adopted(drift),
             (true, Usage::Off | Usage::Released) => Deed::Restored(drift),
-            (true, Usage::InUse) if repairs => Deed::Repaired(drift),
+            (true, Usage::InUse) if self.why == Why::Drift => Deed::Repaired(drift),
             (true, Usage::InUse) => Deed::Updated(drift),
         })
     }

@@ -76,7 +76,6 @@ impl<I: Integration> Guarded<I> {
                 Outcome::Held { reason, found, external_id }
             }
             Ok(Reached::Seen(found)) => Outcome::Observed(found),
-            Ok(Reached::Disbelieved) => Outcome::Disbelieved,
             Ok(Reached::Adopts { adopted, what }) => {
                 tracing::info!(
                     slug = %target.slug, upstream = %self.integration.step(),
@@ -175,7 +174,7 @@ impl Integrations {
     }
 
     /// Lists what tenants have in use in an upstream; see [`Integration::sweep`].
-    pub async fn sweep(&self, step: StepKind, each: impl FnMut(Seen) + Send) -> Result<(), Error> {
+    pub async fn sweep(&self, step: StepKind, each: impl FnMut(Seen<'_>) + Send) -> Result<(), Error> {
         match (step, &self.authentik, &self.stalwart, &self.ocis) {
             (StepKind::Authentik, Some(it), ..) => {
                 it.pass_beside(Box::pin(it.integration.sweep(each))).await

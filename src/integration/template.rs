@@ -34,6 +34,13 @@ impl GroupTemplate {
         }
     }
 
+    /// Whether a group of this name can be a tenant's.
+    pub(super) fn may_name(&self, group: &str) -> bool {
+        let Some((before, after)) = self.0.split_once(Self::SLUG) else { return false };
+        let rest = group.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+        rest.is_some_and(|slug| !slug.is_empty())
+    }
+
     pub(super) fn name_for(&self, slug: &Slug) -> String {
         self.0.replace(Self::SLUG, slug.as_str())
     }

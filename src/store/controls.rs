@@ -22,13 +22,10 @@ pub const CONTROLS: &str = "tenantry_controls";
 
 const STOP: &str = "stop";
 const SWEEP: &str = "sweep";
+const SIZES: &str = "sizes";
 
 fn guard_id(step: StepKind) -> String {
     format!("guard/{step}")
-}
-
-fn repairs_id(step: StepKind) -> String {
-    format!("repairs/{step}")
 }
 
 /// What a stop or a start is about.
@@ -71,20 +68,31 @@ impl Store {
 
     /// All stops and guards, as they are now.
     pub async fn controls(&self) -> Result<Controls, StoreError> {
-        let others = [STOP, FLEET, RELEASES].map(ToOwned::to_owned);
+        let others = [STOP, FLEET, SIZES, RELEASES].map(ToOwned::to_owned);
         let ids: Vec<String> = StepKind::ALL.into_iter().map(guard_id).chain(others).collect();
         let controls = self.controls_collection();
-        let find =
-            async { controls.find(doc! { "_id": { "$in": ids } }).await?.try_collect::<Vec<_>>().await };
+        // Whether the time of a lift is over, the clock decides that it was made by.
+        let fields = doc! { "is": "$$ROOT", "isLifted": { "$gt": ["$until", "$$NOW"] } };
+        let find = async {
+            let found = controls.find(doc! { "_id": { "$in": ids } }).projection(fields);
+            found.await?.try_collect::<Vec<_>>().await
+        };
         let found = self.bounded("read controls", find).await?;
-        let by_id =
+        let whole =
             |id: &str| found.iter().find(|found| found.get_str("_id").is_ok_and(|found| found == id));
+        let by_id = |id: &str| whole(id)?.get_document("is").ok();
+        let guard = |step: StepKind| {
+            let is_lifted = whole(&guard_id(step))?.get_bool("isLifted").unwrap_or(false);
+            Some(read_guard(by_id(&guard_id(step))?, is_lifted))
+        };
+        let size = |step: StepKind| by_id(SIZES)?.get(step.name()).and_then(integer)?.try_into().ok();
         let stop = by_id(STOP);
         let is_stopped = |scope: Scope| stop.is_some_and(|stop| scope.is_stopped(stop));
         Ok(Controls {
             stopped: is_stopped(Scope::Everything),
             stopped_upstreams: PerStep::from_fn(|step| is_stopped(Scope::Upstream(step))),
-            guards: PerStep::from_fn(|step| by_id(&guard_id(step)).map(read_guard).unwrap_or_default()),
+            guards: PerStep::from_fn(|step| guard(step).unwrap_or_default()),
+            sizes: PerStep::from_fn(|step| size(step).unwrap_or_default()),
             fleet: by_id(FLEET).and_then(read_fleet),
             release_asked_at: by_id(RELEASES).and_then(|asked| asked.get("askedAt").and_then(timestamp)),
         })
@@ -93,7 +101,7 @@ impl Store {
     /// Opens a stream of changes of the controls.
     pub async fn watch_controls(&self) -> Result<ControlsWatch, WatchError> {
         let stages = vec![
-            doc! { "$match": { "documentKey._id": { "$regex": "^(stop$|fleet$|orphans$|guard/)" } } },
+            doc! { "$match": { "documentKey._id": { "$regex": "^(stop$|fleet$|orphans$|sizes$|guard/)" } } },
         ];
         ChangeStream::open(self, CONTROLS, Document::new(), stages, None).await.map(ControlsWatch)
     }
@@ -146,22 +154,22 @@ impl Store {
         let what = doc! {
             "state": "tripped", "at": "$$NOW", "message": { "$literal": message },
         };
-        let tripped = self.take(guard_id(step), "trip guard", may, what).await?;
+        let tripped = self.take(guard_id(step), "trip guard", may, what).await?.is_some();
         if tripped {
             self.tell_fleet(Event::now(EventKind::GuardTripped, message).of_step(step, None)).await;
         }
         Ok(tripped)
     }
 
-    /// Changes a control document if `may` holds for it as it is, or where it is missing; returns whether it
-    /// did. One command: an upsert must not have conditions, so they are in the change.
+    /// Changes a control document if `may` holds for it as it is, or where it is missing; returns what it is
+    /// then if it did. One command: an upsert must not have conditions, so they are in the change.
     async fn take(
         &self,
         id: String,
         operation: &'static str,
         may: Document,
         what: Document,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<Document>, StoreError> {
         let ours = format!("{:016x}", rand::random::<u64>());
         let decide = doc! { "$set": { "taken": may } };
         let mut change = doc! { "by": { "$cond": ["$taken", &ours, "$by"] } };
@@ -176,10 +184,12 @@ impl Store {
             .upsert(true)
             .return_document(ReturnDocument::After);
         let after = self.bounded(operation, update).await?.unwrap_or_default();
-        Ok(after.get_str("by").is_ok_and(|by| by == ours))
+        let is_ours = after.get_str("by").is_ok_and(|by| by == ours);
+        Ok(Some(after).filter(|_| is_ours))
     }
 
-    /// A person wants the repairs: no bounds for `span`. `false` when the guard was not tripped.
+    /// A person wants the repairs: no bounds for `span`, and a sweep at once. `false` when the guard was not
+    /// tripped. The processes that follow the controls make due what is recorded to differ.
     pub async fn lift_guard(&self, step: StepKind, span: Duration) -> Result<bool, StoreError> {
         let lift = vec![doc! { "$set": {
             "state": "lifted", "until": { "$add": ["$$NOW", millis(span)] },
@@ -188,6 +198,9 @@ impl Store {
         let tripped = doc! { "_id": guard_id(step), "state": "tripped" };
         let lifted = self.bounded("lift guard", controls.update_one(tripped, lift)).await?;
         if lifted.modified_count > 0 {
+            let wanted = doc! { "$set": { "wanted": true } };
+            let sweep = controls.update_one(doc! { "_id": SWEEP }, wanted).upsert(true);
+            self.bounded("want a sweep", sweep).await?;
             let message = format!("repairs go on without bounds for {span:?}");
             self.tell_fleet(Event::now(EventKind::GuardLifted, message).of_step(step, None)).await;
         }
@@ -199,46 +212,46 @@ impl Store {
         let controls = self.controls_collection();
         let delete = controls.delete_one(doc! { "_id": guard_id(step) });
         if self.bounded("arm guard", delete).await?.deleted_count > 0 {
+            self.forget_drift(step).await?;
             let armed = Event::now(EventKind::GuardArmed, "a sweep found it sane");
             self.tell_fleet(armed.of_step(step, None)).await;
         }
         Ok(())
     }
 
-    /// Counts a repair, and returns how many there were in the current window, over all processes.
-    pub async fn count_repair(&self, step: StepKind, window: Duration) -> Result<u64, StoreError> {
-        let fresh = doc! { "$gt": ["$since", { "$subtract": ["$$NOW", millis(window)] }] };
-        let count = vec![doc! { "$set": {
-            "count": { "$cond": [fresh.clone(), { "$add": ["$count", 1_i64] }, 1_i64] },
-            "since": { "$cond": [fresh, "$since", "$$NOW"] },
-        } }];
+    /// Records how many resources each upstream should have, where that has changed.
+    pub async fn record_sizes(&self, sizes: &PerStep<u64>) -> Result<(), StoreError> {
+        let fields = sizes.iter().map(|(step, size)| {
+            (step.name().to_owned(), Bson::from(i64::try_from(*size).unwrap_or(i64::MAX)))
+        });
+        let set = doc! { "$set": fields.collect::<Document>() };
         let controls = self.controls_collection();
-        let update = controls
-            .find_one_and_update(doc! { "_id": repairs_id(step) }, count)
-            .upsert(true)
-            .return_document(ReturnDocument::After);
-        let after = self.bounded("count repair", update).await?.unwrap_or_default();
-        let count = after.get("count").and_then(integer).unwrap_or(1);
-        Ok(u64::try_from(count).unwrap_or(u64::MAX))
+        let update = controls.update_one(doc! { "_id": SIZES }, set).upsert(true);
+        self.bounded("record sizes", update).await.map(drop)
     }
 
-    /// Takes the sweep's lease if one is due and nobody sweeps. `interval` is from one sweep's start to the
-    /// next one's.
+    /// Takes the sweep's lease if a sweep is due or wanted and no process sweeps; returns when that was, by
+    /// the server's clock. `interval` is from one sweep's start to the next one's.
     pub async fn begin_sweep(
         &self,
         holder: &Holder,
         interval: Duration,
         ttl: Duration,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<Timestamp>, StoreError> {
         let held = doc! { "$gt": ["$expiresAt", "$$NOW"] };
-        let early = doc! { "$gt": ["$startedAt", { "$subtract": ["$$NOW", millis(interval)] }] };
+        let early = doc! { "$and": [
+            { "$gt": ["$startedAt", { "$subtract": ["$$NOW", millis(interval)] }] },
+            { "$ne": ["$wanted", true] },
+        ] };
         let may = doc! { "$not": [{ "$or": [held, early] }] };
         let what = doc! {
             "holder": holder.to_string(),
             "startedAt": "$$NOW",
+            "wanted": "$$REMOVE",
             "expiresAt": { "$add": ["$$NOW", millis(ttl)] },
         };
-        self.take(SWEEP.to_owned(), "begin sweep", may, what).await
+        let begun = self.take(SWEEP.to_owned(), "begin sweep", may, what).await?;
+        Ok(begun.and_then(|begun| begun.get("startedAt").and_then(timestamp)))
     }
 
     /// Extends the sweep's lease, or gives it back with a `ttl` of nothing. `false` when it is lost.
@@ -265,7 +278,7 @@ fn now() -> mongodb::bson::DateTime {
     mongodb::bson::DateTime::now()
 }
 
-fn read_guard(guard: &Document) -> Guard {
+fn read_guard(guard: &Document, is_lifted: bool) -> Guard {
     let at = |field| guard.get(field).and_then(timestamp);
     match guard.get_str("state") {
         Ok("tripped") => Guard::Tripped {
@@ -273,7 +286,7 @@ fn read_guard(guard: &Document) -> Guard {
             message: guard.get_str("message").unwrap_or_default().to_owned(),
         },
         Ok("lifted") => match at("until") {
-            Some(until) if until > Timestamp::now() => Guard::Lifted { until },
+            Some(until) if is_lifted => Guard::Lifted { until },
             _ => Guard::Armed,
         },
         _ => Guard::Armed,

@@ -286,7 +286,8 @@ impl Store {
         let these = doc! { "_id": { "$in": ids } };
         let tenants = self.tenants.find(these.clone()).projection(doc! { "_id": 1 });
         let history = self.history();
-        let histories = history.find(these).projection(doc! { "slug": 1 });
+        let fields = doc! { "slug": 1, "ended": has_ended(None) };
+        let histories = history.find(these).projection(fields);
         let find = async {
             let there = tenants.await?.try_collect::<Vec<Document>>().await?;
             Ok((there, histories.await?.try_collect::<Vec<Document>>().await?))
@@ -306,6 +307,10 @@ impl Store {
                 vanished.push((id, None));
                 continue;
             };
+            // Those that a sweep finds again and again are not written to again and again.
+            if at.is_none() && history.get_bool("ended").unwrap_or(false) {
+                continue;
+            }
             let slug = history.get_str("slug").ok().and_then(|slug| slug.parse().ok());
             let told = Event::now(
                 EventKind::Vanished,

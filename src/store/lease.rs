@@ -9,7 +9,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use mongodb::bson::{Bson, Document, doc, oid::ObjectId};
+use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::ReturnDocument;
 
 use super::document::{
@@ -188,7 +188,7 @@ impl Store {
         };
         let epoch = doc! { "$cond": [{ "$isNumber": "$lease.epoch" }, "$lease.epoch", 0_i64] };
         let scheduled = doc! { "$eq": [{ "$type": "$nextReconcileAt" }, "date"] };
-        let intent = new_intent();
+        let intent = new_intent(self.clock.now());
         let mut take = doc! {
             "lease": { "$mergeObjects": [{
                 "holder": &holder.0,
@@ -243,6 +243,7 @@ impl Store {
                     }
                 }
                 let expires_at = lease.get("expiresAt").and_then(timestamp).unwrap_or_default();
+                self.clock.learn(expires_at - ttl);
                 Ok(ClaimAnswer::Claimed(Box::new(Claim {
                     tenant: *tenant,
                     epoch,
@@ -420,10 +421,12 @@ impl Store {
     }
 }
 
-/// Four bytes of time and eight that nobody can guess: what carries an intent must be ours.
-fn new_intent() -> IntentId {
+/// Four bytes of the server's time, which is what its age is measured by, and eight that cannot be guessed: what
+/// carries an intent must be ours.
+fn new_intent(now: Timestamp) -> IntentId {
     let mut bytes = [0; 12];
-    bytes[..4].copy_from_slice(&ObjectId::new().bytes()[..4]);
+    let seconds = u32::try_from(now.as_second()).unwrap_or_default();
+    bytes[..4].copy_from_slice(&seconds.to_be_bytes());
     bytes[4..].copy_from_slice(&rand::random::<[u8; 8]>());
     IntentId::from_bytes(bytes)
 }

@@ -11,6 +11,7 @@
 //! * [`waiting`](self::waiting): steps that wait for an outage or a stop that is over.
 //! * [`slices`](self::slices), [`census`](self::census): going over all tenants; counting them.
 //! * [`sweep`](self::sweep): what comparing whole upstreams with the tenants needs.
+//! * [`drift`](self::drift): tenants whose resources differ, for change guards.
 //! * [`history`](self::history): what happened to each tenant.
 //! * [`controls`](self::controls): stops, guards, the sweep's lease.
 //! * [`fleet`](self::fleet): which fleet this is, and which upstreams it has.
@@ -22,10 +23,13 @@
 //! Leases and due times come from the *server's* clock (`$$NOW`), so that controllers with different
 //! clocks agree on them.
 
+mod bulk;
 mod census;
+mod clock;
 mod connection;
 mod controls;
 mod document;
+mod drift;
 mod due;
 mod edit;
 mod fleet;
@@ -48,6 +52,7 @@ pub use census::{Census, Counting};
 pub use connection::{Connection, NotConnected};
 pub use controls::{ControlsWatch, Scope};
 pub use document::{InvalidDocument, Record};
+pub use drift::{Drifted, MOST as MOST_DRIFT};
 pub use due::{DueScan, DueTenant, Urgency};
 pub use edit::{Edit, Edited, Put};
 pub use fleet::{Pass, Retired};
@@ -60,7 +65,7 @@ pub use refusals::{Refusals, Refused};
 pub use relist::{Relist, Turn};
 pub use schema::SCHEMA_VERSION;
 pub use stream::{ResumeToken, WatchError};
-pub use sweep::{BATCH, Orphan, SweptTenant};
+pub use sweep::{BATCH, MOST_ORPHANS, Orphan, SweptTenant, UnknownResource};
 pub use tenants::{NewTenant, Page, PageQuery};
 pub use waiting::Woken;
 pub use watch::{Change, Watch};
@@ -158,6 +163,7 @@ pub fn check_uri(uri: &str) -> Result<(), Unsuitable> {
 pub struct Store {
     connections: Arc<Connections>,
     timeout: Duration,
+    clock: clock::Clock,
     /// On whose behalf changes are made.
     by: Option<String>,
     /// Whether a client waits for what becomes of them.
@@ -194,7 +200,14 @@ impl Store {
     }
 
     fn on(connections: Arc<Connections>, timeout: Duration) -> Self {
-        Self { connections, timeout, by: None, waits: false, backlog: history::Backlog::default() }
+        Self {
+            connections,
+            timeout,
+            clock: clock::Clock::default(),
+            by: None,
+            waits: false,
+            backlog: history::Backlog::default(),
+        }
     }
 
     /// Checks that the server can carry a controller, and creates what the collection needs.
@@ -208,7 +221,8 @@ impl Store {
         suitable(&hello, build.get_str("version").unwrap_or("unknown"))?;
         self.ensure_schema().await?;
         self.remember_home().await?;
-        self.ensure_history().await
+        self.ensure_history().await?;
+        self.ensure_drift().await
     }
 
     /// Ends the client's background work.

@@ -1,19 +1,23 @@
 //! What a sweep needs of the database: every tenant's fingerprints in order, a second look at some of
 //! them, flags for those that differ, and the list of orphans.
 
+use std::time::Duration;
+
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use mongodb::Collection;
 use mongodb::bson::{Bson, Document, doc};
 
 use super::document::{date, object_id, timestamp};
+use super::due::{content_due, lease_held};
+use super::lease::millis;
 use super::{Store, StoreError};
-use crate::tenant::{Event, EventKind, Fingerprint, PerStep, StepKind, StepState, TenantId};
+use crate::tenant::{Event, EventKind, Fingerprint, PerStep, Reason, StepKind, StepState, TenantId};
 
 /// Tenants in one batch of a sweep.
 pub const BATCH: u32 = 1_000;
 /// Orphans that are kept for people to look at.
-const MOST_ORPHANS: i64 = 10_000;
+pub const MOST_ORPHANS: usize = 10_000;
 /// Of those, the ones that an event names.
 const NAMED_ORPHANS: usize = 10;
 const ORPHANS: &str = "tenantry_orphans";
@@ -24,6 +28,16 @@ pub struct SweptTenant {
     pub id: TenantId,
     pub slug: String,
     pub prints: PerStep<Option<Fingerprint>>,
+    /// Of a tenant that is read again: whether it is worked on, or was edited since.
+    pub busy: bool,
+}
+
+/// A resource that is marked for a tenant of which there is no document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownResource {
+    pub tenant: TenantId,
+    pub external_id: String,
+    pub name: String,
 }
 
 /// A resource that is marked for a tenant that does not exist.
@@ -43,19 +57,26 @@ impl Store {
     /// The next batch of tenants in order of their ids, after `after`.
     pub async fn swept(&self, after: Option<TenantId>) -> Result<Vec<SweptTenant>, StoreError> {
         let after = after.map(object_id).unwrap_or_else(|| object_id(TenantId::from_bytes([0; 12])));
-        self.read_swept(doc! { "_id": { "$gt": after } }).await
+        self.read_swept(doc! { "_id": { "$gt": after } }, Document::new()).await
     }
 
     /// These tenants, as far as they exist; at most [`BATCH`].
     pub async fn swept_again(&self, ids: &[TenantId]) -> Result<Vec<SweptTenant>, StoreError> {
         let ids: Vec<_> = ids.iter().map(|id| object_id(*id)).collect();
-        self.read_swept(doc! { "_id": { "$in": ids } }).await
+        let busy = doc! { "busy": { "$or": [lease_held(), content_due("$")] } };
+        self.read_swept(doc! { "_id": { "$in": ids } }, busy).await
     }
 
-    async fn read_swept(&self, filter: Document) -> Result<Vec<SweptTenant>, StoreError> {
+    async fn read_swept(
+        &self,
+        filter: Document,
+        more: Document,
+    ) -> Result<Vec<SweptTenant>, StoreError> {
         let mut fields = doc! { "slug": 1 };
+        fields.extend(more);
         for step in StepKind::ALL {
             fields.insert(format!("steps.{step}.state"), 1);
+            fields.insert(format!("steps.{step}.reason"), 1);
             fields.insert(format!("steps.{step}.fingerprint"), 1);
         }
         let find = async {
@@ -73,47 +94,72 @@ impl Store {
         Ok(found.iter().filter_map(read_swept).collect())
     }
 
-    /// Makes these tenants due for one step, because their resource differs. With `search`, a second
-    /// resource is looked for as well.
-    pub async fn flag_drift(
+    /// Makes these tenants due for one step after a while, or earlier if they are due anyway.
+    pub async fn make_due(
         &self,
         step: StepKind,
         ids: &[TenantId],
-        search: bool,
-    ) -> Result<u64, StoreError> {
-        let ids: Vec<_> = ids.iter().map(|id| object_id(*id)).collect();
+        wait: Duration,
+    ) -> Result<(), StoreError> {
+        let at = doc! { "$add": ["$$NOW", millis(wait)] };
+        // Where there is none, it is due already.
+        let sooner = |field: &str| {
+            let dated = doc! { "$eq": [{ "$type": format!("${field}") }, "date"] };
+            let field = format!("${field}");
+            doc! { "$cond": [dated, { "$min": [&field, &at] }, { "$ifNull": [&field, "$$REMOVE"] }] }
+        };
+        let next = format!("steps.{step}.nextAttemptAt");
+        let set = doc! { "nextReconcileAt": sooner("nextReconcileAt"), &next: sooner(&next) };
+        self.set_in_all(ids, set).await
+    }
+
+    /// Makes these tenants due for one step, because they seem to have a second resource: it is looked for.
+    pub async fn search_twins(&self, step: StepKind, ids: &[TenantId]) -> Result<(), StoreError> {
         let mut set =
             doc! { "nextReconcileAt": "$$NOW", format!("steps.{step}.nextAttemptAt"): "$$NOW" };
-        if search {
+        if step.needs_intent() {
             // An intent of long ago: what it may have created is looked for once.
             set.insert(format!("steps.{step}.createIntent"), format!("{:024x}", 1));
         }
-        let flag = self.tenants.update_many(doc! { "_id": { "$in": ids } }, vec![doc! { "$set": set }]);
-        Ok(self.bounded("flag drift", flag).await?.modified_count)
+        self.set_in_all(ids, set).await
+    }
+
+    async fn set_in_all(&self, ids: &[TenantId], set: Document) -> Result<(), StoreError> {
+        for ids in ids.chunks(BATCH as usize) {
+            let ids: Vec<_> = ids.iter().map(|id| object_id(*id)).collect();
+            let these = doc! { "_id": { "$in": ids } };
+            let flag = self.tenants.update_many(these, vec![doc! { "$set": &set }]);
+            self.bounded("make due", flag).await?;
+        }
+        Ok(())
     }
 
     pub(super) fn orphans_collection(&self) -> Collection<Document> {
         self.database.collection(ORPHANS)
     }
 
-    /// Records what a sweep of one upstream, which began at `since`, found to be orphans, and forgets those
-    /// that were not seen since. Without any, then or before, nothing is written.
+    /// Records what a sweep of one upstream, which began at `since` by the server's clock, found to be orphans,
+    /// and forgets those that were not seen since. Without any, then or before, nothing is written.
     pub async fn record_orphans(
         &self,
         upstream: StepKind,
-        found: &[(TenantId, String, String)],
+        found: &[UnknownResource],
         since: Timestamp,
     ) -> Result<(), StoreError> {
         let collection = self.orphans_collection();
         let known = doc! { "upstream": upstream.name() };
-        let had = collection.find_one(known.clone()).projection(doc! { "_id": 1 });
+        let had = collection.find_one(known).projection(doc! { "_id": 1 });
         if found.is_empty() && self.bounded("orphans", had).await?.is_none() {
             return Ok(());
         }
-        let keep: Vec<String> = found.iter().map(|(_, id, _)| orphan_id(upstream, id)).collect();
+        self.add_orphans(upstream, found).await?;
+        // Of more than are kept, some were not seen again for want of room.
+        if found.len() >= MOST_ORPHANS {
+            return Ok(());
+        }
         // Those that are to be released are taken off the list by what releases them, which tells it.
         let gone = doc! {
-            "upstream": upstream.name(), "_id": { "$nin": &keep }, "lastSeenAt": { "$lt": date(since) },
+            "upstream": upstream.name(), "lastSeenAt": { "$lt": date(since) },
             "release": { "$exists": false },
         };
         let gone = self.bounded("orphans", collection.delete_many(gone)).await?.deleted_count;
@@ -121,40 +167,33 @@ impl Store {
             let event = Event::now(EventKind::OrphansGone, format!("{gone} fewer"));
             self.tell_fleet(event.of_step(upstream, None)).await;
         }
-        self.add_orphans(upstream, found).await
+        Ok(())
     }
 
     /// Records some more orphans.
     pub async fn add_orphans(
         &self,
         upstream: StepKind,
-        found: &[(TenantId, String, String)],
+        found: &[UnknownResource],
     ) -> Result<(), StoreError> {
-        let collection = self.orphans_collection();
-        let most = usize::try_from(MOST_ORPHANS).unwrap_or(usize::MAX);
-        let mut new = Vec::new();
-        for (tenant, external_id, name) in found.iter().take(most) {
-            let id = orphan_id(upstream, external_id);
-            let orphan = vec![doc! { "$set": {
+        let document = |found: &UnknownResource| {
+            doc! {
+                "_id": orphan_id(upstream, &found.external_id),
                 "upstream": upstream.name(),
-                "externalId": { "$literal": external_id },
-                "name": { "$literal": name },
-                "tenantId": object_id(*tenant),
-                "firstSeenAt": { "$ifNull": ["$firstSeenAt", "$$NOW"] },
-                "lastSeenAt": "$$NOW",
-            } }];
-            let record = collection.update_one(doc! { "_id": id }, orphan).upsert(true);
-            if self.bounded("orphans", record).await?.upserted_id.is_some() {
-                new.push(name.as_str());
+                "externalId": &found.external_id,
+                "name": &found.name,
+                "tenantId": object_id(found.tenant),
             }
-        }
+        };
+        let documents: Vec<Document> = found.iter().take(MOST_ORPHANS).map(document).collect();
+        let stamp =
+            doc! { "firstSeenAt": { "$ifNull": ["$firstSeenAt", "$$NOW"] }, "lastSeenAt": "$$NOW" };
+        let new = self.put_all("orphans", &self.orphans_collection(), &documents, &stamp).await?;
         if !new.is_empty() {
-            let some = new[..new.len().min(NAMED_ORPHANS)].join(", ");
-            let message = format!(
-                "{} more: {some}{}",
-                new.len(),
-                if new.len() > NAMED_ORPHANS { ", …" } else { "" }
-            );
+            let some = new.iter().take(NAMED_ORPHANS).map(|place| found[*place].name.as_str());
+            let some = some.collect::<Vec<_>>().join(", ");
+            let more = if new.len() > NAMED_ORPHANS { ", …" } else { "" };
+            let message = format!("{} more: {some}{more}", new.len());
             let event = Event::now(EventKind::OrphansFound, message).of_step(upstream, None);
             self.tell_fleet(event).await;
         }
@@ -171,7 +210,11 @@ impl Store {
     pub async fn orphans(&self) -> Result<Vec<Orphan>, StoreError> {
         let collection = self.orphans_collection();
         let find = async {
-            let found = collection.find(doc! {}).sort(doc! { "_id": 1 }).limit(MOST_ORPHANS).await?;
+            let found = collection
+                .find(doc! {})
+                .sort(doc! { "_id": 1 })
+                .limit(i64::try_from(MOST_ORPHANS).unwrap_or(i64::MAX))
+                .await?;
             found.try_collect::<Vec<_>>().await
         };
         let found = self.bounded("orphans", find).await?;
@@ -188,11 +231,20 @@ fn read_swept(document: &Document) -> Option<SweptTenant> {
     let steps = document.get_document("steps").ok();
     let print = |step: StepKind| -> Option<Fingerprint> {
         let step = steps?.get_document(step.name()).ok()?;
-        let well = step.get_str("state").is_ok_and(|state| state == StepState::Ok.name());
-        if well { step.get_str("fingerprint").ok()?.parse().ok() } else { None }
+        let is = |field: &str, name: &str| step.get_str(field).is_ok_and(|found| found == name);
+        // What is held because it differs is still expected to be as it was.
+        let doubted =
+            || is("reason", Reason::ChangeGuard.name()) || is("reason", Reason::Stopped.name());
+        let well = is("state", StepState::Ok.name());
+        if well || (is("state", StepState::Pending.name()) && doubted()) {
+            step.get_str("fingerprint").ok()?.parse().ok()
+        } else {
+            None
+        }
     };
     let slug = document.get_str("slug").unwrap_or_default().to_owned();
-    Some(SweptTenant { id, slug, prints: PerStep::from_fn(print) })
+    let busy = document.get_bool("busy").unwrap_or(false);
+    Some(SweptTenant { id, slug, prints: PerStep::from_fn(print), busy })
 }
 
 pub(super) fn read_orphan(document: &Document) -> Option<Orphan> {

@@ -36,6 +36,12 @@ pub struct Page {
 }
 
 impl Store {
+    /// About how many tenants there are, from the collection's own count.
+    pub async fn estimate(&self) -> Result<u64, StoreError> {
+        let count = self.tenants.estimated_document_count();
+        self.bounded("estimate tenants", count).await
+    }
+
     /// Inserts a tenant. `None` when the slug is taken.
     ///
     /// # Errors

@@ -12,6 +12,8 @@ pub struct Controls {
     /// Nothing is changed in this upstream.
     pub stopped_upstreams: PerStep<bool>,
     pub guards: PerStep<Guard>,
+    /// How many resources each upstream should have, as the latest sweep counted; 0 before the first.
+    pub sizes: PerStep<u64>,
     /// `None` until a controller has joined it.
     pub fleet: Option<Fleet>,
     /// When an administrator last asked for the release of an orphan that is not released yet.

@@ -2,6 +2,10 @@
 //!
 //! A sweep lists an upstream and compares fingerprints: one that differs from what is recorded means that
 //! somebody changed the resource since. It is told by part, so that the reason can be.
+//!
+//! What a resource should look like depends on settings too, such as the role of a tenant's group. A
+//! fingerprint therefore says under which it was taken: of two that were taken under different ones only the
+//! resource's id can be compared, and what differs otherwise is no drift.
 
 use std::fmt;
 use std::str::FromStr;
@@ -33,37 +37,58 @@ impl Part {
 }
 
 /// One hash per part. Kept in documents, so what makes it must never change without its version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fingerprint([u32; 5]);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Fingerprint {
+    /// A hash of the settings; 0 where there are none, and in what was recorded before they were told.
+    settings: u32,
+    parts: [u32; 5],
+}
 
-const VERSION: &str = "1:";
+/// Without settings, and with them.
+const VERSIONS: [&str; 2] = ["1:", "2:"];
 
 impl Fingerprint {
     /// In the order of [`Part::ALL`].
     pub fn of(parts: [&dyn fmt::Display; 5]) -> Self {
-        Self(parts.map(|part| fnv1a(part.to_string().as_bytes())))
+        Self { settings: 0, parts: parts.map(|part| fnv1a(part.to_string().as_bytes())) }
     }
 
-    /// The parts in which two differ.
+    /// The same, taken under these settings.
+    #[must_use]
+    pub fn under(self, settings: &str) -> Self {
+        Self { settings: fnv1a(settings.as_bytes()).max(1), ..self }
+    }
+
+    /// The parts in which two differ, as far as they can be compared.
     pub fn differences(self, other: Self) -> Vec<Part> {
-        let pairs = Part::ALL.into_iter().zip(self.0.into_iter().zip(other.0));
-        pairs.filter(|(_, (a, b))| a != b).map(|(part, _)| part).collect()
+        let all = self.settings == other.settings;
+        let pairs = Part::ALL.into_iter().zip(self.parts.into_iter().zip(other.parts));
+        let comparable = pairs.filter(|(part, _)| all || *part == Part::Id);
+        comparable.filter(|(_, (a, b))| a != b).map(|(part, _)| part).collect()
     }
 
-    pub const fn parts(self) -> [u32; 5] {
-        self.0
+    /// Its hash, never 0: 16 bits of the settings, and 48 of all parts.
+    pub fn short(self) -> u64 {
+        let parts = self.parts.iter().flat_map(|part| part.to_be_bytes()).collect::<Vec<_>>();
+        let settings = u64::from(self.settings ^ (self.settings >> 16)) & 0xffff;
+        (settings << 48) | (fnv1a_64(&parts) >> 16).max(1)
     }
 
-    pub const fn from_parts(parts: [u32; 5]) -> Self {
-        Self(parts)
+    /// Whether two hashes are of fingerprints that were taken under the same settings.
+    pub const fn is_comparable(a: u64, b: u64) -> bool {
+        a >> 48 == b >> 48
     }
+}
+
+fn fnv1a_64(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 /// FNV-1a, 64 bits folded into 32: fixed for ever, and no adversary gains by making it collide.
 fn fnv1a(bytes: &[u8]) -> u32 {
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash = fnv1a_64(bytes);
     #[allow(clippy::cast_possible_truncation)] // that is folding
     let folded = (hash >> 32) as u32 ^ hash as u32;
     folded
@@ -71,8 +96,11 @@ fn fnv1a(bytes: &[u8]) -> u32 {
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(VERSION)?;
-        self.0.iter().try_for_each(|part| write!(f, "{part:08x}"))
+        f.write_str(VERSIONS[usize::from(self.settings != 0)])?;
+        if self.settings != 0 {
+            write!(f, "{:08x}", self.settings)?;
+        }
+        self.parts.iter().try_for_each(|part| write!(f, "{part:08x}"))
     }
 }
 
@@ -84,16 +112,21 @@ impl FromStr for Fingerprint {
     type Err = UnknownFingerprint;
 
     fn from_str(text: &str) -> Result<Self, UnknownFingerprint> {
-        let digits = text.strip_prefix(VERSION).ok_or(UnknownFingerprint)?;
-        if digits.len() != 40 || !digits.is_ascii() {
+        let mut numbers = [0; 6];
+        let (digits, rest) = match VERSIONS.map(|version| text.strip_prefix(version)) {
+            [Some(digits), _] => (digits, &mut numbers[1..]),
+            [_, Some(digits)] => (digits, &mut numbers[..]),
+            [None, None] => return Err(UnknownFingerprint),
+        };
+        if digits.len() != rest.len() * 8 || !digits.is_ascii() {
             return Err(UnknownFingerprint);
         }
-        let mut parts = [0; 5];
-        for (index, part) in parts.iter_mut().enumerate() {
+        for (index, number) in rest.iter_mut().enumerate() {
             let digits = &digits[index * 8..index * 8 + 8];
-            *part = u32::from_str_radix(digits, 16).map_err(|_| UnknownFingerprint)?;
+            *number = u32::from_str_radix(digits, 16).map_err(|_| UnknownFingerprint)?;
         }
-        Ok(Self(parts))
+        let [settings, parts @ ..] = numbers;
+        Ok(Self { settings, parts })
     }
 }
 
@@ -109,6 +142,9 @@ mod tests {
         assert_eq!(print.to_string().parse(), Ok(print));
         // Recorded in documents: another value here is another version.
         assert_eq!(print.to_string(), FIXED);
+        let under = print.under("role editor");
+        assert_eq!(under.to_string().parse(), Ok(under));
+        assert_eq!(under.to_string().len(), 2 + 8 + 40);
         for other in ["", "1:", "2:e40c", "1:zz"] {
             assert_eq!(other.parse::<Fingerprint>(), Err(UnknownFingerprint), "{other}");
         }
@@ -120,5 +156,11 @@ mod tests {
         let b = Fingerprint::of([&"id", &"other", &"mark", &"2", &"enabled"]);
         assert_eq!(a.differences(b), [Part::Name, Part::Settings]);
         assert_eq!(a.differences(a), []);
+        let (one, two) = (a.under("role viewer"), b.under("role editor"));
+        assert_eq!(one.differences(two), [], "of other settings");
+        let another = Fingerprint::of([&"another", &"name", &"mark", &"1", &"enabled"]);
+        assert_eq!(one.differences(another), [Part::Id]);
+        assert!(Fingerprint::is_comparable(a.short(), b.short()));
+        assert!(!Fingerprint::is_comparable(one.short(), two.short()));
     }
 }

@@ -136,7 +136,7 @@ pub fn plan(tenant: &Tenant, step: StepKind, configured: bool, controls: &Contro
     let leaves = desired.presence != Presence::Present;
     let bare = action == Action::Nothing && (leaves || !settled);
     let fields = if bare { Vec::new() } else { fields };
-    // As `Mode::Disbelieve` has it.
+    // As a tripped change guard has it.
     let doubted = match action {
         Action::SwitchOff | Action::Release | Action::Delete | Action::Purge => true,
         Action::Create => recorded.external_id.is_some(),

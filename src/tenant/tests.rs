@@ -155,7 +155,6 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
             Outcome::Held { reason: Reason::Paused, found: Found::Missing, external_id }
         }),
         1 => Just(Outcome::Lacking),
-        1 => Just(Outcome::Disbelieved),
         1 => Just(Outcome::Adopting { adopted: adopted_as("id"), what: "the group".into() }),
         1 => Just(Outcome::Observed(Found::Missing)),
         1 => prop_oneof![Just(None), (0u64..10_000).prop_map(|s| Some(Duration::from_secs(s)))]
@@ -230,8 +229,9 @@ fn any_case() -> impl Strategy<Value = Case> {
                         (true, Outcome::Failed(Failure { reason, message, .. })) => {
                             Outcome::Observed(Found::Failed { reason, message })
                         }
-                        (true, Outcome::Disbelieved) => Outcome::Observed(Found::Missing),
-                        (false, Outcome::Observed(_)) => Outcome::Disbelieved,
+                        (false, Outcome::Observed(found)) => {
+                            Outcome::Held { reason: Reason::ChangeGuard, found, external_id: None }
+                        }
                         (_, outcome) => outcome,
                     };
                     finished.then(|| StepRun {
@@ -314,7 +314,7 @@ proptest! {
     }
 
     #[test]
-    fn what_was_only_looked_at_is_never_called_well_and_what_is_not_believed_changes_nothing(
+    fn what_was_only_looked_at_is_never_called_well_and_what_is_held_keeps_what_is_recorded(
         case in any_case(),
     ) {
         let after = case.after(Basis::Current);
@@ -323,6 +323,8 @@ proptest! {
             match &run.outcome {
                 Outcome::Held { reason, external_id, .. } => {
                     prop_assert_eq!((step.state, step.reason), (StepState::Pending, Some(*reason)));
+                    prop_assert_eq!(&step.observed, &before.observed);
+                    prop_assert_eq!(&step.fingerprint, &before.fingerprint);
                     let made = external_id.as_ref();
                     prop_assert_eq!(step.external_id.as_ref(), made.or(before.external_id.as_ref()));
                 }
@@ -333,24 +335,6 @@ proptest! {
                     expected.create_intent = intent;
                     prop_assert_eq!(step, &expected, "a look leaves nothing but what it saw");
                     prop_assert!(step.observation.is_some());
-                }
-                Outcome::Disbelieved => {
-                    let desired = Some(case.tenant.desired.for_step(run.step));
-                    if before.state.is_settled() && before.observed != desired {
-                        // It is well for something else, and that was never in doubt.
-                        prop_assert_eq!(step.state, StepState::Pending);
-                    } else {
-                        prop_assert_eq!((step.state, step.reason), (before.state, before.reason));
-                    }
-                    prop_assert_eq!(&step.message, &before.message);
-                    prop_assert_eq!(&step.external_id, &before.external_id);
-                    prop_assert_eq!(&step.observed, &before.observed);
-                }
-                Outcome::Lacking => {
-                    prop_assert_eq!(step.state, StepState::Pending);
-                    prop_assert_eq!(&step.external_id, &before.external_id);
-                    prop_assert_eq!(&step.observed, &before.observed);
-                    prop_assert_eq!(&step.fingerprint, &before.fingerprint);
                 }
                 _ => {}
             }
@@ -373,7 +357,7 @@ proptest! {
                     | Outcome::Held { .. }
                     | Outcome::Observed(_)
                     | Outcome::Lacking
-                    | Outcome::Disbelieved => older,
+                    => older,
                 };
                 let expected = before.filter(|_| kept);
                 prop_assert_eq!(after.status.steps[run.step].create_intent, expected);
@@ -425,7 +409,7 @@ proptest! {
                 prop_assert_eq!(step.attempts, 0);
                 let span = match &run.outcome {
                     Outcome::Adopting { .. } => Duration::ZERO,
-                    Outcome::Held { .. } | Outcome::Disbelieved => case.policy.terminal(),
+                    Outcome::Held { .. } => case.policy.terminal(),
                     _ => case.policy.resync,
                 };
                 let (mut least, mut most) = (span.mul_f64(0.899), span.mul_f64(1.101));

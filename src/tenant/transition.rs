@@ -74,8 +74,6 @@ pub enum Outcome {
     Lacking,
     /// Somebody wanted to see what would be changed, and it differs. Nothing else follows.
     Observed(Found),
-    /// What was seen is not believed: everything recorded stays as it is.
-    Disbelieved,
     Failed(Failure),
 }
 
@@ -94,8 +92,7 @@ impl Outcome {
             | Self::Released { .. }
             | Self::Held { .. }
             | Self::Adopting { .. }
-            | Self::Observed(_)
-            | Self::Disbelieved => true,
+            | Self::Observed(_) => true,
         }
     }
 
@@ -266,16 +263,6 @@ fn after_run(
     }
     match &run.outcome {
         Outcome::Observed(_) => {}
-        Outcome::Disbelieved => {
-            step.next_attempt_at =
-                Some(run.at + run.jitter.spread(policy.terminal(), Policy::RESYNC_SPREAD));
-            step.attempts = 0;
-            step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
-            let outdated = before.observed.as_ref() != Some(&tenant.desired.for_step(run.step));
-            if step.state.is_settled() && (basis == Basis::Superseded || outdated) {
-                (step.state, step.reason) = (StepState::Pending, Some(Reason::DesiredStateChanged));
-            }
-        }
         Outcome::Lacking => {
             (step.state, step.reason) = (StepState::Pending, Some(Reason::NotConfigured));
             step.message = Some(lacking(run.step));

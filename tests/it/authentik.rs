@@ -76,6 +76,7 @@ pub fn target() -> Target {
         slug: "acme".parse().unwrap(),
         desired: desired.for_step(StepKind::Authentik),
         observed: None,
+        left: None,
         recorded: None,
         may_exist: false,
         intent: None,

@@ -157,6 +157,7 @@ fn target(slug: &str) -> Target {
         slug: slug.parse().unwrap(),
         desired: desired.for_step(StepKind::Authentik),
         observed: None,
+        left: None,
         recorded: None,
         may_exist: false,
         intent: None,

@@ -476,7 +476,7 @@ async fn what_makes_a_step_due_while_it_is_looked_at_outlives_the_look() {
     world.store.request_observation(&slug).await.unwrap().expect("there is such a tenant");
     let look = claim(&world.store, acme, "a", TTL).await.expect("it is asked for");
     // A sweep sees something meanwhile.
-    world.store.flag_drift(StepKind::Ocis, &[id(acme)], false).await.unwrap();
+    world.store.make_due(StepKind::Ocis, &[id(acme)], std::time::Duration::ZERO).await.unwrap();
     let mut flagged = world.step_of("acme", "ocis").await;
     assert!(flagged.remove("createIntent").is_some(), "the claim records one in case something is made");
     let seen = plans(&look, |_| Outcome::Observed(Found::Missing));

@@ -15,6 +15,7 @@ mod credentials;
 mod due;
 mod edit;
 mod fleet;
+mod guard;
 mod held;
 mod invariants;
 mod layers;

@@ -138,6 +138,7 @@ fn target() -> Target {
         slug: "acme".parse().unwrap(),
         desired: desired("Acme Corporation", Some(5_000_000_000)),
         observed: None,
+        left: None,
         recorded: None,
         may_exist: false,
         intent: Some(Intent { id: intent(), open: false, age: Duration::ZERO }),

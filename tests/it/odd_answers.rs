@@ -28,6 +28,7 @@ fn target(step: StepKind, slug: &str) -> Target {
         slug: slug.parse().unwrap(),
         desired: desired.for_step(step),
         observed: None,
+        left: None,
         recorded: None,
         may_exist: false,
         intent: None,

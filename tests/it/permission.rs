@@ -123,6 +123,7 @@ fn target(step: StepKind) -> Target {
         slug: "acme".parse().unwrap(),
         desired: desired(step, |_| {}),
         observed: None,
+        left: None,
         recorded: None,
         may_exist: false,
         intent: Some(Intent { id: IntentId::from_bytes(id), open: false, age: Duration::ZERO }),

@@ -109,6 +109,7 @@ pub fn target() -> Target {
         slug: "acme".parse().unwrap(),
         desired: desired("acme.test"),
         observed: None,
+        left: None,
         recorded: None,
         may_exist: false,
         intent: None,

@@ -504,7 +504,7 @@ async fn a_controller_that_creates_late_after_losing_its_lease_leaves_one_enable
     suite.audit("acme").await;
     assert_eq!((suite.files.server.enabled(), suite.files.server.count()), (2, 3));
     let logs = [first.stop().await, second.stop().await].concat();
-    assert!(logs.contains("second space"), "one of them reports it: {logs}");
+    assert!(logs.contains("a second one of this tenant"), "one of them reports it: {logs}");
 }
 
 #[tokio::test]

@@ -145,7 +145,7 @@ impl Integration for Fake {
         Fingerprint::of([&resource.id, &"", &"", &"", &resource.matches])
     }
 
-    async fn sweep(&self, _: impl FnMut(Seen) + Send) -> Result<(), Error> {
+    async fn sweep(&self, _: impl FnMut(Seen<'_>) + Send) -> Result<(), Error> {
         Ok(())
     }
 
@@ -165,6 +165,7 @@ fn target() -> Target {
         slug: "acme".parse().unwrap(),
         desired: crate::tenant::Desired::new("Acme".parse().unwrap()).for_step(StepKind::Ocis),
         observed: None,
+        left: None,
         recorded: None,
         may_exist: false,
         intent: None,
@@ -190,7 +191,7 @@ fn converged(fake: &Fake) -> Result<Converged, Failure> {
     let ended = async {
         let target = target();
         let found = fake.observe(&target).await?;
-        converge(fake, &target, found).await
+        converge(fake, &target, found, Why::Asked).await
     };
     match ended.now_or_never().expect("it waits for nothing") {
         Ok(Reached::Matches(converged)) => Ok(converged),

@@ -144,14 +144,27 @@ impl Drive {
     }
 
     /// Which groups have which roles in it, in an order of its own: the server's is random (observed).
-    pub fn group_roles(&self) -> String {
+    /// Of those that `wanted` agrees with.
+    pub fn group_roles(&self, wanted: impl Fn(&str) -> bool) -> String {
         let groups = self.root.permissions.iter().flat_map(|permission| {
             let roles = permission.roles.join("+");
-            permission.groups().into_iter().map(move |group| format!("{group}={roles}"))
+            let groups = permission.groups().into_iter().filter(|group| wanted(group));
+            groups.map(|group| format!("{group}={roles}")).collect::<Vec<_>>()
         });
         let mut groups: Vec<_> = groups.collect();
         groups.sort_unstable();
         groups.join(",")
+    }
+
+    /// The server has given a group this role, and none other: so will it show it.
+    pub fn give(&mut self, group: &str, role: &str) {
+        self.root.permissions.retain(|permission| !permission.groups().contains(group));
+        let display_name = group.to_owned();
+        self.root.permissions.push(Permission {
+            granted_to_identities: Vec::new(),
+            granted_to_v2: Some(Identities { group: Some(Identity { display_name }) }),
+            roles: vec![role.to_owned()],
+        });
     }
 
     /// The roles that a group of this name has in it.
@@ -369,7 +382,7 @@ mod tests {
         ] {
             let drive = drive(permission);
             assert_eq!(drive.roles_of_group("tenant-acme").collect::<Vec<_>>(), ["editor"]);
-            assert_eq!(drive.group_roles(), "tenant-acme=editor");
+            assert_eq!(drive.group_roles(|_| true), "tenant-acme=editor");
         }
     }
 

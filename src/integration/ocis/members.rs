@@ -75,6 +75,12 @@ pub struct Membership {
     pub groups: GroupTemplate,
 }
 
+impl fmt::Display for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} for {}", self.role, self.groups)
+    }
+}
+
 /// How a server takes members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Api {
@@ -108,6 +114,11 @@ const NO_GRANTEE: i64 = 998;
 impl Members {
     pub fn new(membership: Membership) -> Self {
         Self { membership, api: Mutex::default() }
+    }
+
+    /// Whether a group is one that tenants have, by its name.
+    pub fn may_be_ours(&self, group: &str) -> bool {
+        self.membership.groups.may_name(group)
     }
 
     pub fn group(&self, slug: &Slug) -> String {

@@ -200,9 +200,13 @@ impl Ocis {
         let marks = drive.marks();
         let mark = format!("{:?} {:?}", marks.alias, marks.description);
         // Who else is a member is the members' business.
-        let groups = self.members.as_ref().map(|_| drive.group_roles()).unwrap_or_default();
-        let settings = format!("{:?} {groups}", drive.quota.total);
-        Fingerprint::of([&drive.id, &drive.name, &mark, &settings, &drive.is_disabled()])
+        let ours = |group: &str| self.members.as_ref().is_some_and(|members| members.may_be_ours(group));
+        let settings = format!("{:?} {}", drive.quota.total, drive.group_roles(ours));
+        let parts = Fingerprint::of([&drive.id, &drive.name, &mark, &settings, &drive.is_disabled()]);
+        match &self.members {
+            Some(members) => parts.under(&members.membership.to_string()),
+            None => parts,
+        }
     }
 
     /// Disables a twin, unless somebody keeps something in it.
@@ -481,7 +485,10 @@ impl Integration for Ocis {
             // Whatever came of it, it is not tried again in this run.
             space.group_missing = false;
             match members.add(&self.upstream, &space.drive.id, &target.slug).await? {
-                Added::Given => {}
+                Added::Given => {
+                    let group = members.group(&target.slug);
+                    space.drive.give(&group, members.membership.role.name());
+                }
                 Added::UnknownGroup => notes.push(members::unknown(&members.group(&target.slug))),
                 Added::Refused(why) => notes.push(why),
             }
@@ -587,14 +594,15 @@ impl Integration for Ocis {
         self.print(&space.drive)
     }
 
-    async fn sweep(&self, mut each: impl FnMut(Seen) + Send) -> Result<(), Error> {
+    async fn sweep(&self, mut each: impl FnMut(Seen<'_>) + Send) -> Result<(), Error> {
         self.search
             .each_project("sweep_spaces", |drive| {
                 let marks = drive.marks();
                 if marks.usage() == Usage::InUse
                     && let Some(tenant) = marks.tenants().next()
                 {
-                    each(Seen { tenant, fingerprint: self.print(&drive) });
+                    let fingerprint = self.print(&drive);
+                    each(Seen { tenant, fingerprint, external_id: &drive.id, name: &drive.name });
                 }
             })
             .await?;

@@ -362,6 +362,15 @@ impl Stalwart {
         }
     }
 
+    /// Marks a former domain that must stay as not in use, so that sweeps do not take it for a second one.
+    async fn set_aside(&self, target: &Target, domain: &Domain) -> Result<(), Error> {
+        if domain.mark().is_none_or(|(_, usage)| usage != Usage::InUse) {
+            return Ok(());
+        }
+        let off = Usage::Off;
+        self.mark_all(&[domain], &description(target, off), Fate::Kept(off.name())).await
+    }
+
     /// Removes a domain in which nobody has anything. Says why it stays if it must.
     async fn remove(&self, domain: &Domain) -> Result<Option<String>, Error> {
         let id = domain.id.as_str();
@@ -702,6 +711,7 @@ impl Integration for Stalwart {
                 (None, None) => self.remove(&old).await?,
             };
             if why.is_some() {
+                self.set_aside(target, &old).await?;
                 kept.push(Former { domain: old, kept: why });
             }
         }
@@ -782,13 +792,14 @@ impl Integration for Stalwart {
         service.domain.fingerprint()
     }
 
-    async fn sweep(&self, mut each: impl FnMut(Seen) + Send) -> Result<(), Error> {
+    async fn sweep(&self, mut each: impl FnMut(Seen<'_>) + Send) -> Result<(), Error> {
         let mut after = None;
         loop {
             let Page { domains, next } = self.list(after.as_deref()).await?;
             for domain in &domains {
                 if let Some((tenant, Usage::InUse)) = domain.mark() {
-                    each(Seen { tenant, fingerprint: domain.fingerprint() });
+                    let fingerprint = domain.fingerprint();
+                    each(Seen { tenant, fingerprint, external_id: &domain.id, name: &domain.name });
                 }
             }
             match next {
