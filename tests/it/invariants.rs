@@ -250,7 +250,8 @@ async fn a_failing_step_is_retried_without_repeating_the_settled_ones() {
     let settled = async || {
         let tenant = world.find("acme").await;
         let steps = tenant.get_document("steps").unwrap();
-        date(steps.get_document("stalwart").unwrap(), "lastAttemptAt")
+        // Spread anew by every run.
+        date(steps.get_document("stalwart").unwrap(), "nextAttemptAt")
     };
     let first = settled().await;
     eventually("it is retried a few times", async || {
@@ -350,7 +351,7 @@ async fn an_answer_without_end_is_cut_off_and_the_step_says_so() {
 #[tokio::test]
 async fn backoff_grows_survives_a_restart_and_ends_by_request() {
     let world = World::new().await;
-    world.authentik.faults.add(outage());
+    world.authentik.faults.add(garbled());
     world.insert("acme").await;
     let slow = |settings: &mut tenantry::controller::Settings| {
         settings.policy.backoff.initial = Duration::from_millis(100);
@@ -402,13 +403,12 @@ async fn an_upstreams_retry_after_is_obeyed() {
     let query = Some("name=".to_owned());
     world.authentik.faults.add(Fault { answer, query, times: Some(1), ..Fault::default() });
     world.insert("acme").await;
+    let started = Instant::now();
     let controller = world.controller().await;
-    let step = world.step_becomes("acme", "error").await;
-    assert_eq!(step.get_str("reason").unwrap(), "RateLimited");
-    let wait = date(&step, "nextAttemptAt").timestamp_millis()
-        - date(&step, "lastAttemptAt").timestamp_millis();
-    assert!((2_000..2_100).contains(&wait), "{wait}");
     world.active("acme").await;
+    assert!(started.elapsed() >= Duration::from_secs(2), "{:?}", started.elapsed());
+    // To wait for one's turn is no failure.
+    assert_eq!(controller.reconciles("error"), 0);
     controller.stop().await;
 }
 
@@ -420,7 +420,7 @@ async fn work_that_outlasts_the_grace_period_is_abandoned_with_its_lease_release
         let world = World::new().await;
         world.insert("acme").await;
         if retry {
-            world.authentik.faults.add(Fault { answer: UNAVAILABLE, ..Fault::default() });
+            world.authentik.faults.add(garbled());
             let controller = world.controller().await;
             world.step_becomes("acme", "error").await;
             controller.stop().await;
@@ -453,8 +453,12 @@ async fn work_that_outlasts_the_grace_period_is_abandoned_with_its_lease_release
     }
 }
 
-const UNAVAILABLE: FaultAnswer =
-    FaultAnswer::Status { status: 503, body: String::new(), retry_after: None };
+/// An answer to the search for a group that is a failure of this step, and no sign of an outage: those are
+/// probed by checks, and the step would wait for them.
+fn garbled() -> Fault {
+    let answer = FaultAnswer::Status { status: 200, body: "no list".into(), retry_after: None };
+    Fault { answer, query: Some("name=".to_owned()), ..Fault::default() }
+}
 
 /// 10. Shutdown is clean.
 #[tokio::test]

@@ -24,6 +24,9 @@ use crate::support::{Process, Running, TOKEN, World, eventually, settings};
 pub const KEY: &str = "API_test-key";
 pub const STEPS: [&str; 3] = ["authentik", "stalwart", "ocis"];
 
+/// Requests of the check at start, by upstream.
+pub const CHECK: [u64; 3] = [1, 2, 2];
+
 /// Resources of somebody else, by upstream.
 pub type Strangers = [Vec<Value>; 3];
 
