@@ -216,22 +216,28 @@ impl Guards {
             let tripped = controls.guards[step].is_tripped();
             self.metrics.guard_tripped.with_label_values(&label).set(i64::from(tripped));
         }
-        let mut freed = Vec::new();
+        let mut owed = Vec::new();
         if !*self.known.borrow() {
-            freed.extend(StepKind::ALL.into_iter().filter(|step| !controls.hold(*step)));
+            // An earlier process may have ended before it had made due what it freed.
+            owed.extend(StepKind::ALL.into_iter().filter(|step| !controls.hold(*step)));
         }
         self.controls.send_if_modified(|known| {
             let changed = *known != controls;
             if changed {
                 tell(known, &controls);
-                freed.extend(StepKind::ALL.into_iter().filter(|s| known.hold(*s) && !controls.hold(*s)));
+                let freed = StepKind::ALL.into_iter().filter(|s| known.hold(*s) && !controls.hold(*s));
+                let freed: Vec<_> = freed.collect();
                 // Before it can be seen: a run that begins in between is not held.
-                self.freed.send_modify(|times| freed.iter().for_each(|step| times[*step] += 1));
+                self.freed.send_if_modified(|times| {
+                    freed.iter().for_each(|step| times[*step] += 1);
+                    !freed.is_empty()
+                });
+                owed.extend(freed);
                 *known = controls;
             }
             changed
         });
-        freed.into_iter().for_each(|step| self.owe(step));
+        owed.into_iter().for_each(|step| self.owe(step));
         self.known.send_replace(true);
     }
 

@@ -21,6 +21,7 @@ async fn a_creation_costs_one_insert_two_commands_and_two_requests() {
     world.insert("first").await;
     world.active("first").await;
     eventually("the first is committed", async || controller.reconciles("ok") == 1).await;
+    world.commands.rest().await;
     world.commands.take();
     world.authentik.faults.forget_requests();
 
@@ -49,6 +50,7 @@ async fn a_re_check_of_a_converged_tenant_costs_two_commands_and_one_request() {
     world.insert("acme").await;
     world.active("acme").await;
     eventually("it is committed", async || controller.reconciles("ok") == 1).await;
+    world.commands.rest().await;
     world.commands.take();
     world.authentik.faults.forget_requests();
     let unset = doc! { "$unset": { "nextReconcileAt": 1 } };
@@ -108,9 +110,9 @@ async fn a_backlog_is_worked_off_with_one_scan_per_thousand() {
     })
     .await;
     eventually("all are committed", async || controller.reconciles("ok") == TENANTS as u64).await;
-    let scans = world.commands.count("find");
+    let scans = world.commands.count_on_tenants("find");
     assert!(scans <= 10, "{scans} scans");
-    let claims = world.commands.count("findAndModify");
+    let claims = world.commands.count_on_tenants("findAndModify");
     assert!(claims <= TENANTS * 2 + TENANTS / 10, "{claims} commands for {TENANTS} tenants");
     controller.stop().await;
 }

@@ -90,24 +90,48 @@ pub async fn holds_for(span: Duration, what: &str, mut holds: impl AsyncFnMut() 
 /// How commands on the collection of histories are called here, whatever they are.
 const HISTORY: &str = "history";
 
-/// Commands that a store sent, by name, in order.
+/// Commands that a store sent, by name, in order, and the collections that they were about.
 #[derive(Clone, Default)]
-pub struct Commands(Arc<Mutex<Vec<String>>>);
+pub struct Commands(Arc<Mutex<Vec<(String, String)>>>);
+
+/// So long without a command, and what a controller does at its start has been done.
+const QUIET: Duration = Duration::from_millis(700);
 
 impl Commands {
     pub fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap())
+        std::mem::take(&mut *self.0.lock().unwrap()).into_iter().map(|(name, _)| name).collect()
     }
 
     pub fn count(&self, name: &str) -> usize {
-        self.0.lock().unwrap().iter().filter(|command| *command == name).count()
+        self.0.lock().unwrap().iter().filter(|(command, _)| command == name).count()
+    }
+
+    /// Those of a name that were about the tenants.
+    pub fn count_on_tenants(&self, name: &str) -> usize {
+        let commands = self.0.lock().unwrap();
+        commands.iter().filter(|(command, on)| command == name && on == "tenants").count()
+    }
+
+    /// Waits until nothing is sent any more: what a controller does in the background at its start, such as
+    /// a relist, must not be counted for a tenant. Only for a controller that rarely polls.
+    pub async fn rest(&self) {
+        let (mut sent, mut since) = (self.without_stream().len(), Instant::now());
+        eventually("nothing is sent any more", async || {
+            let now = self.without_stream().len();
+            if now != sent {
+                (sent, since) = (now, Instant::now());
+            }
+            since.elapsed() >= QUIET
+        })
+        .await;
     }
 
     /// All but those that a change stream sends whether or not anything happens.
     pub fn without_stream(&self) -> Vec<String> {
         let quiet = ["getMore", "aggregate", "killCursors"];
         let commands = self.0.lock().unwrap();
-        commands.iter().filter(|command| !quiet.contains(&command.as_str())).cloned().collect()
+        let names = commands.iter().map(|(name, _)| name.clone());
+        names.filter(|name| !quiet.contains(&name.as_str())).collect()
     }
 
     /// The same without what concerns histories, at most two commands a second, which nothing waits for.
@@ -292,7 +316,8 @@ pub async fn open_hasty_store(
             // Written whenever they have waited long enough, so that tests of what a reconcile costs must
             // tell them apart.
             let name = if collection == Some("tenantry_events") { HISTORY } else { name };
-            seen.0.lock().unwrap().push(name.to_owned());
+            let on = collection.unwrap_or_default();
+            seen.0.lock().unwrap().push((name.to_owned(), on.to_owned()));
         })),
     })
     .await

@@ -289,6 +289,7 @@ async fn a_new_tenant_costs_at_most_two_requests_each_and_a_re_check_one() {
         let controller = suite.controller(rarely_polling).await;
         suite.create("first").await;
         suite.settled("first").await;
+        suite.world.commands.rest().await;
         suite.forget_requests();
         suite.world.commands.take();
         let tokens = suite.files.issuer.token_requests();
