@@ -455,11 +455,11 @@ async fn ensure<I: Integration>(
     guard: &dyn RepairGuard,
 ) -> Result<Reached, Error> {
     let found = integration.observe(target).await?;
-    let fields = match &found {
-        None => None,
+    let (fields, stands) = match &found {
+        None => (None, None),
         Some(resource) => {
-            standing(integration, target, resource).await?;
-            Some(integration.fields(target, resource))
+            let stands = standing(integration, target, resource).await?;
+            (Some(integration.fields(target, resource)), Some(stands))
         }
     };
     let well = |fields: &[Field]| !fields.iter().any(Field::differs);
@@ -480,9 +480,9 @@ async fn ensure<I: Integration>(
                 if !guard.may_repair(integration.step(), target, &differs).await {
                     return Ok(left_alone(Some(Reason::ChangeGuard), differs));
                 }
-                Cause::Doubtful.of(converge(integration, target, found, why)).await
+                Cause::Doubtful.of(converge(integration, target, found, stands, why)).await
             }
-            Why::Asked | Why::Ours => converge(integration, target, found, why).await,
+            Why::Asked | Why::Ours => converge(integration, target, found, stands, why).await,
         },
     }
 }
@@ -530,17 +530,20 @@ pub const FORMER: &str = "former domain";
 /// Writes in one run: a create whose answer shows something left to update, and one try more.
 const MAX_WRITES: usize = 3;
 
-/// Brings about what `target` asks for; see the module's guarantees.
+/// Brings about what `target` asks for; see the module's guarantees. `stands` is how what was found stands, if
+/// that was asked already.
 async fn converge<I: Integration>(
     integration: &I,
     target: &Target,
     found: Option<I::Resource>,
+    stands: Option<Standing>,
     why: Why,
 ) -> Result<Reached, Error> {
     let mut run = Run {
         integration,
         given: target,
         why,
+        stands,
         target: target.clone(),
         made: false,
         repaired: Vec::new(),
@@ -555,6 +558,8 @@ struct Run<'a, I> {
     integration: &'a I,
     given: &'a Target,
     why: Why,
+    /// How the resource that the run begins with stands: to find that out can take a request.
+    stands: Option<Standing>,
     /// As given; but its `recorded` is what is known by now.
     target: Target,
     /// A create was answered with yes.
@@ -572,7 +577,11 @@ impl<I: Integration> Run<'_, I> {
         for round in 0..=MAX_WRITES {
             let wrote = match found {
                 Some(resource) => {
-                    let ours = match standing(self.integration, &self.target, &resource).await? {
+                    let stands = match self.stands.take() {
+                        Some(stands) => stands,
+                        None => standing(self.integration, &self.target, &resource).await?,
+                    };
+                    let ours = match stands {
                         Standing::Ours => I::external_id(&resource).to_owned(),
                         Standing::Adoptable(adopted) => {
                             let adopts = Reached::Adopts { adopted, what: self.what(&resource) };

@@ -120,9 +120,10 @@ async fn an_adoption_costs_four_commands_and_a_look_more_than_a_creation() {
     // A healthy upstream has been asked something before.
     suite.create("first").await;
     suite.settled("first").await;
+    let commands = &suite.world.commands;
+    commands.rest().await;
     let before = suite.requests();
     suite.plant_by_hand("acme");
-    let commands = &suite.world.commands;
     commands.take();
     suite
         .world

@@ -243,7 +243,7 @@ async fn a_step_that_hangs_does_not_keep_the_others_from_being_recorded() {
 #[tokio::test]
 async fn a_failing_step_is_retried_without_repeating_the_settled_ones() {
     let world = World::new().await;
-    world.authentik.faults.add(outage());
+    world.authentik.faults.add(garbled());
     world.insert("acme").await;
     let controller = world.controller().await;
     world.step_becomes("acme", "error").await;

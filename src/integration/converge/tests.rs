@@ -191,7 +191,7 @@ fn converged(fake: &Fake) -> Result<Converged, Failure> {
     let ended = async {
         let target = target();
         let found = fake.observe(&target).await?;
-        converge(fake, &target, found, Why::Asked).await
+        converge(fake, &target, found, None, Why::Asked).await
     };
     match ended.now_or_never().expect("it waits for nothing") {
         Ok(Reached::Matches(converged)) => Ok(converged),
