@@ -85,7 +85,7 @@ impl Store {
         let put = collection.find_one_and_update(this.clone(), drift);
         let put = put.upsert(true).return_document(ReturnDocument::After);
         let known = self.bounded("count repair", put).await?;
-        if let Some(number) = known.as_ref().and_then(|known| number_in(known)) {
+        if let Some(number) = known.as_ref().and_then(number_in) {
             return Ok(number);
         }
         let count = vec![doc! { "$set": {
@@ -96,7 +96,7 @@ impl Store {
         let next = controls.find_one_and_update(doc! { "_id": repairs_id(step) }, count);
         let next = next.upsert(true).return_document(ReturnDocument::After);
         let next = self.bounded("count repair", next).await?;
-        let number = next.as_ref().and_then(|next| number_in(next)).unwrap_or(1);
+        let number = next.as_ref().and_then(number_in).unwrap_or(1);
         let kept = doc! { "number": i64::try_from(number).unwrap_or(i64::MAX), "countedAt": "$$NOW" };
         let keep = collection.update_one(this, vec![doc! { "$set": kept }]);
         self.bounded("count repair", keep).await?;

@@ -70,12 +70,10 @@ impl Server {
     /// The same server with another key, whose setting is named.
     fn real_with(token: &str) -> Option<Self> {
         let mut server = Self::real()?;
-        let Some(token) = setting(token).or_else(|| {
+        let token = setting(token).or_else(|| {
             skip(&server.url, &format!("{token} is not given"));
             None
-        }) else {
-            return None;
-        };
+        })?;
         server.credential = Credential::Bearer(token);
         Some(server)
     }
