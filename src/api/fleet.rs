@@ -184,7 +184,8 @@ pub struct GuardDetail {
 pub struct GuardParameters {
     /// Tenants after this one, by `tenantId`.
     after: Option<String>,
-    /// At most so many tenants: 1 to 1000, or 100.
+    /// At most so many tenants
+    #[param(value_type = Option<u16>, minimum = 1, maximum = 1000, default = 100, nullable = false)]
     limit: Option<u32>,
 }
 
@@ -208,7 +209,11 @@ pub async fn guard(
     let Query(page) = parameters.map_err(|error| Problem::bad_request(error.body_text()))?;
     let after = page.after.map(|after| after.parse()).transpose();
     let after = after.map_err(|_| Problem::bad_request("after: must be a tenant's id".to_owned()))?;
-    let limit = page.limit.unwrap_or(PAGE).clamp(1, LARGEST_PAGE);
+    let limit = page.limit.unwrap_or(PAGE);
+    if !(1..=LARGEST_PAGE).contains(&limit) {
+        let message = format!("limit: must be a whole number from 1 to {LARGEST_PAGE}");
+        return Err(Problem::bad_request(message));
+    }
     let found = store.drift(step, after, limit).await?;
     let full = found.len() == limit as usize;
     let next = found.last().filter(|_| full).map(|last| last.tenant.to_string());
