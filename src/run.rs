@@ -264,7 +264,7 @@ fn checks(integrations: Arc<Integrations>, store: Store) -> mpsc::Sender<CheckRe
                     Ok(()) => CheckAnswer::Checked,
                     Err(wait) => CheckAnswer::NotYet(wait),
                 };
-                // Whoever asked may be gone.
+                // The run that asked may be gone.
                 let _ = answer.send(answered);
             });
         }

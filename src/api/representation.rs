@@ -218,7 +218,7 @@ impl StepView {
     /// `state` is the step's for the *current* desired state.
     fn new(kind: StepKind, step: &StepStatus, state: StepState) -> Self {
         let outdated = state != step.state;
-        // What was recorded for it is when it would be tried if nobody noticed.
+        // What was recorded for it is when it would be tried if the recovery went unnoticed.
         let waits = step.parked && !outdated;
         let reason = if outdated { Some(Reason::DesiredStateChanged) } else { step.reason };
         Self {

@@ -52,7 +52,7 @@ pub struct Feed {
 struct Lost {
     /// The collection may be gone, and its indexes and validator with it.
     collection: bool,
-    /// Changes that no event told, at the start those made while nobody watched.
+    /// Changes that no event told, at the start those made while no process watched.
     events: bool,
     /// How often going on from where the stream was took too long.
     vain: u32,

@@ -60,7 +60,7 @@ impl Asked<'_> {
         names(changes.filter(|change| kinds.contains(&change.kind)).filter_map(|c| c.by.as_ref()))
     }
 
-    /// Whether such a change was asked for, whoever did.
+    /// Whether such a change was asked for, by any caller.
     fn was(&self, kind: EventKind) -> bool {
         self.0.changed_by.iter().flatten().any(|change| change.kind == kind)
     }

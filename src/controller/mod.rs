@@ -272,10 +272,10 @@ struct Dispatcher {
     /// At most one due scan.
     scanning: JoinSet<Result<DueScan, StoreError>>,
     scan_wanted: bool,
-    /// Told when hints were dropped. An edit by a shell is in no index: a relist marks what nobody has
+    /// Told when hints were dropped. An edit by a shell is in no index: a relist marks what no reconcile has
     /// handled.
     gaps: Gaps,
-    /// They were, and nobody has been told yet.
+    /// They were, and the relist has not been told yet.
     overflowed: bool,
     next_poll: Instant,
     /// Set while the database does not answer: no work is handed out until then.

@@ -1,4 +1,4 @@
-//! Releases orphans that an administrator wants released: they say then that nobody uses them, and a new tenant
+//! Releases orphans that an administrator wants released: they say then that no tenant uses them, and a new tenant
 //! may adopt them.
 //!
 //! It is what letting a tenant go with the policy `retain` does, for one resource of a tenant whose document was

@@ -179,7 +179,7 @@ impl Reconciler {
     }
 
     /// What held a step back may have been taken back while that was recorded: the step is made due then.
-    /// Whoever takes it back from here on finds it recorded. Returns whether it was so.
+    /// A start or lift from here on finds it recorded. Returns whether it was so.
     async fn wake(&self, claim: &Claim, steps: &Steps<'_>) -> bool {
         let free = steps.free_again();
         if free.is_empty() {
@@ -216,7 +216,7 @@ impl Reconciler {
         let plans = self.plans(claim, steps);
         if nothing_left(claim, &plans.current.status) {
             report.tell_acts(steps.take_acts());
-            // First, so that whoever sees the document go finds out that it went as it should. If that is
+            // First, so that a client that sees the document go finds out that it went as it should. If that is
             // taken back right now, the history says that too.
             let events = history::of_end(claim, &plans.current.status);
             if let Err(error) = self.store.record_events(&events).await {

@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(15);
 
-/// How often something was missed. Whoever misses something counts it up.
+/// How often something was missed; the part that misses something counts it up.
 pub type Gaps = watch::Sender<u64>;
 
 /// Makes the passes of one process.
@@ -91,7 +91,7 @@ impl Relister {
                     pause(&mut delay).await;
                 }
             }
-            // Two that only mark harm nobody, so that nothing depends on this.
+            // Two that only mark do no harm, so that nothing depends on this.
             if let Err(error) = self.store.hold_relist(&self.holder, LEASE).await {
                 tracing::debug!(%error, "the lease for looking for missed changes may expire");
             }

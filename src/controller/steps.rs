@@ -2,7 +2,7 @@
 //! does.
 //!
 //! A step is held back by what was known when it began. Until the commit that may have been taken back, and
-//! whoever took it back has made due what was recorded as held: not what is about to be. So a run that was
+//! the process that took it back has made due what was recorded as held: not what is about to be. So a run that was
 //! held back by what no longer holds is repeated rather than recorded.
 
 use std::sync::Arc;

@@ -15,7 +15,7 @@ use crate::tenant::{Adopted, Before, Reason};
 pub enum Owner {
     Us,
     /// There is no mark.
-    Nobody,
+    Unmarked,
     /// There is a mark, and it cannot be read.
     Illegible,
     /// This tenant let it go.
@@ -63,7 +63,7 @@ pub async fn standing<I: Integration>(
             let why = format!("is marked as that of tenant {other}, not of {}{way_out}", target.id);
             return conflict(&why);
         }
-        Owner::Nobody if adopted.is_none() && !target.may_adopt.unmarked => {
+        Owner::Unmarked if adopted.is_none() && !target.may_adopt.unmarked => {
             return conflict(
                 "was there already and carries no mark. To take it over, give this tenant \"adopt\": true; \
                  else rename or remove it",
@@ -75,7 +75,7 @@ pub async fn standing<I: Integration>(
             );
             return conflict(&why);
         }
-        Owner::Nobody | Owner::Illegible | Owner::Released(_) => {}
+        Owner::Unmarked | Owner::Illegible | Owner::Released(_) => {}
     }
     if let Some(why) = integration.protected(resource).await? {
         return conflict(&format!("{why}; it is never adopted"));
@@ -101,7 +101,7 @@ pub fn is_ours<I: Integration>(integration: &I, target: &Target, resource: &I::R
     let made_for_it = target.recorded.as_deref() == Some(id) && target.adopted_before(id).is_none();
     match integration.owner(target, resource) {
         Owner::Us => true,
-        Owner::Nobody | Owner::Illegible => made_for_it,
+        Owner::Unmarked | Owner::Illegible => made_for_it,
         Owner::Released(_) | Owner::Other(_) => false,
     }
 }

@@ -503,7 +503,7 @@ impl Integration for Authentik {
 
     fn owner(&self, target: &Target, group: &Group) -> Owner {
         match (group.attributes.get(MARK), group.text(MARK)) {
-            (None, _) => Owner::Nobody,
+            (None, _) => Owner::Unmarked,
             (_, Some(mark)) if mark == target.id.to_string() => Owner::Us,
             (_, Some(mark)) if is_mark(&mark) && group.usage() == Usage::Released => {
                 Owner::Released(mark)

@@ -62,7 +62,7 @@ pub struct Target {
 impl Target {
     /// What a reconcile of `tenant` at the time `now` is to bring about by a step.
     ///
-    /// `may_exist`: an earlier run may have made something that nobody recorded. `adopt_unmarked`: tenants that
+    /// `may_exist`: an earlier run may have made something that was not recorded. `adopt_unmarked`: tenants that
     /// do not say so may adopt.
     pub fn of(
         tenant: &Tenant,

@@ -224,7 +224,7 @@ impl TokenSource {
     pub fn credentials_changed(&self) {
         let mut state = self.lock();
         (state.held, state.failures, state.replacement) = (None, 0, false);
-        // Whoever waits for what was asked for with the old ones goes on waiting; nobody joins.
+        // A run that waits for what was asked for with the old ones goes on waiting; none joins.
         state.fetching = None;
         if let Some(token) = &mut state.token {
             token.renew_at = Instant::now();

@@ -95,7 +95,7 @@ async fn reconnect(uri: &Secret, store: &Store) {
                 return;
             }
             Err(NotConnected::Store(error)) => {
-                tracing::warn!(%error, "MONGODB_URI_FILE: the connection before is kept for now");
+                tracing::warn!(%error, "MONGODB_URI_FILE: the earlier connection is kept");
             }
         }
         tokio::time::sleep(pause).await;

@@ -263,7 +263,7 @@ impl Store {
             doc! { "$cond": [changed.clone(), due_as_it_is(), "$nextReconcileAt"] },
         );
         if self.waits {
-            // Also for what others changed and nobody has handled yet: that is what the client waits for.
+            // Also for what others changed and no reconcile has handled yet: that is what the client waits for.
             let waits = doc! { "$or": [changed.clone(), content_due("$")] };
             fields.insert(WAITED_FOR, doc! { "$cond": [waits, true, format!("${WAITED_FOR}")] });
         }

@@ -103,7 +103,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether nothing can be done for any tenant, for now.
+    /// Whether nothing can be done for any tenant until the database works.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::Late { .. } | Self::CredentialsRefused { .. })
     }

@@ -116,7 +116,7 @@ impl Store {
         self.bounded("orphans", orphans.update_one(this, change)).await.map(drop)
     }
 
-    /// Nothing is left to release, unless somebody has asked since `asked`.
+    /// Nothing is left to release, unless a release was asked for since `asked`.
     pub async fn nothing_to_release(&self, asked: Timestamp) -> Result<(), StoreError> {
         let controls = self.controls_collection();
         let settle = controls.delete_one(doc! { "_id": RELEASES, "askedAt": date(asked) });

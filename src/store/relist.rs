@@ -43,7 +43,7 @@ pub enum Turn {
 
 impl Store {
     /// Marks as due, in the next slice of the collection, every tenant whose desired state or reconcile request
-    /// nobody has handled yet. Returns whether that was the last slice.
+    /// no reconcile has handled yet. Returns whether that was the last slice.
     ///
     /// After an error, call it again with the same `progress` to go on from there.
     pub async fn relist(&self, progress: &mut Relist) -> Result<bool, StoreError> {

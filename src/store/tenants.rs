@@ -303,7 +303,7 @@ impl Store {
         document.extend(doc! {
             "status": Phase::Pending.name(),
             "generation": 1_i64,
-            // Says that nobody has claimed it yet, which of other writers' documents is only a guess.
+            // Says that it was never claimed, which of other writers' documents is only a guess.
             "lease": { "epoch": 0_i64 },
             "createdAt": created.clone(),
             "updatedAt": created,

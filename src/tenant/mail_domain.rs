@@ -12,7 +12,7 @@ use psl::{Psl, Type};
 /// one the domains of everybody are registered, so no tenant can have it.
 ///
 /// The suffixes of registries are refused (the ICANN part of the public suffix list), and not those of
-/// companies, such as `github.io`: they are domains of somebody's. Whether the mail server knows the suffix
+/// companies, such as `github.io`: they are domains of another owner. Whether the mail server knows the suffix
 /// of a name is its own business: its list may be newer or older than the one compiled in here.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MailDomain(String);

@@ -368,7 +368,7 @@ async fn a_patch_replaces_attributes_whole_and_keeps_what_it_does_not_name() {
     .await;
 }
 
-/// The user is the token's own: the others are nobody's business.
+/// The user is the token's own: the others do not matter here.
 #[tokio::test]
 async fn a_put_without_users_empties_the_group_and_a_patch_does_not() {
     on_each(async |server| {

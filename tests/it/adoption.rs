@@ -17,7 +17,7 @@ use crate::stalwart::{Bench, connect, target};
 use crate::support::{adopting, converge, eventually, holds_for};
 use crate::three::Suite;
 
-/// Resources of a tenant's names that somebody made by hand.
+/// Resources of a tenant's names that a person made by hand.
 #[derive(Debug, Clone, PartialEq)]
 struct ByHand {
     group: Value,
@@ -232,7 +232,7 @@ async fn an_adopted_service_that_is_switched_off_is_let_go_and_taken_up_again_wi
     suite.says("acme", "stalwart", "ServiceDisabled").await;
     assert_eq!(suite.by_hand("acme"), Some(before.clone()));
 
-    // Whoever has it back may write on it.
+    // The client that has it back may write on it.
     assert!(suite.stalwart.change("acme.test", json!({ "description": "sold in 2026" })));
     suite.reconcile("acme").await;
     assert_eq!(suite.by_hand("acme").unwrap().domain["description"], "sold in 2026", "that stays");

@@ -96,7 +96,7 @@ async fn twenty_thousand_edits_by_a_shell_take_no_memory_though_a_client_watches
     for first in (0..TENANTS).step_by(2_000) {
         world.tenants.insert_many((first..first + 2_000).map(|n| converged(n, false))).await.unwrap();
     }
-    // Whoever waits for this one does so for long.
+    // A client that waits for this one does so for long.
     world.insert("waited-for").await;
     world.authentik.faults.add(Fault { answer: FaultAnswer::Hang, ..Default::default() });
     let settings =

@@ -59,7 +59,7 @@ async fn a_step_that_only_this_process_cannot_run_is_held_and_what_is_known_of_i
     suite.world.set("acme", doc! { "name": "Acme AG" }).await;
     suite.stands_at("acme", "authentik", "ok", "InSync").await;
     suite.stands_at("acme", "ocis", "pending", "NotConfigured").await;
-    assert_eq!(suite.stands("acme", "ocis").await.2, "False", "nobody takes it for ready");
+    assert_eq!(suite.stands("acme", "ocis").await.2, "False", "it is not taken for ready");
     let held = suite.world.step_of("acme", "ocis").await;
     for field in ["externalId", "observed", "fingerprint"] {
         assert!(before.contains_key(field) && held.get(field) == before.get(field), "{field}: {held}");
@@ -179,12 +179,12 @@ async fn a_process_that_lacks_an_upstream_stands_by_while_another_has_them_all()
         assert!(!history.contains("NotConfigured"), "{history}");
     }
     assert_eq!(lacking.reconciles("ok"), 0, "it stood by");
-    // Once nobody has everything, it works, and holds what it cannot do.
+    // Once no process has everything, it works, and holds what it cannot do.
     whole.stop().await;
     suite.world.set("t0", doc! { "name": "Alone" }).await;
     suite.stands_at("t0", "ocis", "pending", "NotConfigured").await;
     suite.stands_at("t0", "authentik", "ok", "InSync").await;
-    // And stands by again as soon as somebody has; nothing stays held.
+    // And stands by again as soon as a process has; nothing stays held.
     let whole = suite.controller(|_| {}).await;
     suite.settled("t0").await;
     lacking.stop().await;

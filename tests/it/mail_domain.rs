@@ -43,7 +43,7 @@ enum Act {
     /// The last who got one there gives it up.
     Leave(usize),
     Reconcile,
-    /// A reconcile that nobody learns the outcome of.
+    /// A reconcile whose outcome is lost.
     Crash,
     /// The next write is done and not answered.
     LoseAnswer,
@@ -75,7 +75,7 @@ struct Life {
     claimed: bool,
     people: BTreeMap<String, String>,
     joined: usize,
-    /// The ids of the domains that were made by hand, as long as nobody has asked for a purge.
+    /// The ids of the domains that were made by hand, as long as no purge was asked for.
     made_by_hand: Vec<String>,
 }
 

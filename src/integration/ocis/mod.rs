@@ -520,7 +520,7 @@ impl Integration for Ocis {
             }
             Some(other) => Owner::Released(other),
             None if space.drive.has_illegible_mark() => Owner::Illegible,
-            None => Owner::Nobody,
+            None => Owner::Unmarked,
         }
     }
 

@@ -173,7 +173,7 @@ impl Search {
             }
             for ((_, answer), found) in searches.into_iter().zip(found) {
                 let found = listed.clone().map(|()| found).map_err(|error| error.for_everybody());
-                // Whoever asked may be gone.
+                // The run that asked may be gone.
                 let _ = answer.send(found);
             }
         }

@@ -737,7 +737,7 @@ impl Integration for Stalwart {
             Some((tenant, Usage::Released)) => Owner::Released(tenant.to_string()),
             Some((tenant, _)) => Owner::Other(tenant.to_string()),
             None if domain.is_marked_by_something() => Owner::Illegible,
-            None => Owner::Nobody,
+            None => Owner::Unmarked,
         }
     }
 

@@ -168,7 +168,7 @@ async fn a_server_without_a_route_to_invite_says_so_in_plain_text() {
                 missing(&roles);
                 missing(&invited);
             }
-            // The roles are told, and yet nobody can be invited.
+            // The roles are told, and yet there is no route to invite.
             Some(Flavour::Ocis5) => {
                 roles.must_be(200);
                 missing(&invited);
