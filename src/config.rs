@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use clap::Args;
 use secrecy::ExposeSecret;
-use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use crate::integration::{
@@ -22,7 +21,7 @@ use crate::integration::{
 };
 use crate::secret::Secret;
 use crate::store::check_uri;
-use crate::telemetry::LogFormat;
+use crate::telemetry::{self, LogFilter, LogFormat};
 use crate::tenant::{Backoff, GuardPolicy, Policy};
 
 /// The settings as given. They are text until [`Given::check`], so that one run names every mistake.
@@ -226,7 +225,8 @@ pub struct Given {
     /// auto (human on a terminal, else JSON), human or json [default: auto]
     #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT", help_heading = "Logs")]
     pub log_format: Option<String>,
-    /// error, warn, info, debug or trace; also by module: info,tenantry::store=debug [default: info]
+    /// error, warn, info, debug, trace or off; also by module: warn,tenantry::store=debug
+    /// [default: info]
     #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", help_heading = "Logs")]
     pub log_level: Option<String>,
 }
@@ -255,7 +255,7 @@ pub struct Config {
     pub lease_ttl: Duration,
     pub shutdown_grace: Duration,
     pub log_format: LogFormat,
-    pub log_filter: Targets,
+    pub log_filter: LogFilter,
     /// Of those above the ones that come from files, which are read again while the process runs.
     pub from_files: Vec<Secret>,
 }
@@ -301,7 +301,7 @@ pub struct OcisConfig {
 
 /// Everything that is wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .0.iter().map(|mistake| format!("  {mistake}")).collect::<Vec<_>>().join("\n"))]
+#[error("the settings are wrong:{}", .0.iter().map(|mistake| format!("\n  {mistake}")).collect::<String>())]
 pub struct Mistakes(pub Vec<String>);
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -585,6 +585,15 @@ impl Given {
                 from_files: check.from_files,
             }),
             _ => Err(Mistakes(check.mistakes)),
+        }
+    }
+
+    /// Sets up logs as far as that is possible with mistakes in the settings: a collector that is promised
+    /// JSON gets nothing else.
+    pub fn log_as_given(&self) {
+        if some(&self.log_format).map(str::parse) == Some(Ok(LogFormat::Json)) {
+            let filter = some(&self.log_level).and_then(|level| level.parse().ok());
+            telemetry::init(LogFormat::Json, filter.unwrap_or_default());
         }
     }
 

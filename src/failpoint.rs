@@ -4,6 +4,8 @@
 //! process kills itself (SIGKILL) when it gets there; `1*off->return` lets it pass once. Without the
 //! feature nothing of this exists.
 
+use crate::terminal::say;
+
 /// Integration: about to ask the upstream for a new resource.
 pub const CREATING: &str = "integration::creating";
 /// Integration: the upstream said that it made the resource.
@@ -32,7 +34,7 @@ pub fn reach(name: &str) {
 
 #[allow(dead_code)] // used only where the dependency `fail` was built with failpoints
 fn die(name: &str) {
-    eprintln!("failpoint {name}: killing this process");
+    say(format_args!("failpoint {name}: killing this process"));
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     // SIGKILL may take a moment to arrive; nothing must happen until then.
     loop {

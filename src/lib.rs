@@ -8,7 +8,8 @@
 //! * [`auth`] says who asks the API;
 //! * [`integration`] talks to the upstreams, [`store`] to MongoDB;
 //! * [`tenant`] is the domain, and pure;
-//! * [`metrics`], [`telemetry`], [`secret`] and [`failpoint`] are leaves.
+//! * [`metrics`], [`telemetry`], [`secret`], [`terminal`] and [`failpoint`] are leaves; [`environment`] and
+//!   [`signals`] are for the program itself.
 
 pub mod api;
 pub mod auth;
@@ -17,11 +18,14 @@ pub mod config;
 pub mod controller;
 #[cfg(feature = "dev")]
 pub mod dev;
+pub mod environment;
 pub mod failpoint;
 pub mod integration;
 pub mod metrics;
 pub mod run;
 pub mod secret;
+pub mod signals;
 pub mod store;
 pub mod telemetry;
 pub mod tenant;
+pub mod terminal;

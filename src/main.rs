@@ -1,11 +1,12 @@
 //! The command line.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tenantry::config::{Given, Mistakes};
-use tenantry::telemetry;
-use tokio::signal::unix::{SignalKind, signal};
+use tenantry::terminal::{print, say};
+use tenantry::{environment, signals, telemetry};
 use tokio_util::sync::CancellationToken;
 
 /// Makes Authentik, Stalwart and oCIS match the tenants in MongoDB, and keeps them so.
@@ -60,26 +61,35 @@ Example:
 fn main() -> ExitCode {
     // Lives as long as the process; without the feature `failpoints` it does nothing.
     let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);
-    let cli = Cli::parse();
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(told) => return told,
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("tenantry: cannot start: {error}");
+            say(format_args!("tenantry: cannot start: {error}"));
             return ExitCode::FAILURE;
         }
     };
     let command = match cli.command {
         Command::Client(client) => return runtime.block_on(client.execute()),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "tenantry", &mut std::io::stdout());
-            return ExitCode::SUCCESS;
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tenantry", &mut script);
+            return printed(&String::from_utf8_lossy(&script), ExitCode::SUCCESS);
         }
         command => command,
     };
     match runtime.block_on(execute(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tenantry: {error:#}");
+            // In the form that logs have, once there are any.
+            if tracing::dispatcher::has_been_set() {
+                tracing::error!("{error:#}");
+            } else {
+                say(format_args!("tenantry: {error:#}"));
+            }
             match error.downcast_ref::<Mistakes>() {
                 // As clap does for a wrong command line.
                 Some(_) => ExitCode::from(2),
@@ -89,43 +99,57 @@ fn main() -> ExitCode {
     }
 }
 
+/// The command line, with the environment's part of it. What is to be told instead, such as help or a
+/// mistake, has been told when this returns an exit code.
+fn parse() -> Result<Cli, ExitCode> {
+    let mut command = environment::tidied(Cli::command());
+    let cli = command.try_get_matches_from_mut(std::env::args_os());
+    let cli = cli.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
+    cli.map_err(|error| {
+        let error = error.format(&mut command);
+        if !error.use_stderr() {
+            let text = error.render();
+            let text =
+                if std::io::stdout().is_terminal() { text.ansi().to_string() } else { text.to_string() };
+            return printed(&text, ExitCode::SUCCESS);
+        }
+        // There is no place left to tell that this failed.
+        let _ = error.print();
+        ExitCode::from(2)
+    })
+}
+
+/// Prints what was asked for. An output that is not whole is a failure.
+fn printed(text: &str, exit: ExitCode) -> ExitCode {
+    match print(text) {
+        Ok(_) => exit,
+        Err(error) => {
+            say(format_args!("tenantry: the output is not whole: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
 async fn execute(command: Command) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
-    end_on_signal(shutdown.clone())?;
+    signals::end_on_request(shutdown.clone())?;
     match command {
         Command::Run(given) => {
-            let config = given
-                .check()
-                .map_err(|mistakes| anyhow::Error::new(mistakes).context("the settings are wrong"))?;
+            let config = given.check().inspect_err(|_| given.log_as_given())?;
             telemetry::init(config.log_format, config.log_filter.clone());
             Ok(tenantry::run::run(config, shutdown, None).await?)
         }
         #[cfg(feature = "dev")]
-        Command::Dev(dev) => dev.execute(shutdown).await,
+        Command::Dev(dev) => {
+            signals::end_with_the_terminal(shutdown.clone())?;
+            dev.execute(shutdown).await
+        }
         #[cfg(feature = "dev")]
-        Command::Sim(sim) => sim.execute(shutdown).await,
+        Command::Sim(sim) => {
+            signals::end_with_the_terminal(shutdown.clone())?;
+            sim.execute(shutdown).await
+        }
         // They have been carried out: they need no clean end.
         Command::Client(_) | Command::Completions { .. } => Ok(()),
     }
-}
-
-/// The first SIGINT or SIGTERM asks for a clean end, the second ends at once.
-fn end_on_signal(shutdown: CancellationToken) -> std::io::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if shutdown.is_cancelled() {
-                eprintln!("tenantry: ended at once; leases that are held will expire by themselves");
-                std::process::exit(130);
-            }
-            eprintln!("tenantry: ending; once more to end at once");
-            shutdown.cancel();
-        }
-    });
-    Ok(())
 }

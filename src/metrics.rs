@@ -56,6 +56,8 @@ pub struct Metrics {
     pub unreadable: IntCounterVec,
     /// Resources marked for tenants that do not exist, by `upstream`.
     pub orphans: IntGaugeVec,
+    /// Resources that are marked as another fleet's, as the latest sweep saw them, by `upstream`.
+    pub foreign_marks: IntGaugeVec,
     pub queue_depth: IntGaugeVec,
     pub queue_oldest_seconds: GaugeVec,
     /// Times that hints found the queue full; the database is asked for their tenants later.
@@ -191,6 +193,11 @@ impl Metrics {
             unreadable: add.counters(
                 "unreadable_elements_total",
                 "Elements of an upstream's lists that could not be understood.",
+                &["upstream"],
+            ),
+            foreign_marks: add.gauges(
+                "foreign_marks",
+                "Resources that are marked as another fleet's, as the latest sweep saw them.",
                 &["upstream"],
             ),
             orphans: add.gauges(

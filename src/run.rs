@@ -125,6 +125,10 @@ pub async fn run(
         upstreams: Upstreams {
             process: holder.to_string().into(),
             board: integrations.health(),
+            traffic: {
+                let integrations = Arc::clone(&integrations);
+                Arc::new(move |step| integrations.traffic(step))
+            },
             checks: checks(Arc::clone(&integrations), store.clone()),
             controls: controls.subscribe(),
         },

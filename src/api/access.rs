@@ -8,6 +8,9 @@ use crate::auth::Role;
 pub const OPEN: &[&str] =
     &["/livez", "/readyz", "/openapi.json", "/docs", "/docs/docs.js", "/docs/docs.css"];
 
+/// Routes for every good token, whatever role it gives.
+const ANY_ROLE: &[&str] = &["/whoami"];
+
 /// Changes that are not an administrator's business.
 const OPERATOR: &[(Method, &str)] = &[
     (Method::POST, "/tenants"),
@@ -19,14 +22,15 @@ const OPERATOR: &[(Method, &str)] = &[
     (Method::POST, "/upstreams/{upstream}/check"),
 ];
 
-/// The role that a request needs; `route` is the pattern that its path matched. Whatever changes something
+/// The role that a request needs; none where a good token is enough. `route` is the pattern that its path matched. Whatever changes something
 /// and is not listed needs the highest one, so that a route that is forgotten here is closed, not open.
-pub fn needed(method: &Method, route: Option<&str>) -> Role {
+pub fn needed(method: &Method, route: Option<&str>) -> Option<Role> {
     if method.is_safe() {
-        return Role::Reader;
+        let any = route.is_some_and(|route| ANY_ROLE.contains(&route));
+        return (!any).then_some(Role::Reader);
     }
     let listed = |(verb, path): &(Method, &str)| verb == method && route == Some(path);
-    if OPERATOR.iter().any(listed) { Role::Operator } else { Role::Admin }
+    Some(if OPERATOR.iter().any(listed) { Role::Operator } else { Role::Admin })
 }
 
 #[cfg(test)]
@@ -46,7 +50,9 @@ mod tests {
             (Method::POST, Some("/upstreams/{upstream}/check"), Role::Operator),
             (Method::POST, None, Role::Admin),
         ] {
-            assert_eq!(needed(&method, route), role, "{method} {route:?}");
+            assert_eq!(needed(&method, route), Some(role), "{method} {route:?}");
         }
+        assert_eq!(needed(&Method::GET, Some("/whoami")), None);
+        assert_eq!(needed(&Method::POST, Some("/whoami")), Some(Role::Admin));
     }
 }

@@ -7,8 +7,8 @@ use super::fields::{Patch, Replacement};
 use super::openapi::{Editing, PatchBody, Prefer, ReplacementBody};
 use super::problem::Problem;
 use super::representation::TenantView;
-use super::tenants::{Acting, Named, created};
-use super::wait::{Wait, acted_on};
+use super::tenants::{Acting, Location, Named, created, location};
+use super::wait::{Subject, Wait, acted_on};
 use crate::store::{Edit, Edited, Record, Store};
 use crate::tenant::Slug;
 
@@ -41,16 +41,18 @@ pub async fn patch(
     }
     let store = wait.noted_by(&store);
     match change(&store, &slug, &edit, &conditions).await? {
-        Edited::Done(record) => Ok(settled(&store, &slug, wait, record, false).await),
+        Edited::Done(record) => Ok(settled(&store, &slug, wait, record, None).await),
         Edited::Missing => Err(Problem::no_tenant(slug.as_str())),
         Edited::Leaving => Err(Problem::leaving(slug.as_str())),
-        Edited::Unexpected => Err(no_longer(&slug)),
+        Edited::Unexpected => Err(no_longer(&slug, &conditions)),
     }
 }
 
 /// Create or replace a tenant
 ///
-/// For scripts and GitOps: it may be repeated, and what does not differ is no change.
+/// For scripts and GitOps: it may be repeated, and what does not differ is no change. Absent fields get their
+/// defaults, but for `paused`, which stays as it is: a tenant that was paused in an emergency stays paused when
+/// its description is applied again.
 #[utoipa::path(put, path = "/tenants/{slug}", tag = "tenants", operation_id = "putTenant",
     params(
         ("slug" = String, Path, description = "Of the tenant", example = "acme",
@@ -76,7 +78,7 @@ pub async fn put(
     wait: Wait,
     replacement: Replacement,
 ) -> Result<Response, Problem> {
-    let new = replacement.of(slug)?;
+    let (new, edit) = replacement.of(slug)?;
     let slug = &new.slug;
     let store = wait.noted_by(&store);
     match &conditions {
@@ -88,23 +90,22 @@ pub async fn put(
                 Problem::precondition_failed(format!("there is a tenant {:?} already", slug.as_str()))
             };
             let record = store.insert(&new).await?.ok_or_else(present)?;
-            Ok(settled(&store, slug, wait, record, true).await)
+            let location = location(slug.as_str());
+            Ok(settled(&store, slug, wait, record, Some(location)).await)
         }
-        Conditions { if_match: Some(_), .. } => {
-            let edit = Edit::replace(&new.desired);
-            match change(&store, slug, &edit, &conditions).await? {
-                Edited::Done(record) => Ok(settled(&store, slug, wait, record, false).await),
-                Edited::Missing => {
-                    let detail = "If-Match needs a tenant, and there is none";
-                    Err(Problem::precondition_failed(detail))
-                }
-                Edited::Leaving => Err(Problem::leaving(slug.as_str())),
-                Edited::Unexpected => Err(no_longer(slug)),
+        Conditions { if_match: Some(_), .. } => match change(&store, slug, &edit, &conditions).await? {
+            Edited::Done(record) => Ok(settled(&store, slug, wait, record, None).await),
+            Edited::Missing => {
+                let detail = "If-Match needs a tenant, and there is none";
+                Err(Problem::precondition_failed(detail))
             }
-        }
+            Edited::Leaving => Err(Problem::leaving(slug.as_str())),
+            Edited::Unexpected => Err(no_longer(slug, &conditions)),
+        },
         Conditions { if_match: None, if_absent: false } => {
-            let put = store.put(&new).await?.ok_or_else(|| Problem::leaving(slug.as_str()))?;
-            Ok(settled(&store, slug, wait, put.record, put.created).await)
+            let put = store.put(&new, &edit).await?.ok_or_else(|| Problem::leaving(slug.as_str()))?;
+            let location = put.created.then(|| location(slug.as_str()));
+            Ok(settled(&store, slug, wait, put.record, location).await)
         }
     }
 }
@@ -122,19 +123,35 @@ async fn change(
     })
 }
 
-fn no_longer(slug: &Slug) -> Problem {
-    Problem::precondition_failed(format!(
-        "the tenant {:?} is not what If-Match names: somebody changed it. Read it again, and repeat the \
-         edit if it is still what you want",
-        slug.as_str()
-    ))
+fn no_longer(slug: &Slug, conditions: &Conditions) -> Problem {
+    let slug = slug.as_str();
+    Problem::precondition_failed(if conditions.if_match.as_ref().is_some_and(Tags::are_weak) {
+        format!(
+            "If-Match names only weak tags (W/\"…\"), which never match (RFC 9110, section 13.1.1): the tenant \
+             {slug:?} was not compared. A proxy that compresses makes tags weak; send the tag without W/"
+        )
+    } else {
+        format!(
+            "the tenant {slug:?} is not what If-Match names: it was changed meanwhile. Read it again, and repeat \
+             the edit if it is still what you want"
+        )
+    })
 }
 
-/// The answer, at once or when the tenant has settled.
-async fn settled(store: &Store, slug: &Slug, wait: Wait, record: Record, new: bool) -> Response {
-    let waited = wait.until(store, slug, Some(&record), acted_on).await;
+/// The answer, at once or when the tenant has settled; with a location if it is new.
+async fn settled(
+    store: &Store,
+    slug: &Slug,
+    wait: Wait,
+    record: Record,
+    new: Option<Location>,
+) -> Response {
+    let waited = wait.until(store, slug, &Subject::from(&record), acted_on).await;
     let record = waited.record.as_ref().unwrap_or(&record);
-    let mut response = if new { created(slug, record) } else { single(record).into_response() };
+    let mut response = match new {
+        Some(location) => created(location, record),
+        None => single(record).into_response(),
+    };
     waited.mark(&mut response);
     response
 }

@@ -3,9 +3,9 @@
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tracing::Instrument;
 use tracing::field::Empty;
@@ -48,7 +48,13 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
         "request", request_id = id, method = %request.method(), path = request.uri().path(),
         sub = Empty, client = Empty, role = Empty
     );
-    let mut response = next.run(request).instrument(span).await;
+    let answer = async {
+        match named_host(&request) {
+            Ok(()) => next.run(request).await,
+            Err(problem) => problem.into_response(),
+        }
+    };
+    let mut response = answer.instrument(span).await;
     if let Some(problem) = response.extensions_mut().remove::<Problem>()
         && let Ok(body) = serde_json::to_vec(&Named { problem, request_id: &id })
     {
@@ -63,6 +69,15 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
         headers.insert(REQUEST_ID, id);
     }
     response
+}
+
+/// RFC 9112, section 3.2: a request of HTTP/1.1 names one host.
+fn named_host(request: &Request) -> Result<(), Problem> {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    if hosts == 1 || (hosts == 0 && request.version() < Version::HTTP_11) {
+        return Ok(());
+    }
+    Err(Problem::bad_request("a request of HTTP/1.1 must have the header Host, once"))
 }
 
 /// The client's own id, if it is one that can be put into logs and headers.

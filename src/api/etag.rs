@@ -15,20 +15,24 @@ use sha2::{Digest, Sha256};
 use super::problem::Problem;
 use super::representation::{Probes, TenantView};
 use crate::store::Record;
-use crate::tenant::{StepKind, Tenant};
+use crate::tenant::{DeletionPolicy, Desired, StepKind, Tenant};
 
 /// Bytes of the digest in a tag; with the generation before it, chance never makes two alike.
 const DIGEST: usize = 8;
 
 /// The tag with its quotes.
 fn tag(tenant: &Tenant) -> String {
-    let desired = &tenant.desired;
+    // All of it by name, so that none can be forgotten.
+    let Desired { name, domain, storage_bytes, services, paused, adopt, deletion } = &tenant.desired;
     let text = json!([
         tenant.id.to_string(),
-        desired.name.as_str(),
-        desired.domain.as_ref().map(|domain| domain.as_str()),
-        desired.storage_bytes,
-        StepKind::ALL.map(|step| desired.services.has(step)),
+        name.as_str(),
+        domain.as_ref().map(|domain| domain.as_str()),
+        storage_bytes,
+        StepKind::ALL.map(|step| services.has(step)),
+        paused,
+        adopt,
+        deletion.map(DeletionPolicy::name),
     ])
     .to_string();
     let digest = Sha256::digest(text);
@@ -68,6 +72,14 @@ pub enum Tags {
 }
 
 impl Tags {
+    /// Whether they can hold of nothing: a weak tag equals none by strong comparison.
+    pub fn are_weak(&self) -> bool {
+        match self {
+            Self::Any => false,
+            Self::These(tags) => tags.iter().all(|tag| tag.starts_with("W/")),
+        }
+    }
+
     /// Whether one of them is this tenant's, by strong comparison (RFC 9110, section 8.8.3.2).
     pub fn hold(&self, record: &Record) -> bool {
         match (self, record) {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::MAX_BODY;
 use super::problem::{FieldError, Problem};
 use crate::store::{Edit, NewTenant};
-use crate::tenant::{Desired, MailDomain, PerStep, Services, Slug, StepKind};
+use crate::tenant::{Desired, MailDomain, PerStep, Services, Slug, StepKind, TenantName};
 
 /// A JSON object being read. Fields are taken out; what is left at the end is unknown.
 struct Fields {
@@ -60,13 +60,25 @@ impl Fields {
         None
     }
 
-    fn required_text<T: FromStr<Err: Display>>(&mut self, field: &str) -> Option<T> {
+    /// A name that people can read. A document that has another one is accepted all the same.
+    fn name(&mut self) -> Option<TenantName> {
+        let name: TenantName = self.text("name")?;
+        match name.check_legible() {
+            Ok(()) => Some(name),
+            Err(error) => {
+                self.wrong("name", error.to_string());
+                None
+            }
+        }
+    }
+
+    fn required<T>(&mut self, field: &str, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
         if self.left.get(field).is_none_or(Value::is_null) {
             self.left.remove(field);
             self.wrong(field, "is required");
             return None;
         }
-        self.text(field)
+        read(self)
     }
 
     fn flag(&mut self, field: &str) -> Option<bool> {
@@ -138,7 +150,7 @@ impl Fields {
 
     /// The desired state, whole; what is absent has its default.
     fn desired(&mut self) -> Option<Desired> {
-        let name = self.required_text("name");
+        let name = self.required("name", Self::name);
         let domain = self.mail_domain();
         let storage_bytes = self.object("quota", Self::storage_bytes).flatten();
         let services = self.object("services", |services| {
@@ -154,15 +166,18 @@ impl Fields {
             ..Desired::new(name?)
         })
     }
-}
 
-/// A tenant of this slug could not be named in a path.
-const RESERVED: &str = "watch";
+    /// What a body without `paused` says of it: nothing, so that a tenant that a person paused stays paused
+    /// when its description is applied again.
+    fn names_paused(&self) -> bool {
+        self.left.get("paused").is_some_and(|paused| !paused.is_null())
+    }
+}
 
 fn read_new_tenant(object: Map<String, Value>) -> Result<NewTenant, Vec<FieldError>> {
     let mut fields = Fields::new(object);
-    let slug = fields.required_text("slug");
-    if slug.as_ref().is_some_and(|slug: &Slug| slug.as_str() == RESERVED) {
+    let slug = fields.required("slug", |fields| fields.text("slug"));
+    if slug.as_ref().is_some_and(Slug::is_reserved) {
         fields.wrong("slug", "is a word of the API's own: /tenants/watch");
     }
     let desired = fields.desired();
@@ -178,26 +193,30 @@ fn read_new_tenant(object: Map<String, Value>) -> Result<NewTenant, Vec<FieldErr
 pub struct Replacement {
     slug: Option<Slug>,
     desired: Desired,
+    names_paused: bool,
 }
 
 impl Replacement {
-    /// `slug` is the path's.
-    pub fn of(self, slug: Slug) -> Result<NewTenant, Problem> {
+    /// The tenant, should it be new, and the change, should it be there. `slug` is the path's.
+    pub fn of(self, slug: Slug) -> Result<(NewTenant, Edit), Problem> {
         if self.slug.is_some_and(|named| named != slug) {
             let message = format!("must be {slug} as in the path, or absent: a slug never changes");
             return Err(Problem::invalid(vec![FieldError { field: "slug".into(), message }]));
         }
-        Ok(NewTenant { slug, desired: self.desired })
+        let mut edit = Edit::replace(&self.desired);
+        edit.paused = edit.paused.filter(|_| self.names_paused);
+        Ok((NewTenant { slug, desired: self.desired }, edit))
     }
 }
 
 fn read_replacement(object: Map<String, Value>) -> Result<Replacement, Vec<FieldError>> {
     let mut fields = Fields::new(object);
     let slug = fields.text("slug");
+    let names_paused = fields.names_paused();
     let desired = fields.desired();
     let errors = fields.finish();
     match desired {
-        Some(desired) if errors.is_empty() => Ok(Replacement { slug, desired }),
+        Some(desired) if errors.is_empty() => Ok(Replacement { slug, desired, names_paused }),
         _ => Err(errors),
     }
 }
@@ -211,7 +230,7 @@ fn read_patch(object: Map<String, Value>) -> Result<Edit, Vec<FieldError>> {
     if fields.left.remove("slug").is_some() {
         fields.wrong("slug", "never changes");
     }
-    let name = match fields.change("name", |fields| fields.text("name")) {
+    let name = match fields.change("name", Fields::name) {
         Some(None) => {
             fields.wrong("name", "cannot be removed");
             None
@@ -284,6 +303,10 @@ async fn object<S: Send + Sync>(
     state: &S,
     accepted: &[&str],
 ) -> Result<Map<String, Value>, Problem> {
+    let coding = request.headers().get_all(header::CONTENT_ENCODING).iter();
+    if coding.into_iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Problem::compressed());
+    }
     let media_type = request.headers().get(header::CONTENT_TYPE);
     let media_type = media_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = media_type.split(';').next().unwrap_or_default().trim();
@@ -291,7 +314,9 @@ async fn object<S: Send + Sync>(
         return Err(Problem::unsupported_media_type(accepted));
     }
     let body = whole_body(request, state).await?;
-    let body: Value = serde_json::from_slice(&body)
+    // RFC 8259, section 8.1: a byte order mark may be ignored.
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&body);
+    let body: Value = serde_json::from_slice(body)
         .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
     match body {
         Value::Object(object) => Ok(object),

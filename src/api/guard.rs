@@ -1,6 +1,7 @@
 //! Who is let in: authentication, roles, rates, and no more at once than can be answered.
 
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::Span;
@@ -39,6 +41,32 @@ struct Inner {
     rates: Option<Rates>,
     places: Arc<Semaphore>,
     origins: Vec<HeaderValue>,
+    refused: RefusedTokens,
+}
+
+/// Tells of tokens that are refused, a few a minute: anyone can send as many as they like.
+struct RefusedTokens {
+    may_tell: DefaultDirectRateLimiter,
+    untold: AtomicU64,
+}
+
+/// Lines a minute about refused tokens.
+const REFUSALS: NonZeroU32 = NonZeroU32::new(6).unwrap();
+
+impl RefusedTokens {
+    fn new() -> Self {
+        Self { may_tell: RateLimiter::direct(Quota::per_minute(REFUSALS)), untold: AtomicU64::new(0) }
+    }
+
+    /// `why` holds nothing of the token.
+    fn tell(&self, why: &str) {
+        if self.may_tell.check().is_err() {
+            self.untold.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let untold = self.untold.swap(0, Ordering::Relaxed);
+        tracing::warn!(why, others_untold = untold, "a token was refused");
+    }
 }
 
 /// A request's place among those that are answered at once, among its extensions.
@@ -65,6 +93,7 @@ impl Guard {
             rates: rate.map(Rates::new),
             places: Arc::new(Semaphore::new(at_once.clamp(1, Semaphore::MAX_PERMITS))),
             origins: origins.collect(),
+            refused: RefusedTokens::new(),
         }))
     }
 
@@ -112,7 +141,10 @@ impl Guard {
         let Some(authenticator) = &self.0.authenticator else { return Ok(Principal::anonymous()) };
         let token = bearer(headers).ok_or_else(Problem::no_token)?;
         authenticator.authenticate(token).await.map_err(|refusal| match refusal {
-            Refusal::Invalid(why) => Problem::bad_token(&why),
+            Refusal::Invalid(why) => {
+                self.0.refused.tell(&why);
+                Problem::bad_token(&why)
+            }
             Refusal::Unavailable { why, retry_in } => Problem::issuer_away(why, retry_in),
         })
     }
@@ -175,7 +207,10 @@ pub async fn admit(
 
     let needed = access::needed(request.method(), route.as_deref());
     let changes = !request.method().is_safe();
-    let answer = if principal.may(needed) {
+    let lacked = needed.filter(|needed| !principal.may(*needed));
+    let answer = if let Some(lacked) = lacked {
+        Err(Problem::lacks_role(lacked, &principal))
+    } else {
         // The request, and what is in it, is gone as soon as its body has been read; the place is not.
         let place = Place(Arc::new(Mutex::new(Some(place))));
         request.extensions_mut().insert(principal);
@@ -183,8 +218,6 @@ pub async fn admit(
         let response = next.run(request).await;
         place.release();
         Ok(response)
-    } else {
-        Err(Problem::lacks_role(needed, principal.role))
     };
     if changes {
         let status = answer.as_ref().map_or_else(Problem::status, |response| response.status());

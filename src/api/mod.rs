@@ -11,6 +11,7 @@ mod fleet;
 mod guard;
 mod health;
 mod hub;
+mod list;
 pub mod openapi;
 mod plan;
 mod problem;
@@ -22,6 +23,7 @@ mod telemetry;
 mod tenants;
 mod upstreams;
 mod wait;
+mod whoami;
 
 pub use envelope::RequestId;
 pub use guard::{Guard, Limits, Place};
@@ -82,7 +84,7 @@ impl Api {
     pub fn router(self) -> Router {
         let cross_origin = self.guard.cross_origin();
         let router = Router::new()
-            .route("/tenants", post(tenants::create).get(tenants::list))
+            .route("/tenants", post(tenants::create).get(list::list))
             .route("/tenants/watch", get(stream::watch))
             .route(
                 "/tenants/{slug}",
@@ -105,6 +107,7 @@ impl Api {
             .route("/upstreams", get(upstreams::list))
             .route("/upstreams/{upstream}/check", post(upstreams::check))
             .route("/upstreams/{upstream}/retire", post(upstreams::retire))
+            .route("/whoami", get(whoami::show))
             .route("/livez", get(health::live))
             .route("/readyz", get(health::ready))
             .merge(openapi::routes())

@@ -15,7 +15,7 @@ use utoipa::{IntoParams, IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::problem::Problem;
 use super::representation::TenantView;
-use super::{edit, events, fleet, health, plan, stream, tenants, upstreams};
+use super::{edit, events, fleet, health, list, plan, stream, tenants, upstreams, whoami};
 
 /// The description of the API. A handler that is missing here is missing there.
 #[derive(OpenApi)]
@@ -29,7 +29,7 @@ use super::{edit, events, fleet, health, plan, stream, tenants, upstreams};
     ),
     paths(
         tenants::create,
-        tenants::list,
+        list::list,
         stream::watch,
         tenants::show,
         edit::patch,
@@ -53,6 +53,7 @@ use super::{edit, events, fleet, health, plan, stream, tenants, upstreams};
         upstreams::list,
         upstreams::check,
         upstreams::retire,
+        whoami::show,
         health::live,
         health::ready,
     ),

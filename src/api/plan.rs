@@ -14,9 +14,9 @@ use super::Readiness;
 use super::openapi::Deciding;
 use super::problem::Problem;
 use super::tenants::Named;
-use super::wait::Wait;
+use super::wait::{Subject, Wait};
 use crate::auth::{Principal, Role};
-use crate::store::{Record, Store};
+use crate::store::{Record, Requested, Store};
 use crate::tenant::{Action, PlannedField, Reason, StepKind, Tenant, plan};
 
 /// What a reconcile would do now.
@@ -92,9 +92,13 @@ pub async fn show(
     let may_ask = principal.is_some_and(|Extension(principal)| principal.may(Role::Operator));
     if may_ask && wait.is_granted() {
         sensible(&store.get(&slug).await?.ok_or_else(unknown)?)?;
-        let token = wait.noted_by(&store).request_observation(&slug).await?.ok_or_else(unknown)?;
-        let looked = |tenant: &Tenant| tenant.status.last_handled_reconcile_at >= Some(token);
-        let found = wait.until(&store, &slug, None, looked).await;
+        let requested = wait.noted_by(&store).request_observation(&slug).await?;
+        let Requested { at, id } = requested.ok_or_else(unknown)?;
+        let looked = |tenant: &Tenant| tenant.status.last_handled_reconcile_at >= Some(at);
+        let found = wait.until(&store, &slug, &Subject::Id(id), looked).await;
+        if found.gone {
+            return Err(Problem::removed(slug.as_str()));
+        }
         seen.clone_from(&found.record);
         waited = Some(found);
     }

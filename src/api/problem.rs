@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::auth::Role;
+use crate::auth::{Principal, Role};
 use crate::store::StoreError;
 
 /// One error. Titles are fixed per kind; the detail says what happened this time and what to do.
@@ -31,6 +31,9 @@ pub struct Problem {
     /// With which a client is asked to show who it is.
     #[serde(skip)]
     challenge: Option<Challenge>,
+    /// RFC 9110, section 12.5.3: tells a refused coding from a refused media type.
+    #[serde(skip)]
+    accepts_no_coding: bool,
 }
 
 /// RFC 6750, section 3.
@@ -67,6 +70,7 @@ impl Problem {
             errors: Vec::new(),
             retry_after: None,
             challenge: None,
+            accepts_no_coding: false,
         }
     }
 
@@ -90,6 +94,14 @@ impl Problem {
     pub fn unsupported_media_type(expected: &[&str]) -> Self {
         let detail = format!("send JSON, with Content-Type: {}", expected.join(" or "));
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported media type", detail)
+    }
+
+    pub fn compressed() -> Self {
+        let detail = "the body has a Content-Encoding, and none is understood here; send it as it is";
+        let mut problem =
+            Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported content coding", detail);
+        problem.accepts_no_coding = true;
+        problem
     }
 
     pub fn too_large(limit: usize) -> Self {
@@ -127,9 +139,15 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "No such tenant", detail)
     }
 
+    /// It was there when the request came.
+    pub fn removed(slug: &str) -> Self {
+        let detail = format!("the tenant {slug:?} was being deleted, and is gone now");
+        Self::new(StatusCode::NOT_FOUND, "No such tenant", detail)
+    }
+
     /// The document makes no sense, and `why` says how.
     pub fn senseless(why: &str) -> Self {
-        let detail = format!("nothing is done about this tenant until its document is mended: {why}");
+        let detail = format!("nothing is done about this tenant until its document is corrected: {why}");
         Self::new(StatusCode::CONFLICT, "Document makes no sense", detail)
     }
 
@@ -213,9 +231,18 @@ impl Problem {
         problem
     }
 
-    pub fn lacks_role(needed: Role, own: Option<Role>) -> Self {
-        let own = own.map_or("no role".to_owned(), |role| format!("only the role {role}"));
-        let detail = format!("this needs the role {needed}; the token gives {own}");
+    pub fn lacks_role(needed: Role, principal: &Principal) -> Self {
+        let detail = match (principal.role, &principal.lacks_claim) {
+            (Some(role), _) => {
+                format!("this needs the role {needed}; the token gives only the role {role}")
+            }
+            (None, None) => format!("this needs the role {needed}; the token gives no role"),
+            (None, Some(claim)) => format!(
+                "this needs the role {needed}; the token lacks the claim {claim:?}, which gives roles, altogether. Ask \
+                 the issuer for the scope that brings it (in Authentik, profile brings groups), or name another claim \
+                 in OIDC_ROLES_CLAIM"
+            ),
+        };
         let mut problem = Self::new(StatusCode::FORBIDDEN, "Role missing", detail);
         problem.challenge = Some(Challenge::LacksRole);
         problem
@@ -286,6 +313,9 @@ impl IntoResponse for Problem {
         }
         if let Some(challenge) = self.challenge.and_then(|challenge| challenge.header(&self.detail)) {
             headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        if self.accepts_no_coding {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         // So that the request's id can be added where it is known.
         response.extensions_mut().insert(self);

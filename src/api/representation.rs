@@ -7,7 +7,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::store::{InvalidDocument, Record};
-use crate::tenant::{Origin, PerStep, Phase, Reason, StepKind, StepState, StepStatus, Tenant};
+use crate::tenant::{
+    Origin, OtherResource, PerStep, Phase, Reason, StepKind, StepState, StepStatus, Tenant,
+};
 
 /// One tenant, whether its document makes sense or not.
 #[derive(Debug, Serialize, ToSchema)]
@@ -75,11 +77,18 @@ struct StepView {
     /// What an adopted resource said before, by field; it says that again once it is let go.
     #[serde(skip_serializing_if = "Option::is_none")]
     before: Option<BTreeMap<String, Option<String>>>,
+    /// Other resources that carry the tenant's mark as in use, as the latest sweep saw them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    others: Vec<OtherView>,
     attempts: u32,
     last_attempt_at: Option<Timestamp>,
     last_transition_at: Option<Timestamp>,
     /// When the step is tried again by itself; null is now, or, while it waits for its upstream, when that works.
     next_attempt_at: Option<Timestamp>,
+    /// Since when a step that is `ok` waits for something that its upstream has yet to learn; the message says for
+    /// what.
+    awaits_since: Option<Timestamp>,
     /// Set while the step waits for its upstream to work.
     #[serde(skip_serializing_if = "Option::is_none")]
     waits_for: Option<WaitView>,
@@ -142,6 +151,49 @@ impl TenantView {
             }
         }
         view
+    }
+
+    pub fn is_invalid(&self) -> bool {
+        matches!(self, Self::Invalid(_))
+    }
+
+    pub fn status(&self) -> &'static str {
+        match self {
+            Self::Tenant(tenant) => tenant.status,
+            Self::Invalid(invalid) => invalid.status,
+        }
+    }
+
+    /// Whether it is as it should be now.
+    pub fn is_ready(&self) -> bool {
+        self.conditions()
+            .iter()
+            .any(|condition| condition.r#type == "Ready" && condition.status == "True")
+    }
+
+    /// Of its conditions and its steps.
+    pub fn reasons(&self) -> impl Iterator<Item = &'static str> {
+        let steps = match self {
+            Self::Tenant(tenant) => Some(tenant.steps.values()),
+            Self::Invalid(_) => None,
+        };
+        let steps = steps.into_iter().flatten().filter_map(|step| step.reason);
+        self.conditions().iter().map(|condition| condition.reason).chain(steps)
+    }
+
+    /// The state of a step; of an invalid document none is known.
+    pub fn state(&self, step: StepKind) -> &'static str {
+        match self {
+            Self::Tenant(tenant) => tenant.steps.get(step.name()).map_or("", |step| step.state),
+            Self::Invalid(_) => "",
+        }
+    }
+
+    fn conditions(&self) -> &[ConditionView] {
+        match self {
+            Self::Tenant(tenant) => &tenant.conditions,
+            Self::Invalid(invalid) => &invalid.conditions,
+        }
     }
 }
 
@@ -214,6 +266,20 @@ impl From<&Tenant> for ValidTenant {
     }
 }
 
+/// A resource that carries a tenant's mark and is not the recorded one.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OtherView {
+    external_id: String,
+    name: String,
+}
+
+impl From<&OtherResource> for OtherView {
+    fn from(other: &OtherResource) -> Self {
+        Self { external_id: other.external_id.clone(), name: other.name.clone() }
+    }
+}
+
 impl StepView {
     /// `state` is the step's for the *current* desired state.
     fn new(kind: StepKind, step: &StepStatus, state: StepState) -> Self {
@@ -231,10 +297,12 @@ impl StepView {
             external_id: step.external_id.clone(),
             origin: step.origin().map(Origin::name),
             before: step.before().cloned(),
+            others: step.others.iter().map(OtherView::from).collect(),
             attempts: step.attempts,
             last_attempt_at: step.last_attempt_at,
             last_transition_at: step.last_transition_at,
             next_attempt_at: if outdated || waits { None } else { step.next_attempt_at },
+            awaits_since: step.awaits_since.filter(|_| !outdated),
             waits_for: waits.then(|| WaitView { upstream: kind.name(), next_probe_at: None }),
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderName};
 use axum::response::sse::{Event as Sse, KeepAlive};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt, stream};
@@ -75,7 +75,10 @@ pub async fn watch(
     let away = || Problem::unavailable("the database's changes cannot be followed now");
     let listener = hub.listen(after).await.ok_or_else(away)?;
     let events = axum::response::Sse::new(Reader::new(filter, listener, place).stream());
-    Ok(events.keep_alive(KeepAlive::new().interval(HEARTBEAT)).into_response())
+    let events = events.keep_alive(KeepAlive::new().interval(HEARTBEAT).text("alive"));
+    // A proxy that collects the answer first would hold every event back.
+    let unbuffered = [(HeaderName::from_static("x-accel-buffering"), "no")];
+    Ok((unbuffered, events).into_response())
 }
 
 /// One connection. What it has not read yet is in the hub, once for all readers.

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRef, FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -12,18 +12,14 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::etag::{single, single_now};
 use super::fields::Steps;
-use super::openapi::{Creating, Editing, Finding, Listing, NewTenantBody, Prefer, Searching, StepsBody};
+use super::openapi::{Creating, Editing, Finding, NewTenantBody, Prefer, Searching, StepsBody};
 use super::problem::{FieldError, Problem};
 use super::representation::TenantView;
 use super::upstreams::Upstreams;
-use super::wait::{Wait, acted_on, handled};
+use super::wait::{Subject, Wait, acted_on, handled};
 use crate::auth::Principal;
-use crate::store::{IdempotencyKey, Inserted, NewTenant, PageQuery, Record, Store};
-use crate::tenant::{DeletionPolicy, Phase, Slug};
-
-/// Tenants on a page, unless asked otherwise, and at most.
-const DEFAULT_LIMIT: u16 = 50;
-const MAX_LIMIT: u16 = 500;
+use crate::store::{IdempotencyKey, Inserted, NewTenant, Record, Requested, Store};
+use crate::tenant::{DeletionPolicy, Slug};
 
 /// Create a tenant
 ///
@@ -55,15 +51,24 @@ pub async fn create(
             Inserted::SlugTaken => return Err(taken()),
         },
     };
-    let waited = wait.until(&store, &new.slug, Some(&record), acted_on).await;
-    let mut response = created(&new.slug, waited.record.as_ref().unwrap_or(&record));
+    let waited = wait.until(&store, &new.slug, &Subject::from(&record), acted_on).await;
+    let location = location(&format!("tenants/{}", new.slug));
+    let mut response = created(location, waited.record.as_ref().unwrap_or(&record));
     waited.mark(&mut response);
     Ok(response)
 }
 
+/// Where a new tenant is.
+pub type Location = [(HeaderName, String); 1];
+
+/// Relative to the address that was asked (RFC 9110, section 10.2.2): a proxy may have taken a prefix off the
+/// path, and only the client knows it.
+pub fn location(relative: &str) -> Location {
+    [(header::LOCATION, relative.to_owned())]
+}
+
 /// The answer to a creation.
-pub fn created(slug: &Slug, record: &Record) -> Response {
-    let location = [(header::LOCATION, format!("/tenants/{slug}"))];
+pub fn created(location: Location, record: &Record) -> Response {
     (StatusCode::CREATED, location, single(record)).into_response()
 }
 
@@ -118,8 +123,11 @@ pub async fn reconcile(
     Steps(steps): Steps,
 ) -> Result<Response, Problem> {
     let requested = wait.noted_by(&store).request_reconcile_of(&slug, &steps).await?;
-    let token = requested.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
-    let waited = wait.until(&store, &slug, None, |tenant| handled(tenant, token)).await;
+    let Requested { at: token, id } = requested.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
+    let waited = wait.until(&store, &slug, &Subject::Id(id), |tenant| handled(tenant, token)).await;
+    if waited.gone {
+        return Err(Problem::removed(slug.as_str()));
+    }
     let mut response = match &waited.record {
         Some(record) if waited.settled => single(record).into_response(),
         _ => {
@@ -177,18 +185,38 @@ impl DeletionParameters {
 
 /// Delete a tenant
 ///
-/// Its resources go first, or are released; the tenant is visible all along as `deleting`, and goes last.
+/// Its resources go first, or are released; the tenant is visible all along as `deleting`, and goes last. Who
+/// waits for it (`Prefer: wait`) is answered as soon as it is gone, or cannot go yet.
 #[utoipa::path(delete, path = "/tenants/{slug}", tag = "tenants", operation_id = "deleteTenant",
-    params(("slug" = String, Path, description = "Of the tenant", example = "acme"), DeletionParameters),
-    responses((status = 202, description = "It will be done", body = TenantView), Searching))]
+    params(
+        ("slug" = String, Path, description = "Of the tenant", example = "acme"),
+        DeletionParameters,
+        Prefer,
+    ),
+    responses(
+        (status = 202, description = "It will be done", body = TenantView),
+        (status = 204, description = "It was done while the request waited: the tenant is gone"),
+        Searching,
+    ))]
 pub async fn delete(
     Acting(store): Acting,
     Named(slug): Named,
+    wait: Wait,
     parameters: Result<Query<DeletionParameters>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let Query(parameters) = parameters.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let store = wait.noted_by(&store);
     let asked = store.request_deletion(&slug, parameters.read()?).await?;
-    accepted(&slug, asked)
+    let record = asked.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
+    let waited = wait.until(&store, &slug, &Subject::from(&record), acted_on).await;
+    let mut response = if waited.gone {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        let record = waited.record.as_ref().unwrap_or(&record);
+        (StatusCode::ACCEPTED, Json(TenantView::from(record))).into_response()
+    };
+    waited.mark(&mut response);
+    Ok(response)
 }
 
 /// Keep a tenant that was to be deleted
@@ -222,74 +250,6 @@ pub async fn resume(Acting(store): Acting, Named(slug): Named) -> Result<Respons
 fn accepted(slug: &Slug, record: Option<Record>) -> Result<Response, Problem> {
     let record = record.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
     Ok((StatusCode::ACCEPTED, Json(TenantView::from(&record))).into_response())
-}
-
-/// Filters of a list. Numbers come as text, so that every mistake can be named in one answer.
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub struct ListParameters {
-    /// Only tenants with this status
-    #[param(pattern = "^(pending|active|deleting)$", nullable = false)]
-    status: Option<String>,
-    /// Tenants on a page
-    #[param(value_type = Option<u16>, minimum = 1, maximum = 500, default = 50, nullable = false)]
-    limit: Option<String>,
-    /// Slugs after this one: the page before says it as `next`
-    #[param(nullable = false)]
-    after: Option<String>,
-}
-
-/// A page of tenants in order of their slugs.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct List {
-    items: Vec<TenantView>,
-    /// Give it as `after` for the next page; null on the last.
-    next: Option<String>,
-}
-
-/// List tenants, in order of their slugs
-#[utoipa::path(get, path = "/tenants", tag = "tenants", operation_id = "listTenants",
-    params(ListParameters),
-    responses((status = 200, description = "A page", body = List), Listing))]
-pub async fn list(
-    State(store): State<Store>,
-    State(upstreams): State<Upstreams>,
-    parameters: Result<Query<ListParameters>, QueryRejection>,
-) -> Result<Json<List>, Problem> {
-    let Query(parameters) = parameters.map_err(|error| Problem::bad_request(error.body_text()))?;
-    let page = store.list(&parameters.read()?).await?;
-    let probes = upstreams.probes();
-    let items = page.records.iter().map(|record| TenantView::now(record, &probes)).collect();
-    Ok(Json(List { items, next: page.next }))
-}
-
-impl ListParameters {
-    fn read(self) -> Result<PageQuery, Problem> {
-        let mut errors = Vec::new();
-        let mut wrong = |field: &str, message: String| {
-            errors.push(FieldError { field: field.into(), message });
-        };
-        let phase = self.status.and_then(|status| {
-            let phase = status.parse::<Phase>();
-            if phase.is_err() {
-                wrong("status", format!("must be one of {}", Phase::ALL.map(Phase::name).join(", ")));
-            }
-            phase.ok()
-        });
-        let limit = self.limit.map_or(DEFAULT_LIMIT, |limit| match limit.parse() {
-            Ok(limit) if (1..=MAX_LIMIT).contains(&limit) => limit,
-            _ => {
-                wrong("limit", format!("must be a whole number from 1 to {MAX_LIMIT}"));
-                DEFAULT_LIMIT
-            }
-        });
-        if errors.is_empty() {
-            Ok(PageQuery { phase, after: self.after, limit })
-        } else {
-            Err(Problem::invalid(errors))
-        }
-    }
 }
 
 /// The store, in the name of whoever sent the request.

@@ -19,7 +19,9 @@ use super::problem::Problem;
 use super::representation::Probes;
 use super::tenants::Acting;
 use crate::store::Retired;
-use crate::tenant::{Breaker, Controls, PerStep, Standing, StepKind, UpstreamHealth};
+use crate::tenant::{
+    Breaker, Controls, Latency, PerStep, Standing, StepKind, Swept, Traffic, UpstreamHealth,
+};
 
 /// What is known of the upstreams, and by which process.
 #[derive(Clone)]
@@ -30,6 +32,8 @@ pub struct Upstreams {
     pub board: watch::Receiver<PerStep<Option<UpstreamHealth>>>,
     /// Which upstreams the fleet has.
     pub controls: watch::Receiver<Controls>,
+    /// How this process' requests fare; `None` for an upstream that is not configured.
+    pub traffic: Arc<dyn Fn(StepKind) -> Option<Traffic> + Send + Sync>,
     /// Where checks are asked for.
     pub checks: mpsc::Sender<CheckRequest>,
 }
@@ -73,6 +77,77 @@ pub struct UpstreamView {
     /// What is known of a configured one.
     #[serde(flatten)]
     detail: Option<UpstreamDetail>,
+    /// The latest sweep, by whichever process; null before the first.
+    last_sweep: Option<SweepView>,
+}
+
+/// How a sweep of an upstream ended.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SweepView {
+    ended_at: Timestamp,
+    /// `ok`, `refused` (so many tenants differed that it was not believed: see the change guard), or `failed`
+    /// (the upstream could not be listed, or the database not read)
+    end: &'static str,
+    /// When one could last compare; what it saw is below
+    compared_at: Option<Timestamp>,
+    took_seconds: Option<f64>,
+    /// Resources in the upstream's list
+    seen: Option<u64>,
+    /// Resources that the tenants should have
+    expected: Option<u64>,
+    /// Tenants whose resource differs or is missing
+    differing: Option<u64>,
+    /// Tenants of which another resource with their mark was newly seen
+    second: Option<u64>,
+    /// Resources of no tenant
+    orphans: Option<u64>,
+    /// Resources that are marked as another fleet's
+    foreign: Option<u64>,
+}
+
+impl From<&Swept> for SweepView {
+    fn from(swept: &Swept) -> Self {
+        let found = swept.found;
+        Self {
+            ended_at: swept.ended_at,
+            end: swept.end.name(),
+            compared_at: swept.compared_at,
+            took_seconds: found.map(|found| found.took.as_secs_f64()),
+            seen: found.map(|found| found.seen),
+            expected: found.map(|found| found.expected),
+            differing: found.map(|found| found.differing),
+            second: found.map(|found| found.second),
+            orphans: found.map(|found| found.orphans),
+            foreign: found.map(|found| found.foreign),
+        }
+    }
+}
+
+/// How long this process' latest requests to an upstream took.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LatencyView {
+    /// How many they are, 128 at most
+    requests: usize,
+    median_seconds: f64,
+    p95_seconds: f64,
+}
+
+/// How this process paces its requests to an upstream.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PacingView {
+    /// Requests at once, at most
+    max_concurrent: usize,
+    /// Requests a minute, at most; null is without a limit
+    max_per_minute: Option<u32>,
+    /// Requests under way now
+    under_way: usize,
+    /// Requests that wait for their turn now
+    waiting: usize,
+    /// What is left of a pause that the upstream asked for
+    paused_for_seconds: Option<f64>,
 }
 
 /// What is known of a configured upstream.
@@ -87,11 +162,27 @@ pub struct UpstreamDetail {
     next_probe_at: Option<Timestamp>,
     /// When the upstream last accepted our credentials.
     credentials_accepted_at: Option<Timestamp>,
+    /// Null before the first request.
+    latency: Option<LatencyView>,
+    pacing: PacingView,
 }
 
-impl From<UpstreamHealth> for UpstreamDetail {
-    fn from(health: UpstreamHealth) -> Self {
+impl UpstreamDetail {
+    fn new(health: UpstreamHealth, traffic: Traffic) -> Self {
+        let Traffic { latency, under_way, waiting, at_once, per_minute, paused_for } = traffic;
         Self {
+            latency: latency.map(|Latency { requests, median, p95 }| LatencyView {
+                requests,
+                median_seconds: median.as_secs_f64(),
+                p95_seconds: p95.as_secs_f64(),
+            }),
+            pacing: PacingView {
+                max_concurrent: at_once,
+                max_per_minute: per_minute,
+                under_way,
+                waiting,
+                paused_for_seconds: paused_for.map(|left| left.as_secs_f64()),
+            },
             breaker: health.breaker.name(),
             next_probe_at: match health.breaker {
                 Breaker::Open { probe_at } => Some(probe_at),
@@ -126,7 +217,11 @@ impl Upstreams {
             Some(known) if known.problem.is_some() || known.reachable == Some(false) => "unhealthy",
             _ => "unknown",
         };
-        let standing = self.controls.borrow().fleet.as_ref().map(|fleet| fleet.upstreams[step]);
+        let (standing, last_sweep) = {
+            let controls = self.controls.borrow();
+            let standing = controls.fleet.as_ref().map(|fleet| fleet.upstreams[step]);
+            (standing, controls.sweeps[step].as_ref().map(SweepView::from))
+        };
         let (fleet, since) = match standing.unwrap_or_default() {
             Standing::Never => ("never", None),
             Standing::Known { since } => ("known", Some(since)),
@@ -138,14 +233,17 @@ impl Upstreams {
             fleet,
             since,
             health,
-            detail: known.map(Into::into),
+            detail: known
+                .map(|health| UpstreamDetail::new(health, (self.traffic)(step).unwrap_or_default())),
+            last_sweep,
         }
     }
 }
 
 /// Show the upstreams
 ///
-/// Their health, as the process that answers has seen it. Nothing is asked of them.
+/// Their health, latency and pacing, as the process that answers has seen them, and how the latest sweep of any
+/// process ended. Nothing is asked of them.
 #[utoipa::path(get, path = "/upstreams", tag = "fleet", operation_id = "showUpstreams",
     responses((status = 200, description = "All of them", body = UpstreamList), Reading))]
 pub async fn list(State(upstreams): State<Upstreams>) -> Json<UpstreamList> {

@@ -15,7 +15,7 @@ use super::guard::Place;
 use super::hub::{Event, Hub, Listener};
 use super::problem::Problem;
 use crate::store::{Record, Store};
-use crate::tenant::{Reason, Slug, StepKind, StepState, Tenant};
+use crate::tenant::{Reason, Slug, StepKind, StepState, Tenant, TenantId};
 
 /// The longest wait; a longer one is cut to it.
 pub const LONGEST: Duration = Duration::from_secs(60);
@@ -71,6 +71,8 @@ pub struct Waited {
     /// The tenant as it is at the end of the wait, where that is known to differ from before.
     pub record: Option<Record>,
     pub settled: bool,
+    /// The tenant was removed during the wait.
+    pub gone: bool,
     /// `wait=…`, when the wish was granted.
     applied: Option<Duration>,
 }
@@ -96,27 +98,27 @@ impl Wait {
         store.for_one_who_waits(self.is_granted())
     }
 
-    /// Waits until `settled` is true of the tenant, or the time is over.
+    /// Waits until `settled` is true of the tenant, it is gone, or the time is over.
     pub async fn until(
         self,
         store: &Store,
         slug: &Slug,
-        now: Option<&Record>,
+        subject: &Subject<'_>,
         settled: impl Fn(&Tenant) -> bool,
     ) -> Waited {
         let is = |record: &Record| matches!(record, Record::Tenant(tenant) if settled(tenant));
-        let Some(mut waiting) = self.0 else {
-            return Waited { record: None, settled: false, applied: None };
-        };
-        let applied = Some(waiting.asked);
-        if now.is_some_and(is) {
-            return Waited { record: None, settled: true, applied };
+        let mut waited = Waited { record: None, settled: false, gone: false, applied: None };
+        let Some(mut waiting) = self.0 else { return waited };
+        waited.applied = Some(waiting.asked);
+        if matches!(subject, Subject::Record(record) if is(record)) {
+            waited.settled = true;
+            return waited;
         }
         if let Some(busy) = &waiting.busy {
             // From here on nothing is done for it, and there may be many who wait.
             busy.release();
         }
-        let mut latest = None;
+        let id = subject.id();
         loop {
             let told = tokio::select! {
                 told = waiting.listener.events.recv() => told,
@@ -125,21 +127,53 @@ impl Wait {
             };
             let record = match told.as_deref() {
                 Ok(Event::Tenant { record, .. }) if is_of(record, slug) => record.clone(),
+                Ok(Event::Gone { id: gone, .. }) if Some(*gone) == id => {
+                    waited.gone = true;
+                    break;
+                }
                 Ok(Event::Tenant { .. } | Event::Gone { .. }) => continue,
                 // Its event may have been among those that were missed.
                 Ok(Event::Gap) | Err(RecvError::Lagged(_)) => match store.get(slug).await {
                     Ok(Some(record)) => record,
-                    Ok(None) | Err(_) => break,
+                    Ok(None) => {
+                        waited.gone = true;
+                        break;
+                    }
+                    Err(_) => break,
                 },
                 Err(RecvError::Closed) => break,
             };
-            let settled = is(&record);
-            latest = Some(record);
-            if settled {
-                return Waited { record: latest, settled, applied };
+            waited.settled = is(&record);
+            waited.record = Some(record);
+            if waited.settled {
+                break;
             }
         }
-        Waited { record: latest, settled: false, applied }
+        waited
+    }
+}
+
+/// What is waited for.
+pub enum Subject<'a> {
+    /// As the request left it.
+    Record(&'a Record),
+    /// What a document has for an id, which is no tenant's if the document is invalid.
+    Id(Option<TenantId>),
+}
+
+impl Subject<'_> {
+    fn id(&self) -> Option<TenantId> {
+        match self {
+            Self::Record(Record::Tenant(tenant)) => Some(tenant.id),
+            Self::Record(Record::Invalid(_)) => None,
+            Self::Id(id) => *id,
+        }
+    }
+}
+
+impl<'a> From<&'a Record> for Subject<'a> {
+    fn from(record: &'a Record) -> Self {
+        Self::Record(record)
     }
 }
 

@@ -109,22 +109,23 @@ impl Authenticator {
         if token.len() > MAX_TOKEN {
             return Err(Refusal::invalid("the token is too long"));
         }
-        let claim = verify::look(token)?;
+        let token = verify::look(token)?;
         let issuers = self.issuers();
-        let trusted = issuers.iter().find(|trusted| trusted.config.issuer == claim.issuer);
+        let trusted = issuers.iter().find(|trusted| trusted.config.issuer == token.issuer);
         let Some(Trusted { config, keys }) = trusted else {
             return Err(Refusal::invalid(
                 "the token is of an issuer that is not trusted here (its iss counts to the letter, \
                  including the slash at the end)",
             ));
         };
-        let key = keys.find(claim.key_id.as_deref()).await.map_err(|missing| match missing {
+        let keys = keys.find(token.algorithm, token.key_id.as_deref()).await;
+        let keys = keys.map_err(|missing| match missing {
             Missing::Unknown => Refusal::invalid(
                 "the token is signed with a key that its issuer does not publish, or not yet",
             ),
             Missing::Unavailable { why, retry_in } => Refusal::Unavailable { why, retry_in },
         })?;
-        let claims = verify::verify(token, &claim, &key, config)?;
-        Ok(Principal::from_claims(&claims, &config.issuer, self.roles.role(&claims)))
+        let claims = verify::verify(token, &keys, config)?;
+        Ok(Principal::from_claims(&claims, &config.issuer, self.roles.of(&claims)))
     }
 }

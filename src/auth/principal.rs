@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 /// What somebody may do; each role includes the ones before it.
@@ -16,6 +17,8 @@ pub enum Role {
 }
 
 impl Role {
+    pub const ALL: [Self; 3] = [Self::Reader, Self::Operator, Self::Admin];
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Reader => "reader",
@@ -31,6 +34,17 @@ impl fmt::Display for Role {
     }
 }
 
+/// What a token says of roles.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Roles {
+    /// The highest that it gives.
+    Highest(Role),
+    /// It gives none.
+    None,
+    /// It lacks the claim altogether that gives roles.
+    Unsaid { claim: String },
+}
+
 /// Somebody whose token was verified: a person or a service. Handlers find it among a request's
 /// extensions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +58,10 @@ pub struct Principal {
     pub name: Option<String>,
     /// The highest that the claims give; `None` may do nothing.
     pub role: Option<Role>,
+    /// The claim that gives roles, where the token lacks it altogether.
+    pub lacks_claim: Option<String>,
+    /// When the token is no longer good.
+    pub expires_at: Option<Timestamp>,
 }
 
 /// How much of a name is kept, in characters.
@@ -58,22 +76,31 @@ impl Principal {
             client: None,
             name: None,
             role: Some(Role::Admin),
+            lacks_claim: None,
+            expires_at: None,
         }
     }
 
     /// From claims that were verified.
-    pub(super) fn from_claims(claims: &Map<String, Value>, issuer: &str, role: Option<Role>) -> Self {
+    pub(super) fn from_claims(claims: &Map<String, Value>, issuer: &str, roles: Roles) -> Self {
         let first = |names: &[&str]| {
             let texts = names.iter().filter_map(|name| claims.get(*name)?.as_str());
             let text = texts.into_iter().find(|text| !text.is_empty())?;
             Some(text.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect::<String>())
         };
+        let (role, lacks_claim) = match roles {
+            Roles::Highest(role) => (Some(role), None),
+            Roles::None => (None, None),
+            Roles::Unsaid { claim } => (None, Some(claim)),
+        };
         Self {
             sub: first(&["sub"]).unwrap_or_default(),
             issuer: issuer.to_owned(),
-            client: first(&["azp", "client_id"]),
+            client: first(&["azp", "client_id", "appid"]),
             name: first(&["preferred_username", "name", "email"]),
             role,
+            lacks_claim,
+            expires_at: claims.get("exp").and_then(seconds),
         }
     }
 
@@ -93,6 +120,13 @@ impl Principal {
     pub fn may(&self, role: Role) -> bool {
         self.role.is_some_and(|own| own >= role)
     }
+}
+
+/// A time as tokens have it; part of a second does not count.
+fn seconds(time: &Value) -> Option<Timestamp> {
+    #[expect(clippy::cast_possible_truncation, reason = "out of range is refused below")]
+    let seconds = time.as_i64().or_else(|| time.as_f64().map(|seconds| seconds as i64))?;
+    Timestamp::from_second(seconds).ok()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::principal::Role;
+use super::principal::{Role, Roles};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,8 +17,16 @@ pub struct RoleMapping {
 }
 
 impl RoleMapping {
+    /// What these claims say of roles.
+    pub(super) fn of(&self, claims: &Map<String, Value>) -> Roles {
+        match self.find(claims) {
+            None => Roles::Unsaid { claim: self.claim.clone() },
+            Some(_) => self.role(claims).map_or(Roles::None, Roles::Highest),
+        }
+    }
+
     /// The highest role that these claims give.
-    pub(super) fn role(&self, claims: &Map<String, Value>) -> Option<Role> {
+    fn role(&self, claims: &Map<String, Value>) -> Option<Role> {
         let values: Vec<&str> = match self.find(claims)? {
             Value::String(text) => vec![text],
             Value::Array(values) => values.iter().filter_map(Value::as_str).collect(),

@@ -5,35 +5,39 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use clap::Args;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
 use secrecy::ExposeSecret;
 use serde_json::Value;
 use url::Url;
 
-use super::failure::{Exit, Failure};
-use crate::integration::{BaseUrl, Broken, TokenAnswer, no_token_endpoint, roots};
+use super::failure::{Exit, Failure, no_api};
+use super::profile::{self, Resolved};
+use crate::integration::{BaseUrl, Broken, Connections, Habits, page, roots};
 use crate::secret::Secret;
 
 /// Where the API is, and who asks.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Connection")]
 pub struct Connection {
-    /// Address of tenantry's API, with any path prefix
-    #[arg(long, global = true, env = "TENANTRY_URL", value_name = "URL", default_value = DEFAULT_URL)]
-    url: String,
+    /// Use this context of the file of contexts (~/.config/tenantry/config.toml)
+    #[arg(long, global = true, env = "TENANTRY_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
+    /// Address of tenantry's API, with any path prefix [default: the context's, or http://127.0.0.1:8080]
+    #[arg(long, global = true, env = "TENANTRY_URL", value_name = "URL")]
+    pub url: Option<String>,
     /// Access token
     #[arg(long, global = true, env = "TENANTRY_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    token: Option<String>,
+    pub token: Option<String>,
     /// File that holds the access token
     #[arg(long, global = true, env = "TENANTRY_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    pub token_file: Option<PathBuf>,
     /// Token endpoint of the issuer, to fetch a token with client credentials
     #[arg(long, global = true, env = "TENANTRY_OIDC_TOKEN_URL", value_name = "URL")]
-    oidc_token_url: Option<String>,
+    pub oidc_token_url: Option<String>,
     /// Client id there
     #[arg(long, global = true, env = "TENANTRY_OIDC_CLIENT_ID", value_name = "ID")]
-    oidc_client_id: Option<String>,
+    pub oidc_client_id: Option<String>,
     /// Client secret there
     #[arg(
         long,
@@ -42,7 +46,7 @@ pub struct Connection {
         hide_env_values = true,
         value_name = "SECRET"
     )]
-    oidc_client_secret: Option<String>,
+    pub oidc_client_secret: Option<String>,
     /// Scopes of that token
     #[arg(
         long,
@@ -51,15 +55,22 @@ pub struct Connection {
         value_name = "SCOPES",
         default_value = "openid profile email"
     )]
-    oidc_scope: String,
+    pub oidc_scope: String,
     /// PEM bundle of root certificates to trust beside the system's
     #[arg(long, global = true, env = "EXTRA_CA_FILE", value_name = "FILE")]
-    ca_file: Option<PathBuf>,
+    pub ca_file: Option<PathBuf>,
 }
 
-const DEFAULT_URL: &str = "http://127.0.0.1:8080";
+pub const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 /// The longest time of one request, beside what it asks the server to wait.
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
+
+const HABITS: Habits = Habits {
+    agent: concat!("tenantry-cli/", env!("CARGO_PKG_VERSION")),
+    connect: Duration::from_secs(5),
+    // Each request has its own.
+    total: None,
+};
 
 /// An answer that is no refusal.
 pub struct Answer {
@@ -124,7 +135,7 @@ impl<'a> Ask<'a> {
 pub struct Client {
     http: reqwest::Client,
     base: Url,
-    connection: Connection,
+    resolved: Resolved,
     /// A command may run for days, and then needs more than one.
     token: RwLock<Option<Secret>>,
 }
@@ -133,33 +144,32 @@ impl Client {
     /// # Errors
     /// When a setting is wrong, or the issuer gives no token.
     pub async fn new(connection: &Connection) -> Result<Self, Failure> {
-        let base = BaseUrl::parse(&connection.url, "tenants")
-            .map_err(|error| Failure::usage(format!("TENANTRY_URL {error}")))?;
-        let base = Url::parse(&base.to_string())
-            .map_err(|error| Failure::usage(format!("TENANTRY_URL {error}")))?;
-        // A second call finds it installed, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let extra = match connection.ca_file.as_deref().filter(|file| !file.as_os_str().is_empty()) {
-            Some(file) => {
-                let wrong = |why| Failure::usage(format!("EXTRA_CA_FILE: {}: {why}", file.display()));
-                let bundle = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
-                roots(&bundle).map_err(wrong)?
+        let resolved = profile::resolve(connection)?;
+        let wrong = |why: String| match &resolved.context {
+            Some(context) if some(&connection.url).is_none() => {
+                Failure::usage(format!("the url of the context {context} {why}"))
             }
-            None => Vec::new(),
+            _ => Failure::usage(format!("TENANTRY_URL {why}")),
         };
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("tenantry-cli/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(Duration::from_secs(5))
-            // A redirect must not take the token elsewhere.
-            .redirect(reqwest::redirect::Policy::none())
-            .tls_certs_merge(extra)
-            .build()
-            .map_err(|error| Failure::failed(format!("cannot set up TLS: {}", cause(&error))))?;
-        let token = match given(connection)? {
-            Some(token) => Some(token),
-            None => issued(&http, connection).await?,
-        };
-        Ok(Self { http, base, connection: connection.clone(), token: RwLock::new(token) })
+        let base = BaseUrl::parse(&resolved.url, "tenants").map_err(|error| wrong(error.to_string()))?;
+        let base = Url::parse(&base.to_string()).map_err(|error| wrong(error.to_string()))?;
+        let http = http(&resolved, base.scheme() == "https")?;
+        let token = resolved.source.token(&http).await?;
+        Ok(Self { http, base, resolved, token: RwLock::new(token) })
+    }
+
+    /// What asks the issuer of a login.
+    ///
+    /// # Errors
+    /// When a setting is wrong.
+    pub fn http(connection: &Connection) -> Result<reqwest::Client, Failure> {
+        http(&profile::resolve(connection)?, false)
+    }
+
+    /// Where the API is, and which context says so.
+    pub fn describe(&self) -> String {
+        let context = self.resolved.context.as_ref().map(|name| format!(" (context {name})"));
+        format!("{}{}", self.base.as_str().trim_end_matches('/'), context.unwrap_or_default())
     }
 
     fn token(&self) -> Option<Secret> {
@@ -168,15 +178,13 @@ impl Client {
 
     /// After the token was refused: whether there is another one now, in its file or at the issuer.
     async fn renew_token(&self) -> Result<bool, Failure> {
-        match self.token() {
-            Some(token) if token.is_from_file() => Ok(token.reread().await),
-            Some(_) if some(&self.connection.token).is_none() => {
-                let another = issued(&self.http, &self.connection).await?;
-                *self.token.write().unwrap_or_else(PoisonError::into_inner) = another;
-                Ok(true)
-            }
-            _ => Ok(false),
+        let Some(refused) = self.token() else { return Ok(false) };
+        let another = self.resolved.source.another(&self.http, &refused).await?;
+        let renewed = another.is_some();
+        if renewed {
+            *self.token.write().unwrap_or_else(PoisonError::into_inner) = another;
         }
+        Ok(renewed)
     }
 
     /// The answer, with another token where the first is refused.
@@ -191,14 +199,14 @@ impl Client {
 
     /// A stream of server-sent events, which ends when the server or the network ends it.
     pub async fn events(&self, ask: Ask<'_>) -> Result<reqwest::Response, Failure> {
-        let (what, feature) = (self.what(&ask), ask.feature);
+        let (what, url, feature) = (self.what(&ask), self.url(ask.path), ask.feature);
         let answer = self.send(ask, None).await?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);
         }
         let text = answer.text().await.map_err(|error| self.unreachable(error))?;
-        Err(Failure::refused(status.as_u16(), &text, &what, feature))
+        Err(Failure::refused(status.as_u16(), &text, &what, &url, feature))
     }
 
     fn url(&self, path: &[&str]) -> Url {
@@ -236,24 +244,25 @@ impl Client {
 
     pub async fn ask(&self, ask: Ask<'_>) -> Result<Answer, Failure> {
         let (what, feature, limit) = (self.what(&ask), ask.feature, TIMEOUT + ask.waits);
+        let url = self.url(ask.path);
         let answer = self.send(ask, Some(limit)).await?;
         let (status, etag) = (answer.status(), answer.headers().get(ETAG).cloned());
+        let retry_after = retry_after(&answer);
         let text = answer.text().await.map_err(|error| self.unreachable(error))?;
         if status.is_redirection() {
-            let message =
-                format!("{what} was redirected ({status}): is TENANTRY_URL the API's own address?");
-            return Err(Failure::failed(message));
+            return Err(Failure::failed(no_api(&what, &format!("with a redirection ({status})"))));
         }
         if !status.is_success() {
-            return Err(Failure::refused(status.as_u16(), &text, &what, feature));
+            let mut refused = Failure::refused(status.as_u16(), &text, &what, &url, feature);
+            refused.retry_after = retry_after;
+            return Err(refused);
         }
         let body = match serde_json::from_str(&text) {
             Ok(body) => body,
             Err(_) if status == StatusCode::NO_CONTENT || text.is_empty() => Value::Null,
             Err(_) => {
-                let message =
-                    format!("{what} did not answer JSON: is TENANTRY_URL the API's own address?");
-                return Err(Failure::failed(message));
+                let other = page(text.as_bytes(), &url).unwrap_or_else(|| "no JSON".into());
+                return Err(Failure::failed(no_api(&what, &format!("with {other}"))));
             }
         };
         Ok(Answer { body, etag })
@@ -261,73 +270,52 @@ impl Client {
 
     fn unreachable(&self, error: reqwest::Error) -> Failure {
         let base = self.base.as_str().trim_end_matches('/');
-        if error.is_timeout() && !error.is_connect() {
-            return Failure::new(Exit::Timeout, format!("{base} did not answer in time"));
+        let in_time = !error.is_timeout() || error.is_connect();
+        let why = Broken::from(error).in_words(&self.base);
+        if !in_time {
+            return Failure::new(Exit::Timeout, format!("{base}: {why}"));
         }
-        Failure::failed(format!(
-            "cannot reach {base}: {}. Is tenantry running there? TENANTRY_URL or --url says where it is",
-            Broken::from(error).in_words()
-        ))
+        let mut failure = Failure::failed(format!(
+            "cannot reach {base}: {} Is tenantry running there? TENANTRY_URL or --url says where it is",
+            sentence(why)
+        ));
+        failure.hopeless = true;
+        failure
     }
 }
 
-fn some(text: &Option<String>) -> Option<&str> {
+/// After how long a server that has no room now is to be asked again.
+fn retry_after(answer: &reqwest::Response) -> Option<Duration> {
+    let busy = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+    let seconds = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    busy.contains(&answer.status()).then_some(Duration::from_secs(seconds))
+}
+
+pub fn some(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.is_empty())
 }
 
-/// The token that was given, directly or in a file.
-fn given(connection: &Connection) -> Result<Option<Secret>, Failure> {
-    if let Some(token) = some(&connection.token) {
-        return Ok(Some(Secret::from(token.trim())));
+/// What sends requests, with the roots that it needs.
+fn http(resolved: &Resolved, secure: bool) -> Result<reqwest::Client, Failure> {
+    let extra = match &resolved.ca_file {
+        Some(file) => {
+            let wrong = |why| Failure::usage(format!("EXTRA_CA_FILE: {}: {why}", file.display()));
+            let bundle = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
+            roots(&bundle).map_err(wrong)?
+        }
+        None => Vec::new(),
+    };
+    let trusts_some = !extra.is_empty();
+    let Connections { client, rootless } =
+        Connections::new(&HABITS, extra).map_err(|error| Failure::failed(error.to_string()))?;
+    let needs_roots = secure || resolved.source.needs_roots();
+    if let Some(why) = rootless.filter(|_| needs_roots && !trusts_some) {
+        return Err(Failure::failed(format!(
+            "cannot read the system's root certificates, without which no https:// address can be \
+             trusted: {why}. Install them, or give those to trust in EXTRA_CA_FILE or --ca-file"
+        )));
     }
-    let file = connection.token_file.as_deref().filter(|file| !file.as_os_str().is_empty());
-    let token = file.map(|file| Secret::from_file("TENANTRY_TOKEN_FILE", file)).transpose();
-    token.map_err(|why| Failure::usage(format!("TENANTRY_TOKEN_FILE: {why}")))
-}
-
-/// A token of the issuer, where one is configured.
-async fn issued(http: &reqwest::Client, connection: &Connection) -> Result<Option<Secret>, Failure> {
-    let Some(endpoint) = some(&connection.oidc_token_url) else { return Ok(None) };
-    let (Some(id), Some(secret)) =
-        (some(&connection.oidc_client_id), some(&connection.oidc_client_secret))
-    else {
-        return Err(Failure::usage(
-            "TENANTRY_OIDC_TOKEN_URL needs TENANTRY_OIDC_CLIENT_ID and TENANTRY_OIDC_CLIENT_SECRET too",
-        ));
-    };
-    let form = [
-        ("grant_type", "client_credentials"),
-        ("client_id", id),
-        ("client_secret", secret),
-        ("scope", &connection.oidc_scope),
-    ];
-    let url = Url::parse(endpoint)
-        .map_err(|error| Failure::usage(format!("TENANTRY_OIDC_TOKEN_URL: {error}")))?;
-    let unreachable = |error: reqwest::Error| {
-        Failure::failed(format!(
-            "cannot reach the issuer at {endpoint}: {}",
-            Broken::from(error).in_words()
-        ))
-    };
-    let answer =
-        http.post(url.clone()).timeout(TIMEOUT).form(&form).send().await.map_err(unreachable)?;
-    let status = answer.status();
-    let body = answer.bytes().await.map_err(unreachable)?;
-    let no_token = format!("the issuer at {endpoint} gives no token ({status}");
-    Err(match TokenAnswer::read(status, &body, &url) {
-        TokenAnswer::Granted { token, .. } => return Ok(Some(token.into())),
-        TokenAnswer::Refused { why } => {
-            let message = format!(
-                "{no_token}: {why}). Are TENANTRY_OIDC_CLIENT_ID and TENANTRY_OIDC_CLIENT_SECRET right?"
-            );
-            Failure::new(Exit::NotAuthorized, message)
-        }
-        TokenAnswer::WrongAddress => {
-            Failure::usage(format!("TENANTRY_OIDC_TOKEN_URL: {no_token}). {}", no_token_endpoint(&url)))
-        }
-        TokenAnswer::Failed => Failure::failed(format!("{no_token}): an error inside it; try again")),
-        TokenAnswer::Odd => Failure::failed(format!("{no_token}): its answer holds no access_token")),
-    })
+    Ok(client)
 }
 
 fn bearer(token: &Secret) -> Result<HeaderValue, Failure> {
@@ -337,11 +325,7 @@ fn bearer(token: &Secret) -> Result<HeaderValue, Failure> {
     Ok(value)
 }
 
-/// The cause at the bottom, which is the one that says what happened.
-fn cause(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
+/// With its full stop.
+pub fn sentence(text: String) -> String {
+    if text.ends_with(['.', '?']) { text } else { text + "." }
 }

@@ -2,22 +2,32 @@
 
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use reqwest::Method;
 use reqwest::header::HeaderValue;
 use serde_json::{Value, json};
 
+use super::Deletion;
 use super::client::{Ask, Client};
-use super::desired::{Changes, in_editor};
+use super::desired::Changes;
+use super::editor::in_editor;
 use super::failure::{Exit, Failure};
+use super::filters::Filters;
 use super::follow;
-use super::print;
 use super::show::{self, Form, Output};
+use super::table::cell;
 use crate::tenant::Slug;
+use crate::terminal::{print, say};
 
 /// For paths that every server has.
-const API: &str = "API of tenantry";
+pub const API: &str = "API of tenantry";
 
 pub async fn read(client: &Client, slug: &Slug) -> Result<(Value, Option<HeaderValue>), Failure> {
+    if slug.is_reserved() {
+        // What the API has there never ends.
+        let said = format!("there is no tenant {slug}: it is a word of the API's own");
+        return Err(Failure::new(Exit::NotFound, said));
+    }
     let answer = client.ask(Ask::get(&["tenants", slug.as_str()], API)).await?;
     Ok((answer.body, answer.etag))
 }
@@ -52,12 +62,15 @@ pub async fn edit(
         None => {
             let (tenant, etag) = read(client, slug).await?;
             let Some(edited) = in_editor(&tenant)? else {
-                eprintln!("nothing was changed");
+                say(format_args!("nothing was changed"));
                 return Ok(String::new());
             };
-            // What was on the screen is what is replaced.
-            let put = Ask::new(Method::PUT, &path, API).header("if-match", etag).body(edited);
-            client.ask(put.wait(wait)).await?.body
+            // What was on the screen is what is edited.
+            let patch = Ask::new(Method::PATCH, &path, API).header("if-match", etag);
+            let answer = client.ask(patch.body(edited.patch.clone()).wait(wait)).await;
+            let answer = answer.map_err(|failure| edited.kept(failure))?;
+            edited.done();
+            answer.body
         }
     };
     settled(client, slug, edited, wait, output).await
@@ -81,44 +94,97 @@ async fn settled(
 /// Tenants that one request of a list asks for.
 const PAGE: u16 = 500;
 
-pub async fn all(client: &Client, status: Option<String>) -> Result<Vec<Value>, Failure> {
-    let (mut items, mut after) = (Vec::new(), None);
-    loop {
-        let ask = Ask::get(&["tenants"], API)
-            .query("status", status.clone())
-            .query("limit", Some(PAGE.to_string()))
-            .query("after", after);
-        let mut page = client.ask(ask).await?.body;
-        if let Some(page) = page["items"].as_array_mut() {
-            items.append(page);
-        }
-        after = page["next"].as_str().map(ToOwned::to_owned);
-        if after.is_none() {
-            return Ok(items);
-        }
+pub async fn all(client: &Client, filters: &Filters) -> Result<Vec<Value>, Failure> {
+    let mut items = Vec::new();
+    let mut pages = Pages::default();
+    while let Some(mut page) = pages.next(client, filters).await? {
+        items.append(&mut page);
     }
+    Ok(items)
+}
+
+/// A list, read a page at a time.
+#[derive(Debug, Clone, Default)]
+pub struct Pages {
+    /// The slug to go on after.
+    after: Option<String>,
+    ended: bool,
+}
+
+impl Pages {
+    /// The tenants of the next page; `None` after the last.
+    pub async fn next(
+        &mut self,
+        client: &Client,
+        filters: &Filters,
+    ) -> Result<Option<Vec<Value>>, Failure> {
+        if self.ended {
+            return Ok(None);
+        }
+        let ask = Ask::get(&["tenants"], API).query("limit", Some(PAGE.to_string()));
+        let ask = filters.of(ask).query("after", self.after.take());
+        let mut page = client.ask(ask).await?.body;
+        self.after = page["next"].as_str().map(ToOwned::to_owned);
+        self.ended = self.after.is_none();
+        Ok(Some(page["items"].as_array_mut().map(std::mem::take).unwrap_or_default()))
+    }
+}
+
+/// How a list of tenants is shown.
+#[derive(Debug, Args)]
+pub struct Listing {
+    /// Sort by a field of the API, such as createdAt, name or quota.storageBytes; with - before it, downwards
+    #[arg(long, value_name = "FIELD", allow_hyphen_values = true)]
+    sort_by: Option<String>,
+    /// Leave the names of the columns out
+    #[arg(long)]
+    no_headers: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 pub async fn get(
     client: &Client,
     slugs: &[Slug],
-    status: Option<String>,
-    output: Output,
+    filters: &Filters,
+    listing: Listing,
 ) -> Result<String, Failure> {
-    if let [slug] = slugs {
-        return Ok(show::tenant(&read(client, slug).await?.0, output.output));
-    }
+    let form = listing.output.output;
     let mut tenants = Vec::new();
     if slugs.is_empty() {
-        tenants = all(client, status).await?;
+        tenants = all(client, filters).await?;
     }
     for slug in slugs {
         tenants.push(read(client, slug).await?.0);
     }
-    if tenants.is_empty() && matches!(output.output, Form::Table | Form::Wide) {
-        eprintln!("there are no tenants here; tenantry tenants create makes one");
+    tenants.retain(|tenant| filters.hold(tenant) || slugs.is_empty());
+    if let ([_], [tenant], Form::Json | Form::Yaml) = (slugs, &tenants[..], form) {
+        return Ok(show::tenant(tenant, form));
     }
-    Ok(show::tenants(&tenants, output.output))
+    if let Some(field) = &listing.sort_by {
+        sort(&mut tenants, field);
+    }
+    if tenants.is_empty() && matches!(form, Form::Table | Form::Wide) {
+        say(format_args!("there are no such tenants; tenantry tenants create makes one"));
+    }
+    Ok(show::tenants(&tenants, form, !listing.no_headers))
+}
+
+/// By a field such as `quota.storageBytes`; those without it come last.
+fn sort(tenants: &mut [Value], field: &str) {
+    let (field, down) = field.strip_prefix('-').map_or((field, false), |field| (field, true));
+    let pointer = format!("/{}", field.replace('.', "/"));
+    let value = |tenant: &Value| tenant.pointer(&pointer).filter(|value| !value.is_null()).cloned();
+    tenants.sort_by(|one, other| match (value(one), value(other)) {
+        (Some(one), Some(other)) => {
+            let order = match (one.as_f64(), other.as_f64()) {
+                (Some(one), Some(other)) => one.total_cmp(&other),
+                _ => cell(&one).cmp(&cell(&other)),
+            };
+            if down { order.reverse() } else { order }
+        }
+        (one, other) => other.is_some().cmp(&one.is_some()),
+    });
 }
 
 pub async fn describe(client: &Client, slug: &Slug) -> Result<String, Failure> {
@@ -179,7 +245,7 @@ pub async fn plan(
     };
     let text = show::plan(&plan, output.output);
     if let Some(wait) = wait.filter(|_| plan["looked"] != true) {
-        print(&text);
+        print(&text)?;
         let wait = humantime::format_duration(wait);
         let said = format!(
             "nobody has looked within {wait}; this is what was seen before. Does a controller run?"
@@ -189,7 +255,7 @@ pub async fn plan(
     if !exit_code || plan["changes"] == 0 {
         return Ok(text);
     }
-    print(&text);
+    print(&text)?;
     Err(Failure::new(Exit::Changes, format!("{slug} would be changed")))
 }
 
@@ -205,17 +271,10 @@ pub async fn act(
     Ok(format!("{slug}: {}\n", show::status(&tenant)))
 }
 
-pub async fn delete(
-    client: &Client,
-    slug: &Slug,
-    policy: Option<&str>,
-    purge: bool,
-) -> Result<String, Failure> {
+pub async fn delete(client: &Client, slug: &Slug, deletion: Deletion) -> Result<String, Failure> {
     let path = ["tenants", slug.as_str()];
-    let ask = Ask::new(Method::DELETE, &path, "way to delete tenants")
-        .query("policy", policy.map(ToOwned::to_owned))
-        .query("purge", purge.then(|| "true".to_owned()));
-    client.ask(ask).await?;
+    let ask = Ask::new(Method::DELETE, &path, "way to delete tenants");
+    client.ask(deletion.of(ask)).await?;
     Ok(format!(
         "{slug}: is being deleted; tenantry tenants wait {slug} --for=deleted tells when it is gone\n"
     ))
@@ -280,7 +339,7 @@ pub async fn list(
     }
     let text = show::items(&answer, columns, output.output);
     if for_people && text.is_empty() {
-        eprintln!("there are none");
+        say(format_args!("there are none"));
     }
     Ok(text)
 }
@@ -338,4 +397,26 @@ pub async fn guard(
 pub async fn lift(client: &Client, upstream: &str) -> Result<String, Failure> {
     client.ask(Ask::new(Method::POST, &["guards", upstream, "lift"], "change guard")).await?;
     Ok(format!("{upstream}: the guard is lifted; repairs begin\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenants_are_sorted_by_numbers_times_and_texts_and_those_without_come_last() {
+        let mut tenants = vec![
+            json!({ "slug": "a", "quota": { "storageBytes": 10 } }),
+            json!({ "slug": "b", "quota": { "storageBytes": null } }),
+            json!({ "slug": "c", "quota": { "storageBytes": 9 } }),
+        ];
+        let mut by = |field: &str| {
+            sort(&mut tenants, field);
+            tenants.iter().map(|tenant| cell(&tenant["slug"])).collect::<String>()
+        };
+        assert_eq!(by("quota.storageBytes"), "cab");
+        assert_eq!(by("-quota.storageBytes"), "acb");
+        assert_eq!(by("slug"), "abc");
+        assert_eq!(by("-slug"), "cba");
+    }
 }

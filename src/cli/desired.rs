@@ -1,13 +1,8 @@
-//! The desired state as flags, and in an editor.
-
-use std::io::{Read, Seek, Write};
-use std::process::Command;
+//! The desired state: its fields, and as flags.
 
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use super::failure::Failure;
-use super::show::json as pretty;
 use crate::tenant::Slug;
 
 /// Whether the tenant takes over what was not made for it.
@@ -31,7 +26,7 @@ impl Adopt {
     }
 }
 
-const SERVICES: [&str; 3] = ["authentik", "stalwart", "ocis"];
+pub const SERVICES: [&str; 3] = ["authentik", "stalwart", "ocis"];
 
 /// The fields of a new tenant.
 #[derive(Debug, Args)]
@@ -127,49 +122,16 @@ impl Changes {
     }
 }
 
-/// Lets a person edit the desired state of a tenant. `None` when it was left as it is.
-pub fn in_editor(tenant: &Value) -> Result<Option<Value>, Failure> {
-    let fields = ["name", "domain", "quota", "services"];
-    let before: Value = fields
+/// The fields of the desired state, as the API names them.
+pub const FIELDS: [&str; 6] = ["name", "domain", "quota", "services", "paused", "adopt"];
+
+/// A tenant's desired state, out of all that the API says of it.
+pub fn spec(tenant: &Value) -> Value {
+    FIELDS
         .iter()
         .map(|field| ((*field).to_owned(), tenant[*field].clone()))
         .collect::<Map<_, _>>()
-        .into();
-    let editor = ["VISUAL", "EDITOR"]
-        .into_iter()
-        .find_map(|name| std::env::var(name).ok().filter(|editor| !editor.trim().is_empty()))
-        .ok_or_else(|| {
-            Failure::usage(
-                "nothing to change: give flags such as --name or --quota (see --help), or set EDITOR",
-            )
-        })?;
-    let broken =
-        |error: std::io::Error| Failure::failed(format!("cannot edit a temporary file: {error}"));
-    // Named so that editors know the language, and readable by nobody else.
-    let path = std::env::temp_dir().join(format!("tenantry-{:016x}.json", rand::random::<u64>()));
-    let mut options = std::fs::OpenOptions::new();
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.read(true).write(true).create_new(true).open(&path).map_err(broken)?;
-    let edited = (|| {
-        file.write_all(pretty(&before).as_bytes()).map_err(broken)?;
-        // As git and others do: it may have arguments.
-        let status = Command::new("sh")
-            .args(["-c", &format!("{editor} \"$1\""), "sh"])
-            .arg(&path)
-            .status()
-            .map_err(|error| Failure::failed(format!("cannot start {editor}: {error}")))?;
-        if !status.success() {
-            return Err(Failure::failed(format!("{editor} ended with {status}; nothing was changed")));
-        }
-        let mut text = String::new();
-        file.rewind().and_then(|()| file.read_to_string(&mut text)).map_err(broken)?;
-        // Some editors replace the file.
-        std::fs::read_to_string(&path).map_err(broken)
-    })();
-    let _ = std::fs::remove_file(&path);
-    let after: Value = serde_json::from_str(&edited?)
-        .map_err(|error| Failure::failed(format!("that is not JSON: {error}; nothing was changed")))?;
-    Ok((after != before).then_some(after))
+        .into()
 }
 
 /// `10GB`, `512MiB`, `1000`, `unlimited`.

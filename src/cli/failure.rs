@@ -1,8 +1,13 @@
 //! Why a command failed, and the exit code that tells scripts.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde_json::Value;
+use url::Url;
+
+use super::printable::in_line;
+use crate::integration::{challenged, page};
 
 /// Exit codes. 2, for a wrong command line, is clap's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,12 +25,17 @@ pub enum Exit {
 #[derive(Debug, Clone)]
 pub struct Failure {
     pub exit: Exit,
+    /// The server asks to be asked again after so long.
+    pub retry_after: Option<Duration>,
+    /// Other requests fare the same.
+    pub hopeless: bool,
     message: String,
 }
 
 impl Failure {
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into() }
+        let hopeless = exit == Exit::NotAuthorized;
+        Self { exit, retry_after: None, hopeless, message: message.into() }
     }
 
     pub fn failed(message: impl Into<String>) -> Self {
@@ -36,9 +46,38 @@ impl Failure {
         Self::new(Exit::Usage, message)
     }
 
-    /// What a server's refusal means. `what` is the request, such as `PUT /stops/all`; `feature` is what
-    /// a server that does not know the path lacks.
-    pub fn refused(status: u16, body: &str, what: &str, feature: &str) -> Self {
+    /// The same, about what it is.
+    #[must_use]
+    pub fn of(mut self, what: impl fmt::Display) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
+    /// The same, and what else the person should know.
+    #[must_use]
+    pub fn and(mut self, more: &str) -> Self {
+        self.message.push_str(more);
+        self
+    }
+
+    /// What a server's refusal means. `what` is the request, such as `PUT /stops/all`, which was sent to
+    /// `url`; `feature` is what a server that does not know the path lacks.
+    pub fn refused(status: u16, body: &str, what: &str, url: &Url, feature: &str) -> Self {
+        if status == 407 {
+            return Self::failed(format!("{what}: {}", challenged(url)));
+        }
+        let exit = match status {
+            401 | 403 => Exit::NotAuthorized,
+            404 | 410 => Exit::NotFound,
+            408 | 504 => Exit::Timeout,
+            409 | 412 => Exit::Conflict,
+            _ => Exit::Failed,
+        };
+        if let Some(page) = page(body.as_bytes(), url) {
+            // Nothing that is there or not there was asked.
+            let exit = if exit == Exit::NotFound { Exit::Failed } else { exit };
+            return Self::new(exit, no_api(what, &format!("{status} with {page}")));
+        }
         let problem: Value = serde_json::from_str(body).unwrap_or(Value::Null);
         let text = |field: &str| problem[field].as_str().unwrap_or_default();
         let detail = text("detail");
@@ -50,13 +89,6 @@ impl Failure {
                  or is TENANTRY_URL another server's address?"
             ));
         }
-        let exit = match status {
-            401 | 403 => Exit::NotAuthorized,
-            404 | 410 => Exit::NotFound,
-            408 | 504 => Exit::Timeout,
-            409 | 412 => Exit::Conflict,
-            _ => Exit::Failed,
-        };
         let mut message = match (text("title"), detail) {
             ("", _) => format!("{what} answered {status}: {}", start_of(body)),
             (title, "") => title.to_owned(),
@@ -68,7 +100,7 @@ impl Failure {
         }
         if status == 401 {
             message.push_str(
-                "\nGive a token: TENANTRY_TOKEN, TENANTRY_TOKEN_FILE, or TENANTRY_OIDC_TOKEN_URL with \
+                "\nLog in (tenantry login), or give a token: TENANTRY_TOKEN, TENANTRY_TOKEN_FILE, or TENANTRY_OIDC_TOKEN_URL with \
                  TENANTRY_OIDC_CLIENT_ID and TENANTRY_OIDC_CLIENT_SECRET",
             );
         }
@@ -79,6 +111,11 @@ impl Failure {
     }
 }
 
+/// For an answer that no API of ours gives.
+pub fn no_api(what: &str, answered: &str) -> String {
+    format!("{what} was answered {answered}: is TENANTRY_URL the API's own address?")
+}
+
 /// Enough of something unexpected to recognise it.
 fn start_of(body: &str) -> String {
     let line = body.lines().next().unwrap_or_default();
@@ -87,10 +124,17 @@ fn start_of(body: &str) -> String {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // It may quote an upstream; a terminal must not obey it.
-        let printable = |c: char| if c == '\n' || !c.is_control() { c } else { ' ' };
-        f.write_str(&self.message.chars().map(printable).collect::<String>())
+        // It may quote an upstream.
+        let lines: Vec<_> = self.message.split('\n').map(in_line).collect();
+        f.write_str(&lines.join("\n"))
     }
 }
 
 impl std::error::Error for Failure {}
+
+/// What could not be printed whole.
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::failed(format!("the output is not whole: {error}"))
+    }
+}

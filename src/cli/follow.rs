@@ -1,13 +1,17 @@
 //! Waiting for tenants.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use serde_json::Value;
 
+use super::batch::{Progress, patiently};
 use super::client::Client;
-use super::commands::read;
+use super::commands::{all, read};
 use super::failure::{Exit, Failure};
+use super::filters::Filters;
+use super::printable::in_line;
 use super::show;
 use super::table::cell;
 use crate::tenant::Slug;
@@ -73,6 +77,50 @@ pub async fn wait(
         said.push_str(&format!("{slug}: {}\n", state.name()));
     }
     Ok(said)
+}
+
+/// Of tenants that are not ready in time, so many are named.
+const NAMED: usize = 10;
+
+/// Waits until all of these are ready. Asks for those that are not, which are few in a large fleet.
+pub async fn all_ready(client: &Client, slugs: Vec<Slug>, timeout: Duration) -> Result<String, Failure> {
+    let (limit, mut pause) = (Limit::new(timeout), FIRST_PAUSE);
+    let mut progress = Progress::of("ready", slugs.len());
+    let slugs: BTreeSet<String> = slugs.iter().map(ToString::to_string).collect();
+    let unready = Filters::unready();
+    loop {
+        let waiting = patiently(|| all(client, &unready)).await?;
+        let ours = |tenant: &Value| tenant["slug"].as_str().is_some_and(|slug| slugs.contains(slug));
+        let waiting = waiting.into_iter().filter(ours);
+        let waiting: Vec<_> = waiting.collect();
+        if waiting.is_empty() {
+            progress.clear();
+            return Ok(match slugs.len() {
+                1 => "1 tenant is ready\n".into(),
+                number => format!("{number} tenants are ready\n"),
+            });
+        }
+        progress.at(slugs.len().saturating_sub(waiting.len()));
+        let left = limit.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            progress.clear();
+            let whole = humantime::format_duration(limit.whole);
+            let mut said =
+                format!("{} of {} tenants are not ready after {whole}:", waiting.len(), slugs.len());
+            for tenant in waiting.iter().take(NAMED) {
+                let (ready, slug) = (show::ready(tenant), cell(&tenant["slug"]));
+                said.push_str(&format!(
+                    "\n  {slug}: {} ({})",
+                    cell(&ready["message"]),
+                    cell(&ready["reason"])
+                ));
+            }
+            said.push_str("\ntenantry tenants get --ready=false lists them");
+            return Err(Failure::new(Exit::Timeout, said));
+        }
+        tokio::time::sleep(pause.min(left)).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
 }
 
 /// The tenant once it is so. `now` is the tenant as it was just read.
@@ -143,7 +191,6 @@ pub fn summary(tenant: &Value) -> String {
     let ready = show::ready(tenant);
     let steps = tenant["steps"].as_object().into_iter().flatten();
     let steps: Vec<_> = steps.map(|(name, step)| format!("{name}={}", cell(&step["state"]))).collect();
-    let printable = |c: char| if c.is_control() { ' ' } else { c };
-    let message: String = cell(&ready["message"]).chars().map(printable).collect();
+    let message = in_line(&cell(&ready["message"]));
     format!("{} ready={} {} {message}", show::status(tenant), cell(&ready["status"]), steps.join(" "))
 }

@@ -1,36 +1,54 @@
 //! The command line for people and scripts, over the HTTP API.
 
+mod apply;
+mod batch;
 mod client;
 mod commands;
 mod desired;
+mod document;
+mod editor;
+mod export;
 mod failure;
+mod filters;
 mod follow;
+mod help;
+mod login;
+mod manifest;
+mod printable;
+mod private;
+mod profile;
+mod prune;
 mod show;
 mod table;
+mod token;
 mod upstreams;
 mod watch;
+mod whoami;
 mod yaml;
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use self::client::{Client, Connection};
+use self::apply::{Apply, Diff, Import};
+use self::client::{Ask, Client, Connection};
+use self::commands::Listing;
 use self::desired::{Changes, Given};
+use self::export::Export;
 use self::failure::Failure;
+use self::filters::Filters;
+use self::help::{
+    APPLY_HELP, CONTEXT_HELP, DIFF_EXAMPLES, EXIT_CODES, EXPORT_EXAMPLES, STOP_EXAMPLES,
+    TENANTS_EXAMPLES,
+};
+use self::login::{LogIn, LogOut};
+use self::profile::Contexts;
 use self::show::Output;
 use self::upstreams::Upstreams;
+use self::whoami::WhoAmI;
 use crate::tenant::Slug;
-
-const EXIT_CODES: &str = "\
-Exit codes:
-  0 done   1 failed   2 wrong command line   3 no such tenant   4 conflict, or somebody else was quicker
-  5 not authorized   6 not in time   7 `plan --exit-code`: something would be changed
-
-Environment:
-  TENANTRY_URL, TENANTRY_TOKEN or TENANTRY_TOKEN_FILE, EXTRA_CA_FILE, NO_COLOR";
+use crate::terminal::{print, say};
 
 /// What talks to a running tenantry.
 #[derive(Debug, Subcommand)]
@@ -38,6 +56,30 @@ pub enum Command {
     /// Create, show, edit and follow tenants
     #[command(after_help = format!("{TENANTS_EXAMPLES}\n\n{EXIT_CODES}"), arg_required_else_help = true)]
     Tenants(Tenants),
+    /// Make tenants what documents say: create them, edit them, leave them if nothing differs
+    #[command(after_help = format!("{APPLY_HELP}\n\n{EXIT_CODES}"))]
+    Apply(Apply),
+    /// What `tenantry apply` would change, field by field; nothing is changed
+    #[command(after_help = format!("{DIFF_EXAMPLES}\n\n{EXIT_CODES}"))]
+    Diff(Diff),
+    /// Write the desired state of all tenants, or of some, as documents
+    #[command(after_help = format!("{EXPORT_EXAMPLES}\n\n{EXIT_CODES}"))]
+    Export(Export),
+    /// Create the tenants that documents describe and that are not there; others are left as they are
+    #[command(after_help = format!("{EXPORT_EXAMPLES}\n\n{EXIT_CODES}"))]
+    Import(Import),
+    /// Log in as a person, in a browser on any device; the token is kept and renewed
+    #[command(after_help = format!("{CONTEXT_HELP}\n\n{EXIT_CODES}"))]
+    Login(LogIn),
+    /// Forget the token of `tenantry login`
+    #[command(after_help = EXIT_CODES)]
+    Logout(LogOut),
+    /// Who the API takes you for, what you may do, and until when
+    #[command(after_help = format!("Examples:\n  tenantry whoami\n  tenantry whoami --context staging -o json\n\n{EXIT_CODES}"))]
+    Whoami(WhoAmI),
+    /// Which API to talk to, and as whom: a file of named contexts
+    #[command(after_help = format!("{CONTEXT_HELP}\n\n{EXIT_CODES}"), arg_required_else_help = true)]
+    Context(Contexts),
     /// Stop all writing to the upstreams, or to one of them
     #[command(after_help = format!("{STOP_EXAMPLES}\n\n{EXIT_CODES}"))]
     Stop(Stop),
@@ -60,22 +102,6 @@ pub enum Command {
     #[command(after_help = EXIT_CODES)]
     Upstreams(Upstreams),
 }
-
-const TENANTS_EXAMPLES: &str = "\
-Examples:
-  tenantry tenants create acme --name 'Acme GmbH' --domain acme.test --quota 10GB --wait
-  tenantry tenants get -o wide
-  tenantry tenants describe acme
-  tenantry tenants edit acme --quota 20GB --disable ocis
-  tenantry tenants plan acme --wait
-  tenantry tenants wait acme --for=ready --timeout 60s
-  tenantry tenants get --status pending -o name | xargs -n 1 tenantry tenants reconcile";
-
-const STOP_EXAMPLES: &str = "\
-Examples:
-  tenantry stop                      # nothing is written to any upstream any more
-  tenantry stop --upstream ocis
-  tenantry start";
 
 #[derive(Debug, Args)]
 pub struct Tenants {
@@ -105,19 +131,26 @@ Examples:
         #[command(flatten)]
         output: Output,
     },
-    /// Show tenants, all of them or those named
+    /// Show tenants: those named, those that filters let through, or all of them
     #[command(after_help = "\
 Examples:
   tenantry tenants get
+  tenantry tenants get --ready=false                          # what is wrong
+  tenantry tenants get --reason Conflict -o wide
+  tenantry tenants get --upstream ocis=error -o name | xargs -n 1 tenantry tenants reconcile
+  tenantry tenants get -q acme --sort-by=-createdAt
+  tenantry tenants get --ready=false --watch                  # and what becomes of it
   tenantry tenants get acme globex -o yaml
-  tenantry tenants get --status pending -o wide")]
+  tenantry tenants get -o json | jq -r '.items[] | [.slug, .steps.ocis.externalId] | @tsv'")]
     Get {
         slugs: Vec<Slug>,
-        /// Only tenants with this status
-        #[arg(long, value_name = "STATUS", conflicts_with = "slugs")]
-        status: Option<String>,
+        /// Print a line per tenant, and then one whenever something about it changes
+        #[arg(short, long, conflicts_with_all = ["sort_by", "no_headers", "output"])]
+        watch: bool,
         #[command(flatten)]
-        output: Output,
+        listing: Listing,
+        #[command(flatten)]
+        filters: Filters,
     },
     /// Everything about a tenant: spec, steps, conditions, recent events
     #[command(after_help = "Example:\n  tenantry tenants describe acme")]
@@ -207,15 +240,16 @@ Example:
 Examples:
   tenantry tenants delete acme                     # as the server is set up
   tenantry tenants delete acme --policy delete     # group, mail domain and space too
+  tenantry tenants delete -f team.yaml             # those that the documents name
   tenantry tenants undelete acme")]
     Delete {
-        slug: Slug,
-        /// Whether its resources in the upstreams stay
-        #[arg(long, value_enum, value_name = "POLICY")]
-        policy: Option<Policy>,
-        /// At once and for good, without the time in which it can be taken back
-        #[arg(long)]
-        purge: bool,
+        #[arg(required_unless_present = "files")]
+        slug: Option<Slug>,
+        /// The tenants that these documents name: a file, a folder, or - for standard input
+        #[arg(short, long = "filename", value_name = "FILE|DIR|-", conflicts_with = "slug")]
+        files: Vec<String>,
+        #[command(flatten)]
+        deletion: Deletion,
     },
     /// Take a deletion back
     #[command(after_help = "Example:\n  tenantry tenants undelete acme")]
@@ -226,6 +260,28 @@ Examples:
 enum Policy {
     Retain,
     Delete,
+}
+
+/// What becomes of the resources of tenants that are deleted.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Deletion {
+    /// Whether resources in the upstreams stay
+    #[arg(long, value_enum, value_name = "POLICY")]
+    policy: Option<Policy>,
+    /// At once and for good, without the time in which it can be taken back
+    #[arg(long)]
+    purge: bool,
+}
+
+impl Deletion {
+    fn of(self, ask: Ask<'_>) -> Ask<'_> {
+        let policy = self.policy.map(|policy| match policy {
+            Policy::Retain => "retain",
+            Policy::Delete => "delete",
+        });
+        let ask = ask.query("policy", policy.map(ToOwned::to_owned));
+        ask.query("purge", self.purge.then(|| "true".to_owned()))
+    }
 }
 
 /// Whether to wait for the result.
@@ -316,21 +372,14 @@ enum GuardsCommand {
     },
 }
 
-fn print(text: &str) {
-    // A reader that has seen enough (`head`) is no failure.
-    let _ = std::io::stdout().write_all(text.as_bytes());
-}
-
 impl Command {
     /// Runs it; what it prints is the result, what went wrong is on standard error.
     pub async fn execute(self) -> ExitCode {
-        match self.run().await {
-            Ok(text) => {
-                print(&text);
-                ExitCode::SUCCESS
-            }
+        let printed = self.run().await.and_then(|text| Ok(print(&text)?));
+        match printed {
+            Ok(_) => ExitCode::SUCCESS,
             Err(failure) => {
-                eprintln!("tenantry: {failure}");
+                say(format_args!("tenantry: {failure}"));
                 ExitCode::from(failure.exit as u8)
             }
         }
@@ -342,6 +391,14 @@ impl Command {
                 let client = Client::new(&connection).await?;
                 command.run(&client).await
             }
+            Self::Apply(apply) => apply.run().await,
+            Self::Diff(diff) => diff.run().await,
+            Self::Export(export) => export.run().await,
+            Self::Import(import) => import.run().await,
+            Self::Login(login) => login.run().await,
+            Self::Logout(logout) => logout.run(),
+            Self::Whoami(whoami) => whoami.run().await,
+            Self::Context(contexts) => contexts.run(),
             Self::Stop(stop) => {
                 commands::stop(&Client::new(&stop.connection).await?, stop.upstream).await
             }
@@ -387,7 +444,12 @@ impl TenantsCommand {
                 let body = given.body(&slug);
                 commands::create(client, &slug, body, idempotency_key, settle.wait, output).await
             }
-            Self::Get { slugs, status, output } => commands::get(client, &slugs, status, output).await,
+            Self::Get { slugs, filters, watch: true, .. } => {
+                watch::watch(client, watch::Watched { slugs, filters }).await
+            }
+            Self::Get { slugs, filters, listing, .. } => {
+                commands::get(client, &slugs, &filters, listing).await
+            }
             Self::Describe { slug } => commands::describe(client, &slug).await,
             Self::Edit { slug, changes, settle, output } => {
                 commands::edit(client, &slug, &changes, settle.wait, output).await
@@ -406,15 +468,15 @@ impl TenantsCommand {
                 commands::act(client, &slug, "undelete", "way to take deletions back").await
             }
             Self::Wait { slugs, state, timeout } => follow::wait(client, &slugs, state, timeout).await,
-            Self::Watch { slug } => watch::watch(client, slug.as_ref()).await,
-            Self::Events { slug, limit, output } => commands::events(client, &slug, limit, output).await,
-            Self::Delete { slug, policy, purge } => {
-                let policy = policy.map(|policy| match policy {
-                    Policy::Retain => "retain",
-                    Policy::Delete => "delete",
-                });
-                commands::delete(client, &slug, policy, purge).await
+            Self::Watch { slug } => {
+                let slugs = slug.into_iter().collect();
+                watch::watch(client, watch::Watched { slugs, ..Default::default() }).await
             }
+            Self::Events { slug, limit, output } => commands::events(client, &slug, limit, output).await,
+            Self::Delete { slug: Some(slug), deletion, .. } => {
+                commands::delete(client, &slug, deletion).await
+            }
+            Self::Delete { files, deletion, .. } => prune::delete_named(client, &files, deletion).await,
         }
     }
 }

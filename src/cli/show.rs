@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::printable::{escaped, in_line};
 use super::table::{Style, Table, age, bytes, cell};
 use super::yaml::to_yaml;
 
@@ -41,33 +42,38 @@ pub fn status(tenant: &Value) -> String {
     if tenant["paused"] == true { "paused".into() } else { cell(&tenant["status"]) }
 }
 
+/// The state of one of its steps.
+pub fn step_state(tenant: &Value, step: &str) -> String {
+    cell(&tenant["steps"][step]["state"])
+}
+
 /// One tenant.
 pub fn tenant(tenant: &Value, form: Form) -> String {
     match form {
         Form::Json => json(tenant),
         Form::Yaml => to_yaml(tenant),
-        _ => tenants(std::slice::from_ref(tenant), form),
+        _ => tenants(std::slice::from_ref(tenant), form, true),
     }
 }
 
-/// Any number of tenants.
-pub fn tenants(items: &[Value], form: Form) -> String {
+/// Any number of tenants; a table with or without its head.
+pub fn tenants(items: &[Value], form: Form, head: bool) -> String {
     match form {
         Form::Json => json(&serde_json::json!({ "items": items })),
         Form::Yaml => to_yaml(&serde_json::json!({ "items": items })),
         Form::Name => items.iter().map(|tenant| format!("{}\n", cell(&tenant["slug"]))).collect(),
         Form::Table | Form::Wide => {
             let wide = form == Form::Wide;
-            let mut head =
+            let mut names =
                 vec!["SLUG", "NAME", "STATUS", "READY", "AUTHENTIK", "STALWART", "OCIS", "AGE"];
             if wide {
-                head.extend(["DOMAIN", "QUOTA", "GENERATION", "REASON", "MESSAGE"]);
+                names.extend(["DOMAIN", "QUOTA", "GENERATION", "REASON", "MESSAGE"]);
             }
-            let mut table = Table::new(&head);
+            let mut table = if head { Table::new(&names) } else { Table::without_head() };
             let now = Timestamp::now();
             for tenant in items {
                 let ready = ready(tenant);
-                let step = |name: &str| cell(&tenant["steps"][name]["state"]);
+                let step = |name: &str| step_state(tenant, name);
                 let mut row = vec![
                     cell(&tenant["slug"]),
                     cell(&tenant["name"]),
@@ -147,7 +153,7 @@ pub fn describe(tenant: &Value, events: Option<&Value>) -> String {
     let (style, now) = (Style::of_stdout(), Timestamp::now());
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
-        let value: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let value = in_line(&value);
         text.push_str(format!("{:<14}{value}", format!("{name}:")).trim_end());
         text.push('\n');
     };
@@ -175,6 +181,8 @@ pub fn describe(tenant: &Value, events: Option<&Value>) -> String {
     let services: Vec<_> =
         services.filter(|(_, on)| **on == true).map(|(name, _)| name.as_str()).collect();
     line("  Services", if services.is_empty() { "-".into() } else { services.join(", ") });
+    line("  Paused", cell(&tenant["paused"]));
+    line("  Adopt", if tenant["adopt"].is_null() { "default".into() } else { cell(&tenant["adopt"]) });
 
     let mut steps =
         Table::new(&["NAME", "STATE", "REASON", "SINCE", "ATTEMPTS", "NEXT", "ORIGIN", "EXTERNAL ID"]);
@@ -195,6 +203,10 @@ pub fn describe(tenant: &Value, events: Option<&Value>) -> String {
         ]);
         if let Some(message) = step["message"].as_str() {
             messages.push((name.clone(), message.to_owned()));
+        }
+        for other in step["others"].as_array().into_iter().flatten() {
+            let (id, named) = (cell(&other["externalId"]), cell(&other["name"]));
+            messages.push((name.clone(), format!("{named} ({id}) carries this tenant's mark as well")));
         }
     }
     let mut section = |title: &str, table: &Table| {
@@ -272,8 +284,7 @@ pub fn plan(plan: &Value, form: Form) -> String {
             at => format!("  (seen {} ago)", age(at, now)),
         };
         let mut line = |line: String| {
-            let printable = |c: char| if c.is_control() { ' ' } else { c };
-            text.push_str(line.chars().map(printable).collect::<String>().trim_end());
+            text.push_str(in_line(&line).trim_end());
             text.push('\n');
         };
         line(format!("{sign} {name:<10} {told}{seen}"));
@@ -299,5 +310,5 @@ pub fn plan(plan: &Value, form: Form) -> String {
 }
 
 pub fn json(value: &Value) -> String {
-    format!("{value:#}\n")
+    escaped(&format!("{value:#}\n"))
 }

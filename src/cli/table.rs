@@ -5,6 +5,8 @@ use std::io::IsTerminal;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::printable::in_line;
+
 /// Whether to use colours: on a terminal that has them, unless `NO_COLOR` says otherwise.
 #[derive(Debug, Clone, Copy)]
 pub struct Style {
@@ -31,24 +33,29 @@ impl Style {
     }
 }
 
-/// Rows under a head, each column as wide as its widest cell.
+/// Rows, mostly under a head, each column as wide as its widest cell.
 pub struct Table {
     rows: Vec<Vec<String>>,
+    /// Rows of the head.
+    head: usize,
 }
 
 impl Table {
     pub fn new(head: &[&str]) -> Self {
-        Self { rows: vec![head.iter().map(|name| (*name).to_owned()).collect()] }
+        Self { rows: vec![head.iter().map(|name| (*name).to_owned()).collect()], head: 1 }
+    }
+
+    pub fn without_head() -> Self {
+        Self { rows: Vec::new(), head: 0 }
     }
 
     pub fn row(&mut self, cells: Vec<String>) {
-        let printable = |c: char| if c.is_control() { ' ' } else { c };
-        self.rows.push(cells.into_iter().map(|cell| cell.chars().map(printable).collect()).collect());
+        self.rows.push(cells.iter().map(|cell| in_line(cell)).collect());
     }
 
     /// Whether there is nothing but the head.
     pub fn is_empty(&self) -> bool {
-        self.rows.len() == 1
+        self.rows.len() == self.head
     }
 
     pub fn render(&self, style: Style, indent: &str) -> String {
@@ -124,7 +131,7 @@ mod tests {
     fn columns_line_up_and_control_characters_do_not_reach_the_terminal() {
         let mut table = Table::new(&["SLUG", "STATUS"]);
         table.row(vec!["acme".into(), "ok".into()]);
-        table.row(vec!["bücher".into(), "\x1b[31mred".into()]);
+        table.row(vec!["bücher".into(), "\x1b[31mred\u{202e}".into()]);
         assert_eq!(table.render(PLAIN, ""), "SLUG    STATUS\nacme    ok\nbücher   [31mred\n");
         let coloured = table.render(Style { colours: true }, "");
         assert!(coloured.contains("\x1b[32mok\x1b[0m"), "{coloured}");

@@ -1,12 +1,15 @@
 //! The commands `tenantry upstreams …`: how the upstreams are, and the end of one for the fleet.
 
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 use reqwest::Method;
+use serde_json::{Value, json};
 
+use super::List;
 use super::client::{Ask, Client};
 use super::failure::Failure;
-use super::table::cell;
-use super::{List, show};
+use super::show::{self, Form};
+use super::table::{age, cell};
 
 #[derive(Debug, Args)]
 pub struct Upstreams {
@@ -42,7 +45,7 @@ Example:
     },
 }
 
-const COLUMNS: [(&str, &str); 8] = [
+const COLUMNS: [(&str, &str); 11] = [
     ("UPSTREAM", "upstream"),
     ("FLEET", "fleet"),
     ("HEALTH", "health"),
@@ -50,6 +53,9 @@ const COLUMNS: [(&str, &str); 8] = [
     ("BREAKER", "breaker"),
     ("NEXT PROBE", "nextProbeAt"),
     ("ACCEPTED", "credentialsAcceptedAt"),
+    ("P95", "p95"),
+    ("REQUESTS", "requests"),
+    ("SWEPT", "swept"),
     ("MESSAGE", "message"),
 ];
 
@@ -67,8 +73,39 @@ impl Upstreams {
             None => {}
         }
         let answer = client.ask(Ask::get(&["upstreams"], "view of the upstreams")).await?;
-        Ok(show::items(&answer.body, &COLUMNS, output.output))
+        let mut body = answer.body;
+        if matches!(output.output, Form::Table | Form::Wide) {
+            let now = Timestamp::now();
+            body["items"].as_array_mut().into_iter().flatten().for_each(|item| sum_up(item, now));
+        }
+        Ok(show::items(&body, &COLUMNS, output.output))
     }
+}
+
+/// What the table shows of latency, pacing and the last sweep.
+fn sum_up(item: &mut Value, now: Timestamp) {
+    let pacing = &item["pacing"];
+    let number = |field: &str| pacing[field].as_u64().unwrap_or_default();
+    let requests = match pacing["pausedForSeconds"].as_f64() {
+        _ if pacing.is_null() => Value::Null,
+        Some(left) => json!(format!("paused for {left:.0}s")),
+        None => json!(format!(
+            "{} of {}, {} waiting",
+            number("underWay"),
+            number("maxConcurrent"),
+            number("waiting")
+        )),
+    };
+    let p95 = item["latency"]["p95Seconds"].as_f64();
+    let p95 = p95.map_or(Value::Null, |seconds| json!(format!("{:.0}ms", seconds * 1e3)));
+    let sweep = &item["lastSweep"];
+    let swept = match sweep["end"].as_str() {
+        None => Value::Null,
+        Some(end) => json!(format!("{end} {} ago", age(&sweep["endedAt"], now))),
+    };
+    item["requests"] = requests;
+    item["p95"] = p95;
+    item["swept"] = swept;
 }
 
 async fn check(client: &Client, upstream: &str) -> Result<String, Failure> {

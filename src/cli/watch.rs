@@ -1,7 +1,7 @@
 //! Watching tenants: a line per change.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io;
 use std::time::Duration;
 
 use reqwest::header::HeaderValue;
@@ -10,31 +10,55 @@ use serde_json::Value;
 use super::client::{Ask, Client};
 use super::commands::{all, read};
 use super::failure::{Exit, Failure};
+use super::filters::Filters;
 use super::follow::summary;
 use super::table::cell;
 use crate::tenant::Slug;
+use crate::terminal::{self, Printed, say};
 
 /// Before connecting again.
 const PAUSE: Duration = Duration::from_secs(2);
 /// An event longer than this is none of ours.
 const LONGEST_EVENT: usize = 4 << 20;
 
-/// What was printed of each tenant, by id: its slug and the line.
+/// Which tenants to watch.
 #[derive(Default)]
-struct Seen(BTreeMap<String, (String, String)>);
+pub struct Watched {
+    /// All of them where none is named.
+    pub slugs: Vec<Slug>,
+    pub filters: Filters,
+}
 
-/// Prints a line per change, until it is interrupted or nobody reads on.
-pub async fn watch(client: &Client, slug: Option<&Slug>) -> Result<String, Failure> {
-    let (mut seen, mut last) = (Seen::default(), None);
+impl Watched {
+    fn holds(&self, tenant: &Value) -> bool {
+        let named = |slug: &Slug| tenant["slug"] == slug.as_str();
+        (self.slugs.is_empty() || self.slugs.iter().any(named)) && self.filters.hold(tenant)
+    }
+}
+
+/// What was printed of each tenant, by id: its slug and the line.
+struct Seen {
+    watched: Watched,
+    lines: BTreeMap<String, (String, String)>,
+}
+
+/// Prints a line per change of a tenant that is watched, or was until that change, until it is interrupted or
+/// no reader is left.
+pub async fn watch(client: &Client, watched: Watched) -> Result<String, Failure> {
+    let slug = match &watched.slugs[..] {
+        [slug] => Some(slug.to_string()),
+        _ => None,
+    };
+    let (mut seen, mut last) = (Seen { watched, lines: BTreeMap::new() }, None);
     let mut connected = false;
     loop {
         let ask = Ask::get(&["tenants", "watch"], "stream of events")
-            .query("slug", slug.map(ToString::to_string))
+            .query("slug", slug.clone())
             .header("last-event-id", last.clone());
         match client.events(ask).await {
             Ok(mut events) => {
                 // Connected first, so that nothing falls between the two.
-                if !connected && seen.list(client, slug).await?.is_none() {
+                if !connected && seen.list(client).await? == Printed::Unread {
                     return Ok(String::new());
                 }
                 connected = true;
@@ -47,10 +71,10 @@ pub async fn watch(client: &Client, slug: Option<&Slug>) -> Result<String, Failu
                         last = event.id.clone().or(last);
                         let printed = match event.kind.as_str() {
                             // What was missed is read instead.
-                            "gap" => seen.list(client, slug).await?,
-                            _ => seen.hear(&event),
+                            "gap" => seen.list(client).await?,
+                            _ => seen.hear(&event)?,
                         };
-                        if printed.is_none() {
+                        if printed == Printed::Unread {
                             return Ok(String::new());
                         }
                     }
@@ -61,7 +85,7 @@ pub async fn watch(client: &Client, slug: Option<&Slug>) -> Result<String, Failu
             }
             // It was there before, so it may come back; a refusal stays one.
             Err(failure) if connected && failure.exit == Exit::Failed => {
-                eprintln!("tenantry: {failure}")
+                say(format_args!("tenantry: {failure}"));
             }
             Err(failure) => return Err(failure),
         }
@@ -70,42 +94,59 @@ pub async fn watch(client: &Client, slug: Option<&Slug>) -> Result<String, Failu
 }
 
 impl Seen {
-    /// Prints what is new since the last look. `None` when nobody reads on.
-    async fn list(&mut self, client: &Client, slug: Option<&Slug>) -> Result<Option<()>, Failure> {
-        let tenants = match slug {
-            Some(slug) => vec![read(client, slug).await?.0],
-            None => all(client, None).await?,
-        };
-        Ok(tenants.iter().try_for_each(|tenant| self.tenant(tenant)))
+    /// Prints what is new since the last look.
+    async fn list(&mut self, client: &Client) -> Result<Printed, Failure> {
+        let mut tenants = Vec::new();
+        if self.watched.slugs.is_empty() {
+            // All of those that were printed are looked at again, not only those that still match.
+            let filters =
+                if self.lines.is_empty() { &self.watched.filters } else { &Filters::default() };
+            tenants = all(client, filters).await?;
+        }
+        for slug in &self.watched.slugs {
+            tenants.push(read(client, slug).await?.0);
+        }
+        for tenant in &tenants {
+            if self.tenant(tenant)? == Printed::Unread {
+                return Ok(Printed::Unread);
+            }
+        }
+        Ok(Printed::Whole)
     }
 
-    fn hear(&mut self, event: &Event) -> Option<()> {
+    fn hear(&mut self, event: &Event) -> io::Result<Printed> {
         match event.kind.as_str() {
             "tenant" => self.tenant(&event.data),
-            "gone" => match self.0.remove(&cell(&event.data["id"])) {
+            "gone" => match self.lines.remove(&cell(&event.data["id"])) {
                 Some((slug, _)) => print(&slug, "gone"),
-                None => Some(()),
+                None => Ok(Printed::Whole),
             },
-            _ => Some(()),
+            _ => Ok(Printed::Whole),
         }
     }
 
-    fn tenant(&mut self, tenant: &Value) -> Option<()> {
-        let (slug, line) = (cell(&tenant["slug"]), summary(tenant));
-        let shown = (slug, line);
+    fn tenant(&mut self, tenant: &Value) -> io::Result<Printed> {
+        let shown = (cell(&tenant["slug"]), summary(tenant));
         let id = cell(&tenant["id"]);
-        if self.0.get(&id) == Some(&shown) {
-            return Some(());
+        let before = self.lines.get(&id);
+        let watched = self.watched.holds(tenant);
+        if before == Some(&shown) || (before.is_none() && !watched) {
+            return Ok(Printed::Whole);
         }
-        print(&shown.0, &shown.1)?;
-        self.0.insert(id, shown);
-        Some(())
+        let printed = print(&shown.0, &shown.1)?;
+        // One that is watched no longer is told once.
+        if watched {
+            self.lines.insert(id, shown);
+        } else {
+            self.lines.remove(&id);
+        }
+        Ok(printed)
     }
 }
 
-fn print(slug: &str, line: &str) -> Option<()> {
+fn print(slug: &str, line: &str) -> io::Result<Printed> {
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    writeln!(std::io::stdout(), "{now} {slug}: {line}").ok()
+    terminal::print(&format!("{now} {slug}: {line}\n"))
 }
 
 /// One server-sent event.

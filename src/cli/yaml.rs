@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use super::printable::escaped;
+
 pub fn to_yaml(value: &Value) -> String {
     let mut text = String::new();
     write(value, 0, &mut text);
@@ -48,7 +50,7 @@ fn scalar(value: &Value) -> String {
     match value {
         Value::String(text) if is_plain(text) => text.clone(),
         // JSON's form of a text, a number or something empty is YAML's too.
-        other => other.to_string(),
+        other => escaped(&other.to_string()),
     }
 }
 
@@ -68,6 +70,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_or_no_yaml_may_hold_is_escaped() {
+        let name = "\u{9b}31m \u{202e}gpj.\u{2028}\u{feff}\u{7f}";
+        let expected = "name: \"\\u009b31m \\u202egpj.\\u2028\\ufeff\\u007f\"\n";
+        assert_eq!(to_yaml(&json!({ "name": name })), expected);
+    }
 
     #[test]
     fn what_could_be_misread_is_quoted_and_the_rest_is_plain() {

@@ -159,6 +159,14 @@ impl AccessSettings {
         }
         let cors_origins: Vec<_> = list(some(&self.cors_origins).unwrap_or_default()).collect();
         for origin in &cors_origins {
+            // Compared to the letter: a pattern would never match.
+            if origin.contains('*') {
+                let why = format!(
+                    "{origin:?} is a pattern; name each origin, such as https://portal.acme.test"
+                );
+                check.wrong("CORS_ORIGINS", why);
+                continue;
+            }
             // As the browser writes it: no path, not even a slash.
             let parsed = url::Url::parse(origin).ok();
             if parsed.is_none_or(|url| url.origin().ascii_serialization() != *origin) {

@@ -1,9 +1,9 @@
 //! An upstream's list against what the tenants' documents say: who is missing, who differs, and what is
 //! marked for a tenant that does not exist.
 //!
-//! The documents are read in order of `_id` into a sorted array of ids, with a hash of each fingerprint and
-//! eight flags beside it: 12 bytes a tenant, and 9 for each upstream. The list is streamed against it in
-//! whatever order it comes. Nothing but what differs is kept of it.
+//! The documents are read in order of `_id` into a sorted array of ids, with a hash of each fingerprint beside it,
+//! and eight flags for the upstream that is being compared: 12 bytes a tenant, 8 for each upstream, and one. The
+//! list is streamed against it in whatever order it comes. Nothing but what differs is kept of it.
 //!
 //! # Guarantees
 //!
@@ -27,6 +27,8 @@ pub struct Expected {
     after: Option<TenantId>,
     /// … and up to this one.
     until: Option<TenantId>,
+    /// Tenants of which other resources are recorded; there are few.
+    with_others: PerStep<BTreeSet<TenantId>>,
 }
 
 /// Where nothing is expected.
@@ -46,7 +48,15 @@ impl Expected {
             let print = tenant.prints[step].map_or(NOTHING, Fingerprint::short);
             self.prints[step].push(print);
             self.sizes[step] += u64::from(print != NOTHING);
+            if !tenant.others[step].is_empty() {
+                self.with_others[step].insert(tenant.id);
+            }
         }
+    }
+
+    /// The tenants of which other resources are recorded.
+    pub fn with_others(&self, step: StepKind) -> &BTreeSet<TenantId> {
+        &self.with_others[step]
     }
 
     pub fn len(&self) -> usize {
@@ -85,6 +95,8 @@ pub struct Comparison<'a> {
     others: BTreeSet<(usize, Fingerprint)>,
     /// By their own ids.
     unknown: BTreeMap<String, UnknownResource>,
+    /// Resources of tenants that may not be the recorded ones, by their own ids.
+    doubtful: BTreeMap<String, UnknownResource>,
     /// No more unknown resources are kept than these.
     most_unknown: usize,
 }
@@ -109,19 +121,22 @@ pub struct Differences {
     pub outdated: Vec<TenantId>,
     /// Marked for tenants that the documents do not have.
     pub unknown: Vec<UnknownResource>,
+    /// Marked for tenants that do not expect them as they are, or do not expect any.
+    pub doubtful: Vec<UnknownResource>,
 }
 
 impl<'a> Comparison<'a> {
     pub fn new(expected: &'a Expected, step: StepKind, most_unknown: usize) -> Self {
         let flags = vec![0; expected.ids.len()];
-        Self { expected, step, flags, others: BTreeSet::new(), unknown: BTreeMap::new(), most_unknown }
+        let (others, unknown, doubtful) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+        Self { expected, step, flags, others, unknown, doubtful, most_unknown }
     }
 
     /// The list has this.
     pub fn see(&mut self, seen: &Seen<'_>) {
         let Ok(place) = self.expected.ids.binary_search(&seen.tenant) else {
             if self.expected.covers(seen.tenant) {
-                self.keep_unknown(seen);
+                keep(&mut self.unknown, seen, self.most_unknown);
             }
             return;
         };
@@ -134,18 +149,9 @@ impl<'a> Comparison<'a> {
         } else if recorded != NOTHING {
             self.flags[place] |= OTHER;
             self.others.insert((place, seen.fingerprint));
-        }
-    }
-
-    fn keep_unknown(&mut self, seen: &Seen<'_>) {
-        if self.unknown.len() < self.most_unknown {
-            let id = seen.external_id.to_owned();
-            let resource = UnknownResource {
-                tenant: seen.tenant,
-                external_id: id.clone(),
-                name: seen.name.to_owned(),
-            };
-            self.unknown.insert(id, resource);
+            keep(&mut self.doubtful, seen, self.most_unknown);
+        } else {
+            keep(&mut self.doubtful, seen, self.most_unknown);
         }
     }
 
@@ -182,7 +188,17 @@ impl<'a> Comparison<'a> {
                 .collect(),
             outdated: with(OUTDATED, MATCHED | OTHER).collect(),
             unknown: self.unknown.into_values().collect(),
+            doubtful: self.doubtful.into_values().collect(),
         }
+    }
+}
+
+/// Keeps a resource by its name, as far as there is room.
+fn keep(kept: &mut BTreeMap<String, UnknownResource>, seen: &Seen<'_>, most: usize) {
+    if kept.len() < most {
+        let (external_id, name) = (seen.external_id.to_owned(), seen.name.to_owned());
+        let resource = UnknownResource { tenant: seen.tenant, external_id: external_id.clone(), name };
+        kept.insert(external_id, resource);
     }
 }
 
@@ -202,7 +218,15 @@ mod tests {
 
     fn tenant(n: u64, print: Option<Fingerprint>) -> SweptTenant {
         let prints = PerStep::from_fn(|step| print.filter(|_| step == StepKind::Ocis));
-        SweptTenant { id: id(n), slug: format!("t{n}"), prints, busy: false }
+        SweptTenant {
+            id: id(n),
+            slug: format!("t{n}"),
+            prints,
+            ids: PerStep::default(),
+            others: PerStep::default(),
+            unsettled: PerStep::default(),
+            busy: false,
+        }
     }
 
     fn expected(tenants: std::ops::Range<u64>) -> Expected {
@@ -216,7 +240,11 @@ mod tests {
     }
 
     fn seen(n: u64, fingerprint: Fingerprint) -> Seen<'static> {
-        Seen { tenant: id(n), fingerprint, external_id: "id", name: "name" }
+        Seen { tenant: id(n), fingerprint, external_id: "id", name: "name", fleet: None }
+    }
+
+    fn doubtful(n: u64) -> UnknownResource {
+        UnknownResource { tenant: id(n), external_id: "id".into(), name: "name".into() }
     }
 
     #[test]
@@ -248,8 +276,18 @@ mod tests {
         assert!(comparison.misses_something());
         comparison.see(&seen(2, print(2, 1)));
         assert!(!comparison.misses_something());
-        let others = vec![other(1, 7, true)];
-        assert_eq!(comparison.finish(), Differences { others, ..Differences::default() });
+        let (others, doubtful) = (vec![other(1, 7, true)], vec![doubtful(1)]);
+        assert_eq!(comparison.finish(), Differences { others, doubtful, ..Differences::default() });
+    }
+
+    #[test]
+    fn what_a_tenant_does_not_expect_at_all_is_doubtful_and_no_difference() {
+        let mut expected = Expected::default();
+        expected.push(&tenant(1, None));
+        let mut comparison = Comparison::new(&expected, StepKind::Ocis, 10);
+        comparison.see(&seen(1, print(1, 1)));
+        let doubtful = vec![doubtful(1)];
+        assert_eq!(comparison.finish(), Differences { doubtful, ..Differences::default() });
     }
 
     #[test]

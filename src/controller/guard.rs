@@ -22,10 +22,14 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::feed::Hint;
-use crate::integration::{Cause, Mode, Permission, Purpose, Ready, Refusal, RepairGuard, Target};
+use crate::integration::{
+    Cause, MarkedFor, Mode, Permission, Purpose, Ready, Refusal, RepairGuard, Target,
+};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError, WatchError, Woken};
-use crate::tenant::{Controls, Fleet, Found, Guard, GuardPolicy, PerStep, Reason, StepKind};
+use crate::tenant::{
+    Controls, Fleet, Found, Guard, GuardPolicy, PerStep, Reason, StepKind, Swept, TenantId,
+};
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// No longer than a stop may take to be known.
@@ -118,6 +122,11 @@ impl Guards {
     /// The fleet, once it was read.
     pub fn fleet(&self) -> Option<Fleet> {
         self.controls.borrow().fleet.clone()
+    }
+
+    /// How the latest sweeps ended.
+    pub fn sweeps(&self) -> PerStep<Option<Swept>> {
+        self.controls.borrow().sweeps.clone()
     }
 
     pub fn guard(&self, step: StepKind) -> Guard {
@@ -337,6 +346,14 @@ impl RepairGuard for Guards {
                 self.metrics.repairs_refused.with_label_values(&[step.name()]).inc();
             }
             may
+        }
+        .boxed()
+    }
+
+    fn marked_for(&self, tenant: TenantId) -> BoxFuture<'_, Option<MarkedFor>> {
+        async move {
+            let found = self.store.swept_again(&[tenant]).await.ok()?;
+            Some(found.into_iter().next().map_or(MarkedFor::Gone, |it| MarkedFor::Tenant(it.slug)))
         }
         .boxed()
     }

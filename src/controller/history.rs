@@ -84,14 +84,24 @@ impl Asked<'_> {
         let edits = edits(handled, &self.0.desired);
         // A pause, or its end, may be all that was edited.
         let paused = handled.paused != self.0.desired.paused;
-        let generation = self.0.status.observed_generation;
-        let edited = self.was(EventKind::Edited) || generation.is_some_and(|g| g != self.0.generation);
+        let edited = self.was(EventKind::Edited) || self.is_another_generation_without_a_change();
         let message = match edits.is_empty() {
             false => edits,
             true if edited && !paused => TAKEN_BACK.to_owned(),
             true => return None,
         };
         Some(Event::now(EventKind::Edited, message).by(self.by(&[EventKind::Edited])))
+    }
+
+    /// Whether the desired state was changed, and neither it nor what is noted beside it says how: pauses and
+    /// deletions count as changes too, and have events of their own.
+    fn is_another_generation_without_a_change(&self) -> bool {
+        let deletion = self.handled().and_then(|handled| handled.deletion);
+        let is_noted = self.0.changed_by.iter().flatten().next().is_some();
+        let observed = self.0.status.observed_generation;
+        observed.is_some_and(|observed| observed != self.0.generation)
+            && deletion == self.0.desired.deletion
+            && !is_noted
     }
 
     fn pause(&self) -> Vec<Event> {

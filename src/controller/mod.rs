@@ -188,6 +188,7 @@ impl Controller {
             store: store.clone(),
             integrations: Arc::clone(&integrations),
             metrics: Arc::clone(&metrics),
+            guards: Arc::clone(&guards),
             gone: went,
         };
         let ending = shutdown.clone();
@@ -270,7 +271,7 @@ struct Dispatcher {
     working: watch::Receiver<bool>,
     running: JoinSet<(TenantId, Verdict)>,
     /// At most one due scan.
-    scanning: JoinSet<Result<DueScan, StoreError>>,
+    scanning: JoinSet<(Instant, Result<DueScan, StoreError>)>,
     scan_wanted: bool,
     /// Told when hints were dropped. An edit by a shell is in no index: a relist marks what no reconcile has
     /// handled.
@@ -348,7 +349,7 @@ impl Dispatcher {
             let limit = SCAN_LIMIT + u32::try_from(self.queue.delayed_len()).unwrap_or(u32::MAX / 2);
             let store = self.store.clone();
             let invalid_retry = self.settings.policy.terminal();
-            self.scanning.spawn(async move { store.due(limit, invalid_retry).await });
+            self.scanning.spawn(async move { (now, store.due(limit, invalid_retry).await) });
         }
     }
 
@@ -379,12 +380,11 @@ impl Dispatcher {
         match verdict {
             Verdict::Done => {}
             Verdict::DueIn { wait, urgency } if wait <= APPOINTMENTS => {
-                self.queue.push_at(id, urgency, now + wait);
+                self.queue.push_at(id, urgency, now + wait, now);
             }
             Verdict::DueIn { .. } => {}
             Verdict::Again => self.queue.push(id, Urgency::New, now),
-            // As urgent as can be, so that no due scan moves it forward.
-            Verdict::Refused => self.queue.push_at(id, Urgency::Waited, now + REFUSED_PAUSE),
+            Verdict::Refused => self.queue.keep_back(id, Urgency::Retry, now + REFUSED_PAUSE),
             Verdict::Unavailable => {
                 self.queue.push(id, Urgency::Retry, now);
                 self.store_unavailable(now);
@@ -394,9 +394,13 @@ impl Dispatcher {
         self.pause = FIRST_PAUSE;
     }
 
-    fn scanned(&mut self, scanned: Result<Result<DueScan, StoreError>, tokio::task::JoinError>) {
+    /// A scan is known by when it began.
+    fn scanned(
+        &mut self,
+        scanned: Result<(Instant, Result<DueScan, StoreError>), tokio::task::JoinError>,
+    ) {
         let now = Instant::now();
-        let scanned = match scanned {
+        let (begun, scanned) = match scanned {
             Ok(scanned) => scanned,
             Err(error) => return tracing::error!(%error, "a due scan panicked"),
         };
@@ -406,7 +410,7 @@ impl Dispatcher {
                     self.reconciler.report(invalid);
                 }
                 for tenant in &scan.tenants {
-                    self.queue.offer(tenant.id, tenant.urgency, now);
+                    self.queue.offer(tenant.id, tenant.urgency, begun, now);
                 }
                 self.scan_wanted |= scan.full;
                 self.pause = FIRST_PAUSE;

@@ -101,6 +101,8 @@ impl Orphans {
             observed: None,
             left: None,
             recorded: Some(wanted.orphan.external_id.clone()),
+            settled: false,
+            search: false,
             may_exist: true,
             intent: None,
             mode: self.guards.mode(step),

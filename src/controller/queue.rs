@@ -20,7 +20,7 @@ pub struct Queue {
     /// In the order in which they are handed out.
     ready: BTreeMap<(Urgency, u64), Waiting>,
     /// In the order in which they become ready.
-    delayed: BTreeMap<(Instant, u64), (TenantId, Urgency)>,
+    delayed: BTreeMap<(Instant, u64), Appointment>,
     places: HashMap<TenantId, Place>,
     capacity: usize,
     /// Tells apart entries of the same urgency or instant, in order of arrival.
@@ -32,6 +32,15 @@ pub struct Queue {
 struct Waiting {
     id: TenantId,
     since: Instant,
+}
+
+/// A tenant that waits for its time.
+#[derive(Debug)]
+struct Appointment {
+    id: TenantId,
+    urgency: Urgency,
+    /// A due scan that began later knows more. `None` where what a scan finds makes no difference.
+    made: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -78,19 +87,35 @@ impl Queue {
         self.places.insert(id, Place::Ready(key));
     }
 
-    /// Queues a tenant that a due scan found. An appointment stands: it was made by somebody who knew
-    /// more than that the tenant is due, unless this is more urgent.
-    pub fn offer(&mut self, id: TenantId, urgency: Urgency, now: Instant) {
-        if let Some(Place::Delayed(key)) = self.places.get(&id)
-            && self.delayed.get(key).is_some_and(|(_, appointed)| *appointed <= urgency)
-        {
-            return;
+    /// Queues a tenant that was due when a scan that began at `begun` looked. An appointment that was made
+    /// before gives way: the tenant became due since. One that was made after it stands, unless this is more
+    /// urgent: the scan may have seen the tenant as it was before.
+    pub fn offer(&mut self, id: TenantId, urgency: Urgency, begun: Instant, now: Instant) {
+        let appointment = match self.places.get(&id) {
+            Some(Place::Delayed(key)) => self.delayed.get(key),
+            _ => None,
+        };
+        let stands = appointment.is_some_and(|appointment| match appointment.made {
+            None => true,
+            Some(made) => begun <= made && appointment.urgency <= urgency,
+        });
+        if !stands {
+            self.push(id, urgency, now);
         }
-        self.push(id, urgency, now);
     }
 
-    /// Queues a tenant for later. An earlier appointment stands.
-    pub fn push_at(&mut self, id: TenantId, urgency: Urgency, at: Instant) {
+    /// Queues a tenant for `at`, as the database was just told. An earlier appointment stands.
+    pub fn push_at(&mut self, id: TenantId, urgency: Urgency, at: Instant, now: Instant) {
+        self.appoint(at, Appointment { id, urgency, made: Some(now) });
+    }
+
+    /// Keeps a tenant back until `at`, though the database says that it is due.
+    pub fn keep_back(&mut self, id: TenantId, urgency: Urgency, at: Instant) {
+        self.appoint(at, Appointment { id, urgency, made: None });
+    }
+
+    fn appoint(&mut self, at: Instant, appointment: Appointment) {
+        let id = appointment.id;
         match self.places.get(&id).copied() {
             Some(Place::Ready(_) | Place::Running { .. }) => return,
             Some(Place::Delayed(key)) if key.0 <= at => return,
@@ -102,7 +127,7 @@ impl Queue {
             None => {}
         }
         let key = (at, self.arrival());
-        self.delayed.insert(key, (id, urgency));
+        self.delayed.insert(key, appointment);
         self.places.insert(id, Place::Delayed(key));
     }
 
@@ -111,7 +136,7 @@ impl Queue {
         while let Some(entry) = self.delayed.first_entry()
             && entry.key().0 <= now
         {
-            let ((at, _), (id, urgency)) = entry.remove_entry();
+            let ((at, _), Appointment { id, urgency, .. }) = entry.remove_entry();
             let key = (urgency, self.arrival());
             self.ready.insert(key, Waiting { id, since: at });
             self.places.insert(id, Place::Ready(key));
@@ -171,8 +196,8 @@ impl Queue {
             return true;
         }
         self.overflow = true;
-        let dropped = if let Some((_, (id, _))) = self.delayed.pop_last() {
-            id
+        let dropped = if let Some((_, appointment)) = self.delayed.pop_last() {
+            appointment.id
         } else {
             match self.ready.last_entry() {
                 Some(last) if last.key().0 > urgency => last.remove().id,
@@ -247,8 +272,8 @@ mod tests {
         let now = Instant::now();
         let later = now + Duration::from_secs(10);
         let mut queue = Queue::new(10);
-        queue.push_at(id(1), Urgency::Retry, later);
-        queue.push_at(id(2), Urgency::Retry, later);
+        queue.push_at(id(1), Urgency::Retry, later, now);
+        queue.push_at(id(2), Urgency::Retry, later, now);
         assert_eq!(queue.pop(now), None);
         assert_eq!(queue.next_ready_at(), Some(later));
         queue.push(id(2), Urgency::New, now);
@@ -257,19 +282,33 @@ mod tests {
     }
 
     #[test]
-    fn a_due_scan_moves_an_appointment_forward_only_if_it_knows_of_something_more_urgent() {
-        let now = Instant::now();
+    fn a_due_scan_that_began_before_an_appointment_moves_it_only_for_something_more_urgent() {
+        let begun = Instant::now();
+        let now = begun + Duration::from_millis(1);
         let later = now + Duration::from_secs(10);
         let mut queue = Queue::new(10);
-        queue.push_at(id(1), Urgency::Requested, later);
-        queue.push_at(id(2), Urgency::Retry, later);
-        queue.offer(id(1), Urgency::Requested, now);
-        queue.offer(id(2), Urgency::Retry, now);
-        queue.offer(id(3), Urgency::Resync, now);
+        queue.push_at(id(1), Urgency::Requested, later, now);
+        queue.push_at(id(2), Urgency::Retry, later, now);
+        queue.offer(id(1), Urgency::Requested, begun, now);
+        queue.offer(id(2), Urgency::Retry, begun, now);
+        queue.offer(id(3), Urgency::Resync, begun, now);
         assert_eq!(drain(&mut queue, now), [id(3)]);
-        queue.offer(id(2), Urgency::Requested, now);
+        queue.offer(id(2), Urgency::Requested, begun, now);
         assert_eq!(drain(&mut queue, now), [id(2)]);
         assert_eq!(queue.delayed_len(), 1);
+    }
+
+    #[test]
+    fn an_appointment_gives_way_to_a_due_scan_that_began_after_it_was_made() {
+        let now = Instant::now();
+        let (begun, later) = (now + Duration::from_millis(1), now + Duration::from_secs(60));
+        let mut queue = Queue::new(10);
+        queue.push_at(id(1), Urgency::Retry, later, now);
+        queue.keep_back(id(2), Urgency::Retry, later);
+        for n in 1..=2 {
+            queue.offer(id(n), Urgency::Resync, begun, begun);
+        }
+        assert_eq!(drain(&mut queue, begun), [id(1)], "what is kept back is due all along");
     }
 
     #[test]
@@ -277,11 +316,11 @@ mod tests {
         let now = Instant::now();
         let (soon, later) = (now + Duration::from_secs(1), now + Duration::from_secs(10));
         let mut queue = Queue::new(10);
-        queue.push_at(id(1), Urgency::Retry, soon);
-        queue.push_at(id(1), Urgency::Retry, later);
+        queue.push_at(id(1), Urgency::Retry, soon, now);
+        queue.push_at(id(1), Urgency::Retry, later, now);
         assert_eq!(queue.next_ready_at(), Some(soon));
-        queue.push_at(id(2), Urgency::Retry, later);
-        queue.push_at(id(2), Urgency::Retry, soon);
+        queue.push_at(id(2), Urgency::Retry, later, now);
+        queue.push_at(id(2), Urgency::Retry, soon, now);
         assert_eq!(drain(&mut queue, soon).len(), 2);
     }
 
@@ -289,7 +328,7 @@ mod tests {
     fn it_never_outgrows_its_capacity_and_drops_the_least_urgent() {
         let now = Instant::now();
         let mut queue = Queue::new(3);
-        queue.push_at(id(9), Urgency::Retry, now + Duration::from_secs(1));
+        queue.push_at(id(9), Urgency::Retry, now + Duration::from_secs(1), now);
         for n in 1..=3 {
             queue.push(id(n), Urgency::Resync, now);
         }
@@ -299,7 +338,7 @@ mod tests {
         assert!(queue.take_overflow(), "no more urgent than what waits");
         queue.push(id(5), Urgency::Requested, now);
         assert!(queue.take_overflow());
-        queue.push_at(id(6), Urgency::Retry, now);
+        queue.push_at(id(6), Urgency::Retry, now, now);
         assert_eq!(queue.len(), 3);
         assert_eq!(drain(&mut queue, now), [5, 1, 2].map(id));
     }

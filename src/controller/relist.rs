@@ -15,8 +15,9 @@ use super::feed::Hint;
 use crate::metrics::Metrics;
 use crate::store::{Holder, Relist, Store, Turn};
 
-/// How long a crashed process keeps others from a pass; longer than any slice takes.
-const LEASE: Duration = Duration::from_secs(60);
+/// How long a crashed process keeps others from a pass. Should a slice take longer, two processes make one at
+/// the same time, which does no harm.
+const LEASE: Duration = Duration::from_secs(10);
 /// Between looks at how the pass of another process goes.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Between attempts at what fails.

@@ -90,6 +90,11 @@ impl<'a> Report<'a> {
                 %slug, upstream = %step, reason, attempts = new.attempts,
                 "{} -> {}: {message}", old.state.name(), new.state.name()
             ),
+            // The same for every tenant, and told at start.
+            _ if new.reason == Some(Reason::NotConfigured) => tracing::debug!(
+                %slug, upstream = %step, reason,
+                "{} -> {}", old.state.name(), new.state.name()
+            ),
             _ if old.state != new.state => tracing::info!(
                 %slug, upstream = %step, reason,
                 "{} -> {}", old.state.name(), new.state.name()

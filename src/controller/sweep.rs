@@ -31,7 +31,10 @@ use crate::metrics::Metrics;
 use crate::store::{
     BATCH, Gone, Holder, Journal, MOST_ORPHANS, Store, StoreError, SweptTenant, UnknownResource,
 };
-use crate::tenant::{Event, EventKind, Fingerprint, Guard, Part, PerStep, StepKind, Subject, TenantId};
+use crate::tenant::{
+    Event, EventKind, Fingerprint, Guard, OtherResource, Part, PerStep, StepKind, Subject, SweepEnd,
+    SweepFound, TenantId,
+};
 
 /// Sweeps when it is time, for as long as the process runs.
 pub struct Sweeper {
@@ -50,6 +53,8 @@ pub struct Sweeper {
 const LEASE: Duration = Duration::from_secs(60);
 /// Resources between two words in the log.
 const PROGRESS: u64 = 50_000;
+/// Until an upstream is swept that never was.
+const FIRST_SWEEP: Duration = Duration::from_secs(20);
 /// Part of the interval by which looks for a due sweep are spread.
 const SPREAD: f64 = 0.1;
 
@@ -65,12 +70,45 @@ struct Findings {
     size: u64,
     /// Tenants and their slugs by what differs.
     drifted: BTreeMap<String, Vec<(TenantId, String)>>,
-    /// Tenants that have more than one.
+    /// Tenants of which other resources than those recorded are newly seen: these are looked for.
     twins: BTreeSet<TenantId>,
+    /// Of tenants where that has changed, all other resources with their marks.
+    others: BTreeMap<TenantId, Vec<OtherResource>>,
     /// Tenants whose resource was recorded under other settings.
     outdated: Vec<TenantId>,
     /// Resources that are marked for tenants which do not exist.
     orphans: Vec<UnknownResource>,
+    /// Resources that are marked as another fleet's.
+    foreign: u64,
+    /// How long listing and comparing took.
+    took: Duration,
+}
+
+impl Findings {
+    fn in_short(&self) -> SweepFound {
+        SweepFound {
+            took: self.took,
+            seen: self.seen,
+            expected: self.size,
+            differing: self.differing(),
+            second: self.twins.len() as u64,
+            orphans: self.orphans.len() as u64,
+            foreign: self.foreign,
+        }
+    }
+
+    /// Tenants whose resource differs.
+    fn differing(&self) -> u64 {
+        self.drifted.values().map(Vec::len).sum::<usize>() as u64
+    }
+}
+
+/// What a list showed.
+struct Listed {
+    /// Resources that are in use by tenants.
+    seen: u64,
+    /// Of those the ones that are marked as another fleet's.
+    foreign: u64,
 }
 
 const MISSING: &str = "missing or unmarked";
@@ -80,11 +118,15 @@ impl Sweeper {
     pub async fn run(self, shutdown: &CancellationToken) {
         let sweeping = async {
             let mut taken_back = self.guards.taken_back();
+            self.guards.known().await;
+            let mut wait = self.first_wait();
             loop {
                 // Another process may have swept; the database knows.
                 let spread = 1.0 + SPREAD * (2.0 * rand::random::<f64>() - 1.0);
+                let sleep =
+                    tokio::time::sleep(std::mem::replace(&mut wait, self.interval).mul_f64(spread));
                 tokio::select! {
-                    () = tokio::time::sleep(self.interval.mul_f64(spread)) => {}
+                    () = sleep => {}
                     // A person who lifts a guard wants a sweep now.
                     _ = taken_back.changed() => {}
                 }
@@ -101,6 +143,34 @@ impl Sweeper {
                 // For the next process; without an answer, it expires.
                 let _ = self.store.hold_sweep(&self.holder, Duration::ZERO).await;
             }
+        }
+    }
+
+    /// How long until the first sweep. An upstream that this fleet has never swept is looked at soon: it may
+    /// carry the marks of another one. Those that are known to be there are told again at every start.
+    fn first_wait(&self) -> Duration {
+        let configured = self.integrations.configured();
+        let swept = self.guards.sweeps();
+        for step in &configured {
+            let found = swept[*step].as_ref().and_then(|swept| swept.found);
+            self.tell_foreign(*step, found.map_or(0, |found| found.foreign), 0);
+        }
+        if configured.iter().all(|step| swept[*step].is_some()) {
+            return self.interval;
+        }
+        self.interval.min(FIRST_SWEEP)
+    }
+
+    /// Tells of resources that are marked as another fleet's, where there are others than `before`.
+    fn tell_foreign(&self, step: StepKind, foreign: u64, before: u64) {
+        let gauge = self.metrics.foreign_marks.with_label_values(&[step.name()]);
+        gauge.set(i64::try_from(foreign).unwrap_or(i64::MAX));
+        if foreign > 0 && foreign != before {
+            tracing::error!(
+                upstream = %step, resources = foreign,
+                "it carries marks of another fleet, which are left alone. Is this the right database for this \
+                 upstream? Does another installation of tenantry use it?"
+            );
         }
     }
 
@@ -122,15 +192,21 @@ impl Sweeper {
                 Ok(found) => found,
                 Err(error) => return tracing::warn!(%error, "cannot read the tenants for a sweep"),
             };
+            let mut ended = Vec::new();
             for (step, findings) in found {
-                let result = match findings {
+                let seen = findings.as_ref().map(Findings::in_short);
+                let end = match findings {
                     Some(findings) => self.judge(step, findings, begun).await.unwrap_or_else(|error| {
                         tracing::warn!(upstream = %step, %error, "a sweep could not be finished");
-                        "failed"
+                        SweepEnd::Failed
                     }),
-                    None => "failed",
+                    None => SweepEnd::Failed,
                 };
-                self.metrics.sweeps.with_label_values(&[step.name(), result]).inc();
+                self.metrics.sweeps.with_label_values(&[step.name(), end.name()]).inc();
+                ended.push((step, end, seen));
+            }
+            if let Err(error) = self.store.record_sweeps(&ended).await {
+                tracing::warn!(%error, "cannot record how the sweep ended");
             }
             tracing::info!(took = ?started.elapsed(), "swept");
         };
@@ -200,10 +276,11 @@ impl Sweeper {
         }
         let label = [step.name()];
         self.metrics.sweep_seconds.with_label_values(&label).observe(started.elapsed().as_secs_f64());
-        let Some(seen) = listed else { return false };
-        findings.seen = seen;
+        let Some(Listed { seen, foreign }) = listed else { return false };
+        (findings.seen, findings.foreign) = (seen, foreign);
         findings.size += expected.size(step);
-        match self.look_again(step, comparison.finish(), findings).await {
+        findings.took += started.elapsed();
+        match self.look_again(step, comparison.finish(), expected.with_others(step), findings).await {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(upstream = %step, %error, "a sweep could not be finished");
@@ -212,20 +289,25 @@ impl Sweeper {
         }
     }
 
-    /// Reads an upstream's list; returns how long it is.
+    /// Reads an upstream's list.
     async fn list(
         &self,
         step: StepKind,
         expected: &Expected,
         comparison: &mut Comparison<'_>,
-    ) -> Option<u64> {
-        let mut seen = 0_u64;
+    ) -> Option<Listed> {
+        let fleet = self.guards.fleet()?.id;
+        let (mut seen, mut foreign) = (0_u64, 0_u64);
         let gauge = self.metrics.sweep_seen.with_label_values(&[step.name()]);
         gauge.set(0);
         let listed = self
             .integrations
             .sweep(step, |resource| {
-                comparison.see(&resource);
+                if fleet.is_not(resource.fleet) {
+                    foreign += 1;
+                } else {
+                    comparison.see(&resource);
+                }
                 seen += 1;
                 gauge.set(i64::try_from(seen).unwrap_or(i64::MAX));
                 if seen.is_multiple_of(PROGRESS) {
@@ -234,7 +316,7 @@ impl Sweeper {
             })
             .await;
         match listed {
-            Ok(()) => Some(seen),
+            Ok(()) => Some(Listed { seen, foreign }),
             Err(error) => {
                 tracing::warn!(
                     upstream = %step, reason = %error.failure.reason,
@@ -250,9 +332,11 @@ impl Sweeper {
         &self,
         step: StepKind,
         differences: Differences,
+        with_others: &BTreeSet<TenantId>,
         findings: &mut Findings,
     ) -> Result<(), StoreError> {
-        let Differences { missing, others, outdated, unknown } = differences;
+        let Differences { missing, others, outdated, unknown, doubtful } = differences;
+        self.look_at_others(step, doubtful, with_others, findings).await?;
         for missing in missing.chunks(BATCH as usize) {
             let recorded: BTreeMap<TenantId, u64> = missing.iter().copied().collect();
             for tenant in self.settled_still(recorded.keys()).await? {
@@ -287,6 +371,41 @@ impl Sweeper {
         Ok(())
     }
 
+    /// Finds out which resources carry a tenant's mark and are not the recorded one, and of which tenants that is
+    /// news.
+    async fn look_at_others(
+        &self,
+        step: StepKind,
+        doubtful: Vec<UnknownResource>,
+        with_others: &BTreeSet<TenantId>,
+        findings: &mut Findings,
+    ) -> Result<(), StoreError> {
+        let mut seen = BTreeMap::<TenantId, Vec<OtherResource>>::new();
+        for UnknownResource { tenant, external_id, name } in doubtful {
+            seen.entry(tenant).or_default().push(OtherResource { external_id, name });
+        }
+        let ids: BTreeSet<TenantId> = seen.keys().chain(with_others).copied().collect();
+        for ids in ids.into_iter().collect::<Vec<_>>().chunks(BATCH as usize) {
+            for tenant in self.settled_still(ids).await? {
+                // What is being made or repaired is not judged; that is for the next sweep.
+                if tenant.unsettled[step] {
+                    continue;
+                }
+                let mut others = seen.remove(&tenant.id).unwrap_or_default();
+                others.retain(|other| tenant.ids[step].as_ref() != Some(&other.external_id));
+                others.sort_unstable();
+                let known = &tenant.others[step];
+                if others.iter().any(|other| !known.contains(other)) {
+                    findings.twins.insert(tenant.id);
+                }
+                if others != *known {
+                    findings.others.insert(tenant.id, others);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// These tenants as they are now, without those that are worked on or were edited.
     async fn settled_still(
         &self,
@@ -304,10 +423,16 @@ impl Sweeper {
         step: StepKind,
         findings: Findings,
         begun: Timestamp,
-    ) -> Result<&'static str, StoreError> {
-        let Findings { seen, size, drifted, twins, outdated, orphans } = findings;
+    ) -> Result<SweepEnd, StoreError> {
+        let drifting = findings.differing();
+        let Findings { seen, size, drifted, twins, others, outdated, orphans, foreign, took: _ } =
+            findings;
+        for (tenant, others) in &others {
+            self.store.record_others(step, *tenant, others, twins.contains(tenant)).await?;
+        }
+        let before = self.guards.sweeps()[step].as_ref().and_then(|swept| swept.found);
+        self.tell_foreign(step, foreign, before.map_or(0, |found| found.foreign));
         let bound = self.guards.bound(size);
-        let drifting = drifted.values().map(Vec::len).sum::<usize>() as u64;
         let guard = self.guards.guard(step);
         if drifting > bound && !matches!(guard, Guard::Lifted { .. }) {
             for (what, tenants) in &drifted {
@@ -322,7 +447,7 @@ impl Sweeper {
                 what.join(", ")
             );
             self.guards.trip(step, &message).await;
-            return Ok("refused");
+            return Ok(SweepEnd::Refused);
         }
         if guard != Guard::Armed && drifting <= bound {
             tracing::info!(upstream = %step, "a sweep found it sane; the change guard is armed again");
@@ -339,14 +464,13 @@ impl Sweeper {
                 .drift_found
                 .with_label_values(&[step.name(), "twin"])
                 .inc_by(twins.len() as u64);
-            self.store.search_twins(step, &twins.iter().copied().collect::<Vec<_>>()).await?;
         }
         if drifting > 0 || !twins.is_empty() || !outdated.is_empty() {
             // Other processes find them by their own scans.
             let _ = self.hints.try_send(Hint::Scan);
         }
         self.report_orphans(step, orphans, begun).await?;
-        Ok("ok")
+        Ok(SweepEnd::Finished)
     }
 
     /// Makes the tenants that differ due, and says so.
@@ -412,10 +536,7 @@ fn note_others(findings: &mut Findings, tenant: &SweptTenant, recorded: Fingerpr
     let Some(first) = others.first() else { return };
     let another = |other: &&Other| recorded.differences(other.seen).contains(&Part::Id);
     if first.is_second {
-        // Unless the list shifted and shows its own both as it was and as it is.
-        if others.iter().any(another) {
-            findings.twins.insert(tenant.id);
-        }
+        // Its own was seen as it was recorded; which others there are is looked at by their ids.
         return;
     }
     let own = others.iter().find(|other| !another(other)).unwrap_or(first);

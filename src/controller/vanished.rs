@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::guard::Guards;
 use crate::integration::{Integrations, Marked};
 use crate::metrics::Metrics;
 use crate::store::{Gone, Store, StoreError, UnknownResource};
@@ -25,6 +26,8 @@ pub struct Vanished {
     pub store: Store,
     pub integrations: Arc<Integrations>,
     pub metrics: Arc<Metrics>,
+    /// Know whose resources are this fleet's.
+    pub guards: Arc<Guards>,
     /// Tenants whose documents are gone, for whatever reason.
     pub gone: mpsc::Receiver<Gone>,
 }
@@ -74,9 +77,12 @@ impl Vanished {
                     continue;
                 }
             };
+            let fleet = self.guards.fleet();
+            let ours = |it: &Marked| fleet.as_ref().is_none_or(|fleet| !fleet.id.is_not(it.fleet));
             let found: Vec<_> = found
                 .into_iter()
-                .map(|Marked { tenant, external_id, name }| UnknownResource {
+                .filter(ours)
+                .map(|Marked { tenant, external_id, name, fleet: _ }| UnknownResource {
                     tenant,
                     external_id,
                     name,

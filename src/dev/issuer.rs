@@ -6,6 +6,8 @@
 //! refuses, this one refuses with the same words. One thing is ours: `GET /_sim/token/{account}` is a token
 //! of the last provider, ready to be put into a header.
 
+mod device;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +20,8 @@ use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Json, Router};
+use base64::Engine;
+use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD};
 use jsonwebtoken::jwk::{AlgorithmParameters, Jwk};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rand::seq::SliceRandom;
@@ -148,6 +152,7 @@ struct Issuer {
     key: Option<Key>,
     /// Tokens that userinfo answers for.
     tokens: BTreeMap<String, Issued>,
+    devices: device::Devices,
 }
 
 /// A signing key. Its kid has the form of Authentik's, 32 hexadecimal digits.
@@ -198,6 +203,7 @@ impl Simulator {
             skew: 0,
             key: Some(key),
             tokens: BTreeMap::new(),
+            devices: device::Devices::default(),
         };
         let shared = Shared { state: Arc::new(Mutex::new(issuer)), token_requests: Arc::default() };
         let faults = Faults::default();
@@ -278,6 +284,22 @@ impl Simulator {
     /// How long tokens issued from now on are good.
     pub fn set_validity(&self, validity: Duration) {
         self.lock().validity = validity;
+    }
+
+    /// What a person decides about the device of this code: which account it gets a token of, or none.
+    /// `false` when there is no such code.
+    pub fn decide(&self, user_code: &str, account: Option<&str>) -> bool {
+        self.lock().devices.decide(user_code, account)
+    }
+
+    /// Ends the logins of all devices: no refresh token is good any more.
+    pub fn end_logins(&self) {
+        self.lock().devices.end();
+    }
+
+    /// What devices are asked to leave between two questions, in seconds.
+    pub fn set_interval(&self, seconds: u64) {
+        self.lock().devices.set_interval(seconds);
     }
 
     /// Seconds by which the issuer's clock is ahead; negative when it is behind.
@@ -511,6 +533,7 @@ fn sign_hs256(claims: &Map<String, Value>, secret: &str) -> Option<String> {
 fn router(shared: Shared, faults: &Faults) -> Router {
     Router::new()
         .route("/application/o/token/", any(token))
+        .merge(device::routes())
         .route("/application/o/userinfo/", any(userinfo))
         // No slash at the end of this one, and with one it is not found (observed).
         .route("/application/o/{slug}/.well-known/openid-configuration", get(discovery))
@@ -678,6 +701,9 @@ async fn token(
     let provider =
         issuer.providers.iter().find(|provider| Some(provider.client_id.as_str()) == client_id);
     let Some(provider) = provider.cloned() else { return refuse("invalid_client") };
+    if let Some(answer) = device::grant(&mut issuer, &provider, &form, &base_url(&headers)) {
+        return answer;
+    }
     // `password` is the same as client_credentials (observed).
     if !matches!(field("grant_type"), Some("client_credentials" | "password")) {
         return refuse("unsupported_grant_type");
@@ -785,34 +811,11 @@ fn basic_credentials(headers: &HeaderMap) -> Option<(String, String)> {
     Some((name.to_owned(), secret.to_owned()))
 }
 
-const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
 fn base64(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let three = [chunk[0], chunk.get(1).copied().unwrap_or(0), chunk.get(2).copied().unwrap_or(0)];
-        let bits = u32::from_be_bytes([0, three[0], three[1], three[2]]);
-        for digit in 0..4 {
-            let used = digit <= chunk.len();
-            let value = (bits >> (18 - 6 * digit)) & 63;
-            text.push(if used { char::from(BASE64[value as usize]) } else { '=' });
-        }
-    }
-    text
+    BASE64_STANDARD.encode(bytes)
 }
 
+/// With or without padding.
 fn unbase64(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let (mut bits, mut held) = (0_u32, 0);
-    for byte in text.trim_end_matches('=').bytes() {
-        let value = BASE64.iter().position(|other| *other == byte)?;
-        bits = bits << 6 | u32::try_from(value).ok()?;
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            bytes.push((bits >> held) as u8);
-            bits &= (1 << held) - 1;
-        }
-    }
-    Some(bytes)
+    BASE64_STANDARD_NO_PAD.decode(text.trim_end_matches('=')).ok()
 }

@@ -27,6 +27,7 @@ use crate::run::{self, Addresses};
 use crate::store::{NewTenant, Store, StoreOptions};
 use crate::telemetry;
 use crate::tenant::Desired;
+use crate::terminal;
 
 /// Settings of `tenantry dev` beside those of `tenantry run`.
 #[derive(Debug, Clone, Default, Args)]
@@ -62,7 +63,7 @@ impl Dev {
             trial.mongodb_uri = Some("mongodb://127.0.0.1".into());
         }
         Upstreams::forget_settings(&mut trial);
-        let config = trial.check().map_err(wrong_settings)?;
+        let config = trial.check().inspect_err(|_| trial.log_as_given())?;
         telemetry::init(config.log_format, config.log_filter);
 
         let mongod = if own_mongod { Some(self.start_mongod().await?) } else { None };
@@ -91,7 +92,7 @@ impl Dev {
         upstreams: &Upstreams,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<()> {
-        let config = given.check().map_err(wrong_settings)?;
+        let config = given.check()?;
         let uri = secrecy::ExposeSecret::expose_secret(&config.mongodb_uri.current()).to_owned();
         let (database, timeout) = (config.mongodb_database.clone(), config.request_timeout);
         let (listening, listens) = oneshot::channel();
@@ -104,10 +105,6 @@ impl Dev {
         }
         Ok(running.await.context("the controller panicked")??)
     }
-}
-
-fn wrong_settings(mistakes: crate::config::Mistakes) -> anyhow::Error {
-    anyhow::Error::new(mistakes).context("the settings are wrong")
 }
 
 /// Adds the sample tenants that are not there yet.
@@ -129,35 +126,47 @@ async fn seed(uri: String, database: String, operation_timeout: Duration) -> any
 }
 
 fn print_introduction(addresses: &Addresses, uri: &str, database: &str, upstreams: &Upstreams) {
-    let Addresses { http, telemetry } = addresses;
-    println!();
-    println!("  API         http://{http}/tenants");
-    println!("  Described   http://{http}/docs");
-    println!("  Metrics     http://{telemetry}/metrics");
-    println!("  MongoDB     {} (database {database})", without_password(uri));
-    for [what, text] in upstreams.describe() {
-        println!("  {what:<11} {text}");
+    let text = introduction(addresses, uri, database, upstreams);
+    // In one piece: who waits for its last line may stop reading there.
+    if let Err(error) = terminal::print(&text) {
+        tracing::warn!(%error, "cannot print where everything is");
     }
-    println!();
-    let token = upstreams.token();
-    let header = match &token {
+}
+
+fn introduction(addresses: &Addresses, uri: &str, database: &str, upstreams: &Upstreams) -> String {
+    let Addresses { http, telemetry } = addresses;
+    let mut text = format!(
+        "
+  API         http://{http}/tenants
+  Described   http://{http}/docs
+  Metrics     http://{telemetry}/metrics
+  MongoDB     {} (database {database})
+",
+        without_password(uri)
+    );
+    for [what, described] in upstreams.describe() {
+        text.push_str(&format!("  {what:<11} {described}\n"));
+    }
+    text.push('\n');
+    let header = match upstreams.token() {
         Some(token) => {
-            println!("  Be admin    export TOKEN={token}");
-            println!();
+            text.push_str(&format!("  Be admin    export TOKEN={token}\n\n"));
             " -H \"Authorization: Bearer $TOKEN\""
         }
         None => "",
     };
-    println!(
-        "  Create      curl -i http://{http}/tenants{header} \\\n\
-         \x20             -H 'Content-Type: application/json' \\\n\
-         \x20             -d '{{\"slug\":\"umbrella\",\"name\":\"Umbrella\",\"domain\":\"umbrella.test\"}}'"
-    );
-    println!("  Show        curl http://{http}/tenants/umbrella{header}");
-    println!("  Reconcile   curl -i -X POST http://{http}/tenants/umbrella/reconcile{header}");
-    println!();
-    // In one piece: who waits for this line may stop reading after it.
-    println!("  Ctrl-C ends everything.\n");
+    text.push_str(&format!(
+        r#"  Create      curl -i http://{http}/tenants{header} \
+              -H 'Content-Type: application/json' \
+              -d '{{"slug":"umbrella","name":"Umbrella","domain":"umbrella.test"}}'
+  Show        curl http://{http}/tenants/umbrella{header}
+  Reconcile   curl -i -X POST http://{http}/tenants/umbrella/reconcile{header}
+
+  Ctrl-C ends everything.
+
+"#
+    ));
+    text
 }
 
 fn without_password(uri: &str) -> String {

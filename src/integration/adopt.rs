@@ -8,7 +8,7 @@
 
 use super::Error;
 use super::converge::{Integration, Target};
-use crate::tenant::{Adopted, Before, Reason};
+use crate::tenant::{Adopted, Before, FleetId, Reason, TenantId};
 
 /// What the mark on a resource says of its owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,10 +18,12 @@ pub enum Owner {
     Unmarked,
     /// There is a mark, and it cannot be read.
     Illegible,
+    /// Another fleet's, whichever tenant it names.
+    Foreign(FleetId),
     /// This tenant let it go.
-    Released(String),
+    Released(TenantId),
     /// This tenant's.
-    Other(String),
+    Other(TenantId),
 }
 
 /// What a run may do with a resource.
@@ -58,10 +60,18 @@ pub async fn standing<I: Integration>(
         Owner::Illegible if adopted.is_none() => {
             return conflict("carries a mark that cannot be read; it is not touched");
         }
+        Owner::Foreign(fleet) => {
+            let why = format!(
+                "is marked as that of another fleet ({fleet}; this one is {}): another installation of tenantry uses \
+                 this upstream, or this one has a new database. It is not touched",
+                target.fleet
+            );
+            return conflict(&why);
+        }
         Owner::Other(other) => {
             let way_out = integration.way_out(target, resource).unwrap_or_default();
             let why = format!("is marked as that of tenant {other}, not of {}{way_out}", target.id);
-            return conflict(&why);
+            return conflict(&why).map_err(|error| error.against(other, id));
         }
         Owner::Unmarked if adopted.is_none() && !target.may_adopt.unmarked => {
             return conflict(
@@ -102,7 +112,7 @@ pub fn is_ours<I: Integration>(integration: &I, target: &Target, resource: &I::R
     match integration.owner(target, resource) {
         Owner::Us => true,
         Owner::Unmarked | Owner::Illegible => made_for_it,
-        Owner::Released(_) | Owner::Other(_) => false,
+        Owner::Released(_) | Owner::Other(_) | Owner::Foreign(_) => false,
     }
 }
 

@@ -24,7 +24,7 @@ use super::adopt::Owner;
 use super::converge::{Checked, DUPLICATE, Integration, Marked, Release, Released, Seen, Target, Usage};
 use super::deeds::note;
 use super::upstream::{Answer, Call, Dialect, Purpose, To, Upstream};
-use crate::tenant::{Before, Deed, Fate, Field, Fingerprint, Reason, StepKind, TenantId};
+use crate::tenant::{Before, Deed, Fate, Field, Fingerprint, FleetId, Reason, StepKind, TenantId};
 
 /// The attributes that we own. All strings: a number beyond 64 bits would make every list that holds
 /// the group fail (observed).
@@ -33,7 +33,9 @@ const SLUG: &str = "tenantry_slug";
 const NAME: &str = "tenantry_name";
 /// Absent while the group is in use.
 const USAGE: &str = "tenantry_status";
-const OURS: [&str; 4] = [MARK, SLUG, NAME, USAGE];
+/// The fleet whose group it is. Older marks are without it, and get it when the group is written anyway.
+const FLEET: &str = "tenantry_fleet";
+const OURS: [&str; 5] = [MARK, SLUG, NAME, USAGE, FLEET];
 
 /// More pages than any fleet has: two million groups at 100 a page.
 const MAX_PAGES: u32 = 20_000;
@@ -208,6 +210,19 @@ impl Authentik {
         }
     }
 
+    /// Marks a group as no longer in use.
+    async fn keep(&self, target: &Target, group: &Group, usage: Usage) -> Result<(), Error> {
+        if group.usage() == usage {
+            return Ok(());
+        }
+        let mut attributes = group.attributes.clone();
+        attributes.insert(USAGE.to_owned(), raw_string(usage.name()));
+        attributes.insert(FLEET.to_owned(), raw_string(&target.fleet.to_string()));
+        self.let_go(group, None, attributes).await?;
+        note(Deed::LetGo(Fate::Kept(usage.name())), &group.name, &group.pk);
+        Ok(())
+    }
+
     /// Removes a second group of ours that nobody is in.
     async fn remove_twin(&self, twin: &Group) -> Result<(), Error> {
         let path = group_path(&twin.pk);
@@ -258,11 +273,12 @@ impl Authentik {
         }
     }
 
-    fn our_attributes(target: &Target) -> [(&'static str, String); 3] {
+    fn our_attributes(target: &Target) -> [(&'static str, String); 4] {
         [
             (MARK, target.id.to_string()),
             (SLUG, target.slug.to_string()),
             (NAME, target.desired.name.to_string()),
+            (FLEET, target.fleet.to_string()),
         ]
     }
 
@@ -277,9 +293,9 @@ impl Authentik {
         groups.sort_by(|a, b| a.pk.cmp(&b.pk));
         groups.dedup_by(|a, b| a.pk == b.pk);
         let recorded = |group: &Group| target.recorded.as_ref() == Some(&group.pk);
-        let mark = target.id.to_string();
-        let (mut ours, mut others): (Vec<_>, Vec<_>) =
-            groups.into_iter().partition(|group| group.text(MARK).as_deref() == Some(&mark));
+        let (mut ours, mut others): (Vec<_>, Vec<_>) = groups.into_iter().partition(|group| {
+            group.marked_for() == Some(target.id) && !target.fleet.is_not(group.fleet())
+        });
         if ours.is_empty() {
             if let Some(position) = others.iter().position(recorded) {
                 return Ok(Some(others.swap_remove(position)));
@@ -362,6 +378,16 @@ impl Group {
             twins: Vec::new(),
             fault: Some(fault),
         }
+    }
+
+    /// The tenant that it is marked for.
+    fn marked_for(&self) -> Option<TenantId> {
+        self.text(MARK)?.parse().ok()
+    }
+
+    /// The fleet that its mark names.
+    fn fleet(&self) -> Option<FleetId> {
+        self.text(FLEET)?.parse().ok()
     }
 
     fn usage(&self) -> Usage {
@@ -502,15 +528,18 @@ impl Integration for Authentik {
     }
 
     fn owner(&self, target: &Target, group: &Group) -> Owner {
-        match (group.attributes.get(MARK), group.text(MARK)) {
-            (None, _) => Owner::Unmarked,
-            (_, Some(mark)) if mark == target.id.to_string() => Owner::Us,
-            (_, Some(mark)) if is_mark(&mark) && group.usage() == Usage::Released => {
-                Owner::Released(mark)
-            }
-            (_, Some(mark)) if is_mark(&mark) => Owner::Other(mark),
+        if !group.attributes.contains_key(MARK) {
+            return Owner::Unmarked;
+        }
+        if let Some(fleet) = group.fleet().filter(|fleet| target.fleet.is_not(Some(*fleet))) {
+            return Owner::Foreign(fleet);
+        }
+        match group.marked_for() {
+            Some(tenant) if tenant == target.id => Owner::Us,
+            Some(tenant) if group.usage() == Usage::Released => Owner::Released(tenant),
+            Some(tenant) => Owner::Other(tenant),
             // No controller writes such a one.
-            _ => Owner::Illegible,
+            None => Owner::Illegible,
         }
     }
 
@@ -540,10 +569,10 @@ impl Integration for Authentik {
 
     async fn sweep(&self, mut each: impl FnMut(Seen<'_>) + Send) -> Result<(), Error> {
         let not_ours = |group: &Group| -> bool {
-            let Some(tenant) = group.text(MARK).and_then(|mark| mark.parse().ok()) else { return false };
+            let Some(tenant) = group.marked_for() else { return false };
             if group.usage() == Usage::InUse {
-                let fingerprint = self.fingerprint(group);
-                each(Seen { tenant, fingerprint, external_id: &group.pk, name: &group.name });
+                let (fingerprint, fleet) = (self.fingerprint(group), group.fleet());
+                each(Seen { tenant, fingerprint, external_id: &group.pk, name: &group.name, fleet });
             }
             // Seen, and not to be kept.
             false
@@ -557,6 +586,7 @@ impl Integration for Authentik {
             let marked = self.marked(*tenant).await?.into_iter();
             let in_use = marked.filter(|group| group.usage() == Usage::InUse);
             found.extend(in_use.map(|group| Marked {
+                fleet: group.fleet(),
                 tenant: *tenant,
                 external_id: group.pk,
                 name: group.name,
@@ -566,6 +596,18 @@ impl Integration for Authentik {
     }
 
     async fn release(&self, target: &Target, group: Group, how: Release) -> Result<Released, Error> {
+        let usage = match how {
+            Release::Keep(usage) => usage,
+            Release::Delete | Release::Purge => Usage::Released,
+        };
+        for twin in &group.twins {
+            match how {
+                Release::Delete | Release::Purge if twin.users.is_empty() => {
+                    self.remove_twin(twin).await?
+                }
+                _ => self.keep(target, twin, usage).await?,
+            }
+        }
         if let Some(before) = target.to_put_back(&group.pk, how) {
             let name = before.get("name").cloned().flatten();
             let name = name.filter(|name| *name != group.name);
@@ -588,12 +630,7 @@ impl Integration for Authentik {
                 _ => Err(self.refused(&call, &answer)),
             };
         };
-        if group.usage() != usage {
-            let mut attributes = group.attributes.clone();
-            attributes.insert(USAGE.to_owned(), raw_string(usage.name()));
-            self.let_go(&group, None, attributes).await?;
-            note(Deed::LetGo(Fate::Kept(usage.name())), &group.name, &group.pk);
-        }
+        self.keep(target, &group, usage).await?;
         let note = format!("authentik: group {:?} is kept, marked {}", group.name, usage.name());
         Ok(Released { external_id: Some(group.pk), note: Some(note) })
     }
@@ -630,7 +667,9 @@ impl Integration for Authentik {
             fields.push(Field::new(field, observed.unwrap_or_else(|| "(none)".into()), desired));
         };
         compare("name", Some(group.name.clone()), name);
-        for (key, value) in Self::our_attributes(target) {
+        // One that is missing is no reason to write.
+        let matters = |key: &str| key != FLEET || group.fleet().is_some();
+        for (key, value) in Self::our_attributes(target).into_iter().filter(|(key, _)| matters(key)) {
             compare(key, group.text(key), value);
         }
         compare(USAGE, Some(group.usage().name().into()), Usage::InUse.name().into());
@@ -652,10 +691,6 @@ fn as_before(group: &Group, before: &Before) -> BTreeMap<String, Box<RawValue>> 
         };
     }
     attributes
-}
-
-fn is_mark(text: &str) -> bool {
-    text.parse::<TenantId>().is_ok()
 }
 
 fn mentions_name(answer: &Answer) -> bool {

@@ -45,6 +45,10 @@ pub struct Target {
     pub recorded: Option<String>,
     /// An earlier run may have made something that nobody recorded: look for it by its mark too.
     pub may_exist: bool,
+    /// The step's latest run ended well, and has recorded what there is.
+    pub settled: bool,
+    /// A sweep saw another resource with the tenant's mark: all of them are to be found.
+    pub search: bool,
     /// The quota that we last gave the space, if we did.
     pub given_quota: Option<i64>,
     /// What a create is marked with, where the upstream needs that.
@@ -85,7 +89,9 @@ impl Target {
             }),
             left: recorded.fingerprint,
             recorded: recorded.external_id.clone(),
-            may_exist,
+            may_exist: may_exist || recorded.search,
+            settled: recorded.state.is_settled() && !recorded.search,
+            search: recorded.search,
             given_quota: recorded.last_given_quota(),
             intent: recorded.create_intent.map(|intent| Intent {
                 id: intent.id,
@@ -147,6 +153,30 @@ impl Usage {
 
     pub fn parse(name: &str) -> Option<Self> {
         [Self::Off, Self::Released].into_iter().find(|usage| usage.name() == name)
+    }
+
+    /// What follows a tenant's id in a mark: ` off`, ` released` or nothing, then the fleet, if it is named.
+    pub(super) fn words(self, fleet: Option<FleetId>) -> String {
+        let usage = match self {
+            Self::InUse => String::new(),
+            Self::Off | Self::Released => format!(" {}", self.name()),
+        };
+        fleet.map_or(usage.clone(), |fleet| format!("{usage} {fleet}"))
+    }
+
+    /// Reads that back. `None` if it is nothing that any controller writes.
+    pub(super) fn from_words<'a>(
+        words: impl Iterator<Item = &'a str>,
+    ) -> Option<(Self, Option<FleetId>)> {
+        let (mut usage, mut fleet) = (Self::InUse, None);
+        for word in words {
+            match (Self::parse(word), word.parse()) {
+                (Some(found), _) => usage = found,
+                (None, Ok(found)) => fleet = Some(found),
+                (None, Err(_)) => return None,
+            }
+        }
+        Some((usage, fleet))
     }
 }
 
@@ -300,6 +330,8 @@ pub struct Remarks {
     pub note: Option<String>,
     /// A create whose outcome was never known may still take effect: look again after this long.
     pub look_again: Option<Duration>,
+    /// Something of it waits for what the upstream has yet to learn.
+    pub awaits: bool,
 }
 
 /// What an upstream that answers told of itself and of us.
@@ -329,6 +361,8 @@ pub struct Seen<'a> {
     pub fingerprint: Fingerprint,
     pub external_id: &'a str,
     pub name: &'a str,
+    /// The fleet that the mark names, if it names one.
+    pub fleet: Option<FleetId>,
 }
 
 /// A resource that carries a tenant's mark, for people to find.
@@ -337,6 +371,8 @@ pub struct Marked {
     pub tenant: TenantId,
     pub external_id: String,
     pub name: String,
+    /// The fleet that the mark names, if it names one.
+    pub fleet: Option<FleetId>,
 }
 
 /// What a run of a step came to.
@@ -370,20 +406,59 @@ pub trait RepairGuard: Send + Sync {
         target: &'a Target,
         found: &'a Found,
     ) -> BoxFuture<'a, bool>;
+
+    /// What is known of the tenant that a resource is marked for. `None` while that cannot be found out.
+    fn marked_for(&self, tenant: TenantId) -> BoxFuture<'_, Option<MarkedFor>>;
 }
 
-/// No bounds.
+/// The tenant that a resource is marked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MarkedFor {
+    /// It exists, and has this slug.
+    Tenant(String),
+    /// There is none of that id any more.
+    Gone,
+}
+
+/// No bounds, and no tenants.
 pub struct Unbounded;
 
 impl RepairGuard for Unbounded {
     fn may_repair<'a>(&'a self, _: StepKind, _: &'a Target, _: &'a Found) -> BoxFuture<'a, bool> {
         Box::pin(std::future::ready(true))
     }
+
+    fn marked_for(&self, _: TenantId) -> BoxFuture<'_, Option<MarkedFor>> {
+        Box::pin(std::future::ready(None))
+    }
 }
 
 /// Runs a step as far as its target and the guard allow. A run whose write was not let through goes on as
 /// one that only looks, to say what there is now.
 pub async fn run<I: Integration>(
+    integration: &I,
+    target: &Target,
+    guard: &dyn RepairGuard,
+) -> Result<Reached, Error> {
+    let mut ended = attempt_or_look(integration, target, guard).await;
+    if let Err(Error { failure, against: Some(against), .. }) = &mut ended {
+        let (step, id) = (integration.step(), &against.external_id);
+        match guard.marked_for(against.tenant).await {
+            Some(MarkedFor::Tenant(slug)) => {
+                failure.message.push_str(&format!(". That is the tenant {slug:?}"));
+            }
+            Some(MarkedFor::Gone) => failure.message.push_str(&format!(
+                ". There is no such tenant any more: an administrator can release {id} (tenantry orphans release \
+                 {step} '{id}', as soon as a sweep has listed it), and with \"adopt\": true this tenant takes it \
+                 over then"
+            )),
+            None => {}
+        }
+    }
+    ended
+}
+
+async fn attempt_or_look<I: Integration>(
     integration: &I,
     target: &Target,
     guard: &dyn RepairGuard,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::circuit::LONGEST_PAUSE;
 use super::upstream::Purpose;
-use crate::tenant::{Failure, FailureKind, Reason};
+use crate::tenant::{Failure, FailureKind, Reason, TenantId};
 
 /// A failure, and what it says about the upstream's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,16 @@ pub struct Error {
     /// What is true for all tenants, where the message says more: what was being done for one, or words of
     /// the upstream that may name it.
     pub(super) common: Option<String>,
+    /// Whose resource is in the way.
+    pub(super) against: Option<Box<Against>>,
+}
+
+/// A resource that is in the way because of its mark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Against {
+    /// The tenant that it is marked for.
+    pub tenant: TenantId,
+    pub external_id: String,
 }
 
 /// What a request that failed may have done.
@@ -41,7 +51,7 @@ impl Error {
             parked: false,
             asked: true,
         };
-        Self { failure, effect: Effect::None, common: None }
+        Self { failure, effect: Effect::None, common: None, against: None }
     }
 
     /// May pass by itself.
@@ -118,6 +128,13 @@ impl Error {
         self
     }
 
+    /// Records whose resource is in the way.
+    #[must_use]
+    pub(super) fn against(mut self, tenant: TenantId, external_id: &str) -> Self {
+        self.against = Some(Box::new(Against { tenant, external_id: external_id.to_owned() }));
+        self
+    }
+
     /// Says what the other tenants of the upstream are told instead of the message.
     #[must_use]
     pub fn told_to_all(mut self, message: String) -> Self {
@@ -133,6 +150,7 @@ impl Error {
         error.failure.unresolved = false;
         error.failure.asked = false;
         error.effect = Effect::None;
+        error.against = None;
         if let Some(common) = error.common.take() {
             error.failure.message = common;
         }

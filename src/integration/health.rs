@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::ledger::{Away, Known, Ledger};
 use super::{Error, Guarded, Integration, Integrations};
 use crate::secret::Changes;
-use crate::tenant::{Breaker, FailureKind, PerStep, Reason, StepKind, UpstreamHealth};
+use crate::tenant::{Breaker, FailureKind, PerStep, Reason, StepKind, Traffic, UpstreamHealth};
 
 const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const FIRST_WAIT: Duration = Duration::from_secs(2);
@@ -140,6 +140,15 @@ impl Integrations {
     /// Waits until steps that were let through are not any more.
     pub async fn stops_working(&self, step: StepKind) {
         self.health_becomes(step, |health| !health.lets_through()).await;
+    }
+
+    /// How requests to an upstream fare; `None` where it is not configured.
+    pub fn traffic(&self, step: StepKind) -> Option<Traffic> {
+        Some(match step {
+            StepKind::Authentik => self.authentik.as_ref()?.integration.upstream().traffic(),
+            StepKind::Stalwart => self.stalwart.as_ref()?.integration.upstream().traffic(),
+            StepKind::Ocis => self.ocis.as_ref()?.integration.upstream().traffic(),
+        })
     }
 
     /// Whether steps are let through to an upstream, as far as is known.

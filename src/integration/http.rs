@@ -1,8 +1,8 @@
 //! The HTTP client that all integrations share.
 //!
 //! rustls with the system's root certificates and `EXTRA_CA_FILE`'s, connect and total time limits,
-//! and no redirects: an API that redirects is not the API, and the `Authorization` header must not
-//! follow.
+//! the environment's proxies, and no redirects: an API that redirects is not the API, and the
+//! `Authorization` header must not follow. The command line's client is made here as well.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -14,6 +14,7 @@ use reqwest::{Certificate, Client, StatusCode, redirect};
 use secrecy::ExposeSecret;
 use url::Url;
 
+use super::proxy::{Through, obeyed};
 use super::upstream::Broken;
 use crate::secret::Secret;
 
@@ -47,8 +48,6 @@ impl HttpClient {
     /// # Errors
     /// When the bundle holds no certificate, or TLS cannot be set up.
     pub fn new(extra_ca: Option<Secret>, total: Duration) -> Result<Self, HttpClientError> {
-        // A second call finds it installed, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let version = extra_ca.as_ref().map_or(0, Secret::version);
         let made = RwLock::new((connections(extra_ca.as_ref(), total)?, version));
         Ok(Self(Arc::new(Shared { extra_ca, total, made })))
@@ -85,7 +84,7 @@ impl HttpClient {
     /// # Errors
     /// In words: what kept it from being read.
     pub async fn document(&self, url: &Url) -> Result<(StatusCode, Vec<u8>), String> {
-        let broken = |error: reqwest::Error| Broken::from(error).in_words();
+        let broken = |error: reqwest::Error| Broken::from(error).in_words(url);
         let request = self.client().get(url.clone()).header(ACCEPT, "application/json");
         let mut response = request.send().await.map_err(broken)?;
         let mut body = Vec::new();
@@ -102,22 +101,88 @@ impl HttpClient {
 fn connections(extra_ca: Option<&Secret>, total: Duration) -> Result<Client, HttpClientError> {
     let extra = extra_ca.map(|bundle| roots(bundle.current().expose_secret())).transpose();
     let extra = extra.map_err(HttpClientError::ExtraCa)?.unwrap_or_default();
-    let builder = || {
-        Client::builder()
-            .user_agent(concat!("tenantry/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout((total / 2).min(Duration::from_secs(5)))
-            .timeout(total)
-            .redirect(redirect::Policy::none())
-            .pool_idle_timeout(Duration::from_secs(30))
+    let habits = Habits {
+        agent: concat!("tenantry/", env!("CARGO_PKG_VERSION")),
+        connect: (total / 2).min(Duration::from_secs(5)),
+        total: Some(total),
     };
-    let client = builder().tls_certs_merge(extra.clone()).build().or_else(|error| {
+    let Connections { client, rootless } = Connections::new(&habits, extra)?;
+    if let Some(why) = rootless {
         tracing::warn!(
-            error = %innermost(&error),
+            error = why,
             "cannot read the system's root certificates; trusting only EXTRA_CA_FILE's"
         );
-        builder().tls_certs_only(extra).build()
-    });
-    client.map_err(|error| HttpClientError::Tls(innermost(&error)))
+    }
+    Ok(client)
+}
+
+/// In what the clients of the program differ.
+pub struct Habits {
+    pub agent: &'static str,
+    /// The longest time until there is a connection.
+    pub connect: Duration,
+    /// The longest time of a request that sets none of its own.
+    pub total: Option<Duration>,
+}
+
+/// Connections to be made.
+pub struct Connections {
+    pub client: Client,
+    /// Why the system's root certificates cannot be read. Only the extra ones are trusted then, and what
+    /// needs no TLS works all the same.
+    pub rootless: Option<String>,
+}
+
+impl Connections {
+    /// `extra` are roots to trust beside the system's.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn new(habits: &Habits, extra: Vec<Certificate>) -> Result<Self, HttpClientError> {
+        // A second call finds it installed, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let builder = || {
+            let builder = obeyed(Client::builder())
+                .user_agent(habits.agent)
+                .connect_timeout(habits.connect)
+                .redirect(redirect::Policy::none())
+                .pool_idle_timeout(Duration::from_secs(30));
+            match habits.total {
+                Some(total) => builder.timeout(total),
+                None => builder,
+            }
+        };
+        let error = match builder().tls_certs_merge(extra.clone()).build() {
+            Ok(client) => return Ok(Self { client, rootless: None }),
+            Err(error) => innermost(&error),
+        };
+        let client = builder().tls_certs_only(extra).build();
+        let client = client.map_err(|error| HttpClientError::Tls(innermost(&error)))?;
+        Ok(Self { client, rootless: Some(error) })
+    }
+}
+
+/// In words: what the status 407 means, which only proxies answer.
+pub fn challenged(url: &Url) -> String {
+    let through = Through::to(Some(url));
+    format!(
+        "cannot get{through}, which demands credentials (407): give them with its address, as in \
+         http://NAME:PASSWORD@HOST:PORT"
+    )
+}
+
+/// In words: that a body is a page, which no API answers, and whose it may be. Nothing of what it says.
+pub fn page(body: &[u8], url: &Url) -> Option<String> {
+    let start = body.trim_ascii_start();
+    if !start.starts_with(b"<") {
+        return None;
+    }
+    let language = if start.starts_with(b"<?xml") { "XML" } else { "HTML" };
+    let whose = match Through::to(Some(url)).proxy() {
+        Some(proxy) => format!(", perhaps of the proxy {proxy}, which the environment names"),
+        None => String::new(),
+    };
+    Some(format!("a page of {language}{whose}"))
 }
 
 /// The root certificates in a PEM bundle.

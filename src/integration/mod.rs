@@ -18,6 +18,8 @@ mod oauth;
 mod ocis;
 mod pace;
 mod permission;
+mod proxy;
+mod recent;
 mod stalwart;
 mod template;
 mod upstream;
@@ -25,13 +27,15 @@ mod upstream;
 pub use adopt::Owner;
 pub use authentik::Authentik;
 pub use converge::{
-    Checked, Converged, Integration, Intent, Marked, Mode, Reached, Release, Released, Remarks,
-    RepairGuard, Seen, Target, Unbounded, Usage, run,
+    Checked, Converged, Integration, Intent, Marked, MarkedFor, Mode, Reached, Release, Released,
+    Remarks, RepairGuard, Seen, Target, Unbounded, Usage, run,
 };
 pub use deeds::Deeds;
 pub use error::{Effect, Error};
 pub use gate::{Gate, HealthBoard};
-pub use http::{BaseUrl, HttpClient, HttpClientError, InvalidBaseUrl, roots};
+pub use http::{
+    BaseUrl, Connections, Habits, HttpClient, HttpClientError, InvalidBaseUrl, challenged, page, roots,
+};
 pub use ledger::{Away, Known, Ledger};
 pub use limits::Limits;
 pub use oauth::{ClientCredentials, TokenAnswer, TokenEndpoint, TokenSource, no_token_endpoint};
@@ -48,7 +52,7 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 use crate::tenant::{
-    DeletionPolicy, Failure, Found, Outcome, PerStep, Presence, Reason, StepKind, TenantId,
+    DeletionPolicy, Failure, Found, Outcome, PerStep, Presence, Reason, StepDesired, StepKind, TenantId,
     UpstreamHealth, lacking,
 };
 
@@ -94,8 +98,8 @@ impl<I: Integration> Guarded<I> {
                 Outcome::Released { reason, external_id, note }
             }
             Ok(Reached::Matches(Converged { external_id, remarks, fingerprint, .. })) => {
-                let Remarks { note, look_again } = remarks;
-                Outcome::Ok { external_id: Some(external_id), note, look_again, fingerprint }
+                let Remarks { note, look_again, awaits } = remarks;
+                Outcome::Ok { external_id: Some(external_id), note, look_again, awaits, fingerprint }
             }
             // Whoever wanted to see has nothing to do with the step's own tries.
             Err(Error { failure, .. }) if target.mode == Mode::Observe(None) => {
@@ -214,8 +218,15 @@ impl Integrations {
     pub async fn run(&self, step: StepKind, target: &Target, guard: &dyn RepairGuard) -> Outcome {
         // Nothing was ever made, so there is nothing to let go.
         let nothing = target.recorded.is_none() && !target.may_exist;
-        match target.desired.presence {
-            Presence::Off if target.recorded.is_none() => {
+        // A run that ended well has recorded what there is.
+        let none_of_late = target.recorded.is_none() && (nothing || target.settled);
+        let presence = target.desired.presence_for(step);
+        let without_domain = presence != target.desired.presence;
+        match presence {
+            Presence::Off if none_of_late && without_domain && self.configured().contains(&step) => {
+                return Outcome::Skipped(Reason::NoMailDomain);
+            }
+            Presence::Off if none_of_late && !without_domain => {
                 return Outcome::Skipped(Reason::ServiceDisabled);
             }
             Presence::Gone(DeletionPolicy::Retain) if nothing => {
@@ -230,11 +241,10 @@ impl Integrations {
                 None => None,
             },
             StepKind::Stalwart => match &self.stalwart {
-                Some(_)
-                    if target.desired.domain.is_none()
-                        && target.desired.presence == Presence::Present =>
-                {
-                    return Outcome::Skipped(Reason::NoMailDomain);
+                Some(stalwart) if without_domain => {
+                    let desired = StepDesired { presence, ..target.desired.clone() };
+                    let target = Target { desired, ..target.clone() };
+                    Some(for_want_of_a_domain(stalwart.run(&target, guard).await))
                 }
                 Some(stalwart) => Some(stalwart.run(target, guard).await),
                 None => None,
@@ -245,6 +255,16 @@ impl Integrations {
             },
         };
         outcome.unwrap_or_else(|| unconfigured(step, target))
+    }
+}
+
+/// What was let go because the tenant has no mail domain any more.
+fn for_want_of_a_domain(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Released { external_id, note, .. } => {
+            Outcome::Released { reason: Reason::NoMailDomain, external_id, note }
+        }
+        other => other,
     }
 }
 

@@ -404,9 +404,10 @@ pub enum TokenAnswer {
 }
 
 impl TokenAnswer {
-    /// Any refusal of a token endpoint is JSON with an `error` (RFC 6749, section 5.2). Authentik answers a
-    /// POST to another path with 403 and a page, to its own path without the slash with an empty 405, and
-    /// to an error inside it with the same 405 (all observed).
+    /// Any refusal of a token endpoint is JSON with an `error` (RFC 6749, section 5.2), which many servers
+    /// also answer where nothing is, then with 404 or 405. Authentik answers a POST to another path with 403
+    /// and a page, to its own path without the slash with an empty 405, and to an error inside it with the
+    /// same 405 (all observed).
     pub fn read(status: StatusCode, body: &[u8], endpoint: &Url) -> Self {
         #[derive(Deserialize)]
         struct Granted {
@@ -432,7 +433,8 @@ impl TokenAnswer {
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
             return Self::Failed;
         }
-        if let Ok(Refusal { error, error_description }) = serde_json::from_slice(body) {
+        let nothing = matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
+        if !nothing && let Ok(Refusal { error, error_description }) = serde_json::from_slice(body) {
             return Self::Refused { why: error_description.unwrap_or(error) };
         }
         let inside = status == StatusCode::METHOD_NOT_ALLOWED && body.is_empty();

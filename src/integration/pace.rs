@@ -65,7 +65,8 @@ impl Pace {
         }
     }
 
-    fn left(&self) -> Duration {
+    /// What is left of the pause.
+    pub fn left(&self) -> Duration {
         let until = self.lock().until;
         until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
     }

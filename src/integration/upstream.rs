@@ -5,6 +5,7 @@
 //! may hold is bounded.
 
 use std::error::Error as StdError;
+use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,15 +22,17 @@ use url::Url;
 
 use super::asked;
 use super::gate::{Gate, Leave};
-use super::http::{BaseUrl, HttpClient, innermost};
+use super::http::{BaseUrl, HttpClient, challenged, innermost, page};
 use super::limits::{Limiter, Limits};
 use super::oauth::{Token, TokenSource};
 use super::pace::{PATIENCE, Pace};
 use super::permission::{Permission, Permit, Refusal};
+use super::proxy::Through;
+use super::recent::Recent;
 use super::{Effect, Error};
 use crate::metrics::Metrics;
 use crate::secret::Secret;
-use crate::tenant::{Failure, FailureKind, Reason, StepKind};
+use crate::tenant::{Failure, FailureKind, Reason, StepKind, Traffic};
 
 /// The longest answer that is read whole, in bytes. The largest expected one, a page of 100 groups with
 /// generous attributes, is a tenth of it.
@@ -60,6 +63,7 @@ pub struct Upstream {
     base: BaseUrl,
     credentials: Credentials,
     limiter: Limiter,
+    recent: Recent,
     pace: Pace,
     /// None in a program that has no fleet to protect it from.
     gate: OnceLock<Arc<Gate>>,
@@ -234,8 +238,8 @@ impl Upstream {
         metrics: Arc<Metrics>,
     ) -> Self {
         let (limiter, pace, gate) = (Limiter::new(limits), Pace::default(), OnceLock::new());
-        let (permit, dialect) = (Permit::default(), Dialect::PLAIN);
-        Self { step, http, base, credentials, limiter, pace, gate, permit, dialect, metrics }
+        let (permit, dialect, recent) = (Permit::default(), Dialect::PLAIN, Recent::default());
+        Self { step, http, base, credentials, limiter, recent, pace, gate, permit, dialect, metrics }
     }
 
     /// The same, which understands what its server says in its own way.
@@ -354,6 +358,13 @@ impl Upstream {
         Ok(begun)
     }
 
+    fn url(&self, call: &Call<'_>) -> Url {
+        match call.to {
+            To::Path(path) => self.base.join(path),
+            To::Url(url) => url.clone(),
+        }
+    }
+
     async fn send(
         &self,
         call: &Call<'_>,
@@ -376,14 +387,10 @@ impl Upstream {
             asked::note();
         }
         let started = Instant::now();
-        let url = match call.to {
-            To::Path(path) => self.base.join(path),
-            To::Url(url) => url.clone(),
-        };
         let mut request = self
             .http
             .client()
-            .request(call.method.clone(), url)
+            .request(call.method.clone(), self.url(call))
             // Without it Authentik's proxy answers in HTML while it starts.
             .header(ACCEPT, "application/json")
             // An upstream's logs and ours can be laid side by side.
@@ -460,10 +467,26 @@ impl Upstream {
     }
 
     fn measure(&self, call: &Call<'_>, started: Instant, status: &str) {
+        let took = started.elapsed();
+        self.recent.note(took);
         self.metrics
             .upstream_seconds
             .with_label_values(&[self.step.name(), call.operation, status])
-            .observe(started.elapsed().as_secs_f64());
+            .observe(took.as_secs_f64());
+    }
+
+    /// How requests fare now.
+    pub fn traffic(&self) -> Traffic {
+        let limits = self.limiter.limits();
+        let (waiting, under_way) = self.limiter.now();
+        Traffic {
+            latency: self.recent.latency(),
+            under_way,
+            waiting,
+            at_once: limits.concurrent,
+            per_minute: limits.per_minute.map(NonZeroU32::get),
+            paused_for: Some(self.pace.left()).filter(|left| !left.is_zero()),
+        }
     }
 
     /// What an answer means whatever was asked: of us, or for every upstream the same.
@@ -477,8 +500,10 @@ impl Upstream {
             return Some(Error::throttled(self.refusal(call, answer), wait));
         }
         if status.is_server_error() {
-            let mut error = Error::transient(Reason::UpstreamError, self.refusal(call, answer))
-                .told_to_all(format!("{}: it answers {status}", self.step));
+            let page = page(&answer.body, &self.url(call)).map(|page| format!(" with {page}"));
+            let common = format!("{}: it answers {status}{}", self.step, page.unwrap_or_default());
+            let mut error =
+                Error::transient(Reason::UpstreamError, self.refusal(call, answer)).told_to_all(common);
             if status == StatusCode::SERVICE_UNAVAILABLE
                 && let Some(wait) = answer.retry_after()
                 && !self.pace.is_an_outage()
@@ -487,12 +512,17 @@ impl Upstream {
             }
             return Some(error.after(purpose));
         }
+        if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            let message = format!("{}: {}", self.what(call), challenged(&self.url(call)));
+            let common = format!("{}: {}", self.step, challenged(&self.url(call)));
+            return Some(Error::transient(Reason::Unreachable, message).told_to_all(common));
+        }
         if status.is_redirection() {
             let to = answer.header(LOCATION).unwrap_or("elsewhere");
             let message = format!(
                 "{}: {status}: {} redirects to {}; configure the address it leads to",
                 self.what(call),
-                self.base,
+                self.address(call),
                 self.printable(to),
             );
             return Some(Error::misconfigured(Reason::WrongAddress, message));
@@ -512,11 +542,7 @@ impl Upstream {
     }
 
     fn unanswered(&self, call: &Call<'_>, purpose: Purpose, broken: Broken) -> Error {
-        let what = self.what(call);
-        let to: &dyn std::fmt::Display = match call.to {
-            To::Path(_) => &self.base,
-            To::Url(url) => url,
-        };
+        let (what, to) = (self.what(call), self.address(call));
         match broken {
             Broken::Connect(why) => {
                 let message = format!("{what}: cannot connect to {to}: {why}");
@@ -531,7 +557,8 @@ impl Upstream {
                 Error::misconfigured(Reason::WrongAddress, message)
             }
             Broken::Timeout => {
-                let message = format!("{what}: {to} did not answer in time");
+                let through = Through::to(Some(&self.url(call)));
+                let message = format!("{what}: {to} did not answer in time{through}");
                 Error::transient(Reason::Timeout, message).after(purpose)
             }
             Broken::Connection(why) => {
@@ -560,7 +587,19 @@ impl Upstream {
 
     /// A message about an answer that refuses: who, what, status and the upstream's own words.
     pub fn refusal(&self, call: &Call<'_>, answer: &Answer) -> String {
-        format!("{}: {}: {}", self.what(call), answer.status, self.words(&answer.body))
+        let words = match page(&answer.body, &self.url(call)) {
+            Some(page) => format!("{page} (at {})", self.address(call)),
+            None => self.words(&answer.body),
+        };
+        format!("{}: {}: {words}", self.what(call), answer.status)
+    }
+
+    /// What was configured as the address of a request.
+    fn address<'a>(&'a self, call: &'a Call<'_>) -> &'a dyn std::fmt::Display {
+        match call.to {
+            To::Path(_) => &self.base,
+            To::Url(url) => url,
+        }
     }
 
     /// An element of a list could not be understood, and the others are read all the same.
@@ -580,15 +619,10 @@ impl Upstream {
     /// What the upstream said, shortened, on one line, and without our secrets should it echo them.
     fn words(&self, body: &[u8]) -> String {
         let text = String::from_utf8_lossy(body);
-        let text = text.trim();
-        if text.is_empty() {
-            return "no explanation".into();
+        match text.trim() {
+            "" => "no explanation".into(),
+            text => self.printable(text),
         }
-        if text.starts_with('<') {
-            let language = if text.starts_with("<?xml") { "XML" } else { "HTML" };
-            return format!("a page of {language}");
-        }
-        self.printable(text)
     }
 
     pub fn printable(&self, text: &str) -> String {
@@ -645,6 +679,7 @@ impl Credentials {
 
 const PRIVATE_CA: &str = "For a certificate of a private CA, give the CA's certificate in EXTRA_CA_FILE";
 const NOT_TLS: &str = "answers, but not with TLS: is that the port for http:// rather than https://?";
+const NOT_HTTP: &str = "what answers is not HTTP: is that the port for https:// rather than http://?";
 /// For a server that asks for a pause and does not say how long.
 const USUAL_PAUSE: Duration = Duration::from_secs(1);
 
@@ -731,13 +766,13 @@ impl Broken {
         }
     }
 
-    /// For people, where there is no more to say of the request.
-    pub(crate) fn in_words(self) -> String {
+    /// For people, where there is no more to say of the request to `url`.
+    pub(crate) fn in_words(self, url: &Url) -> String {
         match self {
             Self::Tls(why) => format!("TLS failed: {why}. {PRIVATE_CA}"),
             Self::NotTls => format!("it {NOT_TLS}"),
             Self::Connect(why) => format!("cannot connect: {why}"),
-            Self::Timeout => "no answer in time".into(),
+            Self::Timeout => format!("no answer in time{}", Through::to(Some(url))),
             Self::Connection(why) => format!("the connection broke: {why}"),
             Self::TooLong | Self::Unprintable | Self::Paused(_) | Self::Means(_) => {
                 "the request cannot be sent".into()
@@ -754,10 +789,10 @@ impl From<Error> for Broken {
 
 impl From<reqwest::Error> for Broken {
     fn from(error: reqwest::Error) -> Self {
-        let why = innermost(&error);
+        let why = format!("{}{}", innermost(&error), Through::to(error.url()));
         if error.is_builder() {
             Self::Unprintable
-        } else if let Some(tls) = tls_error(&error) {
+        } else if let Some(tls) = cause::<rustls::Error>(&error) {
             match tls {
                 rustls::Error::InvalidMessage(_) => Self::NotTls,
                 _ => Self::Tls(why),
@@ -766,17 +801,20 @@ impl From<reqwest::Error> for Broken {
             Self::Connect(why)
         } else if error.is_timeout() {
             Self::Timeout
+        } else if cause::<hyper::Error>(&error).is_some_and(hyper::Error::is_parse) {
+            Self::Connection(format!("{why}: {NOT_HTTP}"))
         } else {
             Self::Connection(why)
         }
     }
 }
 
-fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
+/// The cause of this type, if there is one.
+fn cause<E: StdError + 'static>(error: &reqwest::Error) -> Option<&E> {
     let mut source: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = source {
-        if let Some(tls) = error.downcast_ref() {
-            return Some(tls);
+        if let Some(cause) = error.downcast_ref() {
+            return Some(cause);
         }
         // An I/O error's own cause is not in the chain, but inside.
         source = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {

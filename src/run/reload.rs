@@ -2,13 +2,14 @@
 //! runs, so that a secret can be rotated without a restart.
 //!
 //! Upstreams look after their own secrets, which they read again as well when they are refused; this is for
-//! the others: the database's address and the list of trusted issuers.
+//! the others: the database's address and the list of trusted issuers. SIGHUP has all files read at once.
 
 use std::future::Future;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use secrecy::ExposeSecret;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Authenticator;
@@ -32,6 +33,7 @@ pub fn start(
         tokio::spawn(async move { shutdown.run_until_cancelled(work).await });
     };
     until(boxed(keep_read(config.from_files.clone())));
+    until(boxed(reread_on_hangup(config.from_files.clone())));
     until(boxed(follow_address(config.mongodb_uri.clone(), store.clone())));
     if let (Some(list), Some(authenticator)) = (&config.access.issuers_list, authenticator) {
         until(boxed(follow_issuers(list.clone(), authenticator.clone())));
@@ -40,6 +42,23 @@ pub fn start(
 
 fn boxed(work: impl Future<Output = ()> + Send + 'static) -> BoxFuture<'static, ()> {
     Box::pin(work)
+}
+
+/// Reads the files when the process gets a SIGHUP, which would end it otherwise.
+async fn reread_on_hangup(files: Vec<Secret>) {
+    let mut hangups = match signal(SignalKind::hangup()) {
+        Ok(hangups) => hangups,
+        Err(error) => return tracing::error!(%error, "cannot listen to SIGHUP"),
+    };
+    while hangups.recv().await.is_some() {
+        let reread = join_all(files.iter().map(Secret::reread)).await;
+        let changed = reread.into_iter().filter(|changed| *changed).count();
+        tracing::info!(
+            files = files.len(),
+            changed,
+            "SIGHUP: read the files of the settings again; other settings need a restart"
+        );
+    }
 }
 
 /// Trusts the issuers that the file names.

@@ -50,8 +50,7 @@ impl Connection {
         if let Some(observe) = options.on_command.clone() {
             client.command_event_handler = Some(EventHandler::callback(move |event| {
                 if let CommandEvent::Started(started) = event {
-                    let collection = started.command.get_str(&started.command_name).ok();
-                    observe(&started.command_name, collection);
+                    observe(&started.command_name, &started.command);
                 }
             }));
         }

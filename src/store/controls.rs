@@ -15,7 +15,9 @@ use super::lease::{Holder, millis};
 use super::orphans::RELEASES;
 use super::stream::{ChangeStream, WatchError};
 use super::{Store, StoreError};
-use crate::tenant::{Controls, Event, EventKind, Guard, PerStep, StepKind, TenantId};
+use crate::tenant::{
+    Controls, Event, EventKind, Guard, PerStep, StepKind, SweepEnd, SweepFound, Swept, TenantId,
+};
 
 /// Name of the collection.
 pub const CONTROLS: &str = "tenantry_controls";
@@ -23,6 +25,7 @@ pub const CONTROLS: &str = "tenantry_controls";
 const STOP: &str = "stop";
 const SWEEP: &str = "sweep";
 const SIZES: &str = "sizes";
+const SWEEPS: &str = "sweeps";
 
 fn guard_id(step: StepKind) -> String {
     format!("guard/{step}")
@@ -68,7 +71,7 @@ impl Store {
 
     /// All stops and guards, as they are now.
     pub async fn controls(&self) -> Result<Controls, StoreError> {
-        let others = [STOP, FLEET, SIZES, RELEASES].map(ToOwned::to_owned);
+        let others = [STOP, FLEET, SIZES, SWEEPS, RELEASES].map(ToOwned::to_owned);
         let ids: Vec<String> = StepKind::ALL.into_iter().map(guard_id).chain(others).collect();
         let controls = self.controls_collection();
         // Whether the time of a lift is over, the clock decides that it was made by.
@@ -93,6 +96,7 @@ impl Store {
             stopped_upstreams: PerStep::from_fn(|step| is_stopped(Scope::Upstream(step))),
             guards: PerStep::from_fn(|step| guard(step).unwrap_or_default()),
             sizes: PerStep::from_fn(|step| size(step).unwrap_or_default()),
+            sweeps: PerStep::from_fn(|step| read_swept(by_id(SWEEPS)?.get_document(step.name()).ok()?)),
             fleet: by_id(FLEET).and_then(read_fleet),
             release_asked_at: by_id(RELEASES).and_then(|asked| asked.get("askedAt").and_then(timestamp)),
         })
@@ -101,7 +105,7 @@ impl Store {
     /// Opens a stream of changes of the controls.
     pub async fn watch_controls(&self) -> Result<ControlsWatch, WatchError> {
         let stages = vec![
-            doc! { "$match": { "documentKey._id": { "$regex": "^(stop$|fleet$|orphans$|sizes$|guard/)" } } },
+            doc! { "$match": { "documentKey._id": { "$regex": "^(stop$|fleet$|orphans$|sizes$|sweeps$|guard/)" } } },
         ];
         ChangeStream::open(self, CONTROLS, Document::new(), stages, None).await.map(ControlsWatch)
     }
@@ -230,6 +234,25 @@ impl Store {
         self.bounded("record sizes", update).await.map(drop)
     }
 
+    /// Records how a sweep of each upstream ended, and what it saw where it could compare.
+    pub async fn record_sweeps(
+        &self,
+        ended: &[(StepKind, SweepEnd, Option<SweepFound>)],
+    ) -> Result<(), StoreError> {
+        let mut set = Document::new();
+        for (step, end, found) in ended {
+            let mut swept = doc! { "endedAt": "$$NOW", "end": end.name() };
+            if let Some(found) = found {
+                swept.extend(doc! { "comparedAt": "$$NOW", "found": write_found(found) });
+            }
+            let former = format!("${step}");
+            set.insert(step.name(), doc! { "$mergeObjects": [former, swept] });
+        }
+        let controls = self.controls_collection();
+        let update = controls.update_one(doc! { "_id": SWEEPS }, vec![doc! { "$set": set }]);
+        self.bounded("record sweeps", update.upsert(true)).await.map(drop)
+    }
+
     /// Takes the sweep's lease if a sweep is due or wanted and no process sweeps; returns when that was, by
     /// the server's clock. `interval` is from one sweep's start to the next one's.
     pub async fn begin_sweep(
@@ -276,6 +299,45 @@ impl ControlsWatch {
 
 fn now() -> mongodb::bson::DateTime {
     mongodb::bson::DateTime::now()
+}
+
+fn write_found(found: &SweepFound) -> Document {
+    let SweepFound { took, seen, expected, differing, second, orphans, foreign } = *found;
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    doc! {
+        "tookMillis": i64::try_from(took.as_millis()).unwrap_or(i64::MAX),
+        "seen": number(seen), "expected": number(expected), "differing": number(differing),
+        "second": number(second), "orphans": number(orphans), "foreign": number(foreign),
+    }
+}
+
+fn read_swept(swept: &Document) -> Option<Swept> {
+    let at = |field| swept.get(field).and_then(timestamp);
+    let end = swept.get_str("end").ok()?;
+    let found = swept.get_document("found").ok().map(|found| {
+        let number = |field| -> u64 {
+            found
+                .get(field)
+                .and_then(integer)
+                .and_then(|number| number.try_into().ok())
+                .unwrap_or_default()
+        };
+        SweepFound {
+            took: Duration::from_millis(number("tookMillis")),
+            seen: number("seen"),
+            expected: number("expected"),
+            differing: number("differing"),
+            second: number("second"),
+            orphans: number("orphans"),
+            foreign: number("foreign"),
+        }
+    });
+    Some(Swept {
+        ended_at: at("endedAt")?,
+        end: SweepEnd::ALL.into_iter().find(|known| known.name() == end)?,
+        compared_at: at("comparedAt"),
+        found,
+    })
 }
 
 fn read_guard(guard: &Document, is_lifted: bool) -> Guard {

@@ -12,8 +12,8 @@ use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 
 use crate::tenant::{
     Adopted, Change, CreateIntent, DeletionPolicy, Desired, Field, Found, MailDomain, Observation,
-    PerStep, Presence, Ready, Reason, Services, Slug, Status, StepDesired, StepKind, StepStatus, Tenant,
-    TenantId, TenantName, shortened,
+    OtherResource, PerStep, Presence, Ready, Reason, Services, Slug, Status, StepDesired, StepKind,
+    StepStatus, Tenant, TenantId, TenantName, shortened,
 };
 
 /// The fields that hold the desired state, in the order in which snapshots of it are taken.
@@ -305,10 +305,13 @@ fn read_step(step: &Document) -> StepStatus {
             .get_array("adopted")
             .map(|adopted| adopted.iter().filter_map(read_adopted).collect())
             .unwrap_or_default(),
+        others: read_others(step),
+        search: step.get_bool("search").unwrap_or(false),
         given_quota: step.get("givenQuota").and_then(integer),
         legacy: step.get_bool("legacy").unwrap_or(false),
         create_intent: parsed(step, "createIntent").map(|id| CreateIntent { id, fresh: false }),
         fingerprint: parsed(step, "fingerprint"),
+        awaits_since: at("awaitsSince"),
         parked: step.get_bool("parked").unwrap_or(false),
         observed: step.get_document("observed").ok().and_then(read_observed),
         observation: step.get_document("observation").ok().and_then(read_observation),
@@ -425,9 +428,13 @@ pub(super) fn step_document(step: &StepStatus) -> Document {
     put("externalId", step.external_id.clone().map(Bson::from));
     let adopted: Vec<_> = step.adopted.iter().map(|it| Bson::from(adopted_document(it))).collect();
     put("adopted", (!adopted.is_empty()).then_some(adopted.into()));
+    let others: Vec<_> = step.others.iter().map(|it| Bson::from(other_document(it))).collect();
+    put("search", step.search.then_some(true.into()));
+    put("others", (!others.is_empty()).then_some(others.into()));
     put("givenQuota", step.given_quota.map(Bson::from));
     put("legacy", step.legacy.then_some(true.into()));
     put("createIntent", step.create_intent.map(|intent| intent.id.to_string().into()));
+    put("awaitsSince", step.awaits_since.map(date));
     put("parked", step.parked.then_some(true.into()));
     put("fingerprint", step.fingerprint.map(|print| print.to_string().into()));
     put("observed", step.observed.as_ref().map(|observed| observed_document(observed).into()));
@@ -436,6 +443,20 @@ pub(super) fn step_document(step: &StepStatus) -> Document {
     put("lastTransitionAt", step.last_transition_at.map(date));
     put("nextAttemptAt", step.next_attempt_at.map(date));
     document
+}
+
+pub(super) fn other_document(other: &OtherResource) -> Document {
+    doc! { "externalId": &other.external_id, "name": &other.name }
+}
+
+pub(super) fn read_others(step: &Document) -> Vec<OtherResource> {
+    let others = step.get_array("others").map(Vec::as_slice).unwrap_or_default();
+    let read = |other: &Bson| {
+        let other = other.as_document()?;
+        let name = other.get_str("name").unwrap_or_default().to_owned();
+        Some(OtherResource { external_id: other.get_str("externalId").ok()?.to_owned(), name })
+    };
+    others.iter().filter_map(read).collect()
 }
 
 fn observed_document(observed: &StepDesired) -> Document {

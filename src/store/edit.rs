@@ -15,7 +15,9 @@ use super::document::{Record, WAITED_FOR, projection, read, snapshot};
 use super::due::{content_due, current_desired};
 use super::tenants::{DUPLICATE_KEY, NewTenant, by_slug, due_as_it_is, signed};
 use super::{Store, StoreError};
-use crate::tenant::{Desired, EventKind, MailDomain, PerStep, Phase, Slug, StepKind, TenantName};
+use crate::tenant::{
+    DeletionPolicy, Desired, EventKind, MailDomain, PerStep, Phase, Slug, StepKind, TenantName,
+};
 
 /// A change of the desired state, field by field. `None` leaves a field as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -76,7 +78,8 @@ impl Store {
     /// # Errors
     /// After [`StoreError::Unavailable`] the edit was made whole or not at all. It may be repeated.
     pub async fn edit(&self, slug: &Slug, edit: &Edit) -> Result<Edited, StoreError> {
-        if let Some(after) = self.find_and_edit("edit", staying(by_slug(slug)), edit).await? {
+        let stage = self.stage(edit, EventKind::Edited);
+        if let Some(after) = self.find_and_set("edit", staying(by_slug(slug)), stage).await? {
             return Ok(Edited::Done(after));
         }
         // The same question again, so that the answer is true at some moment.
@@ -112,19 +115,20 @@ impl Store {
                 ] },
             ] },
         };
-        let after = self.find_and_edit("edit", unchanged, edit).await?;
+        let stage = self.stage(edit, EventKind::Edited);
+        let after = self.find_and_set("edit", unchanged, stage).await?;
         Ok(after.map_or(Edited::Unexpected, Edited::Done))
     }
 
-    /// Makes a tenant's desired state this one, and the tenant if there is none. `None` if there is one that
-    /// is to be deleted.
+    /// Makes the tenant if there is none, and edits it otherwise. `None` if there is one that is to be deleted.
+    /// `edit` must set all that `new` has, but for fields whose default is the absence of the field.
     ///
     /// # Errors
     /// After [`StoreError::Unavailable`] it was done whole or not at all. It may be repeated.
-    pub async fn put(&self, new: &NewTenant) -> Result<Option<Put>, StoreError> {
+    pub async fn put(&self, new: &NewTenant, edit: &Edit) -> Result<Option<Put>, StoreError> {
         let id = ObjectId::new();
         let absent = doc! { "$eq": [{ "$type": "$_id" }, "missing"] };
-        let edit = self.stage(&Edit::replace(&new.desired));
+        let edit = self.stage(edit, EventKind::Edited);
         let mut made = Document::new();
         // Fields of a new document only; a present one keeps its own, or stays without.
         let mut initial = |field: &str, value: Bson| {
@@ -175,19 +179,78 @@ impl Store {
         }
     }
 
-    async fn find_and_edit(
+    /// Pauses a tenant, or lets it go on.
+    ///
+    /// # Errors
+    /// As with [`Store::edit`].
+    pub async fn set_paused(&self, slug: &Slug, paused: bool) -> Result<Option<Record>, StoreError> {
+        let kind = if paused { EventKind::Paused } else { EventKind::Resumed };
+        let edit = Edit { paused: Some(paused), ..Edit::default() };
+        self.find_and_set("pause", by_slug(slug), self.stage(&edit, kind)).await
+    }
+
+    /// Asks for a tenant's deletion. Of several requests the one that removes the most counts.
+    ///
+    /// # Errors
+    /// As with [`Store::edit`].
+    pub async fn request_deletion(
+        &self,
+        slug: &Slug,
+        policy: DeletionPolicy,
+    ) -> Result<Option<Record>, StoreError> {
+        let rank = |field: &str| {
+            let names: Vec<Bson> = DeletionPolicy::ALL.map(|policy| policy.name().into()).to_vec();
+            doc! { "$indexOfArray": [names, field] }
+        };
+        let asked = leaving();
+        let less = doc! { "$lt": [rank("$deletionPolicy"), rank(policy.name())] };
+        let changed = Bson::from(doc! { "$or": [{ "$not": [asked.clone()] }, less] });
+        let mut fields = self.edited(EventKind::DeletionRequested, &changed);
+        let when = |value: Bson, field: &str| doc! { "$cond": [changed.clone(), value, field] };
+        fields.extend(doc! {
+            "deletionRequestedAt": { "$cond": [asked, "$deletionRequestedAt", "$$NOW"] },
+            "deletionPolicy": when(policy.name().into(), "$deletionPolicy"),
+            "status": Phase::Deleting.name(),
+            "nextReconcileAt": when("$$REMOVE".into(), "$nextReconcileAt"),
+        });
+        self.find_and_set("request deletion", by_slug(slug), doc! { "$set": fields }).await
+    }
+
+    /// Takes a deletion back, for as long as the document is there.
+    ///
+    /// # Errors
+    /// As with [`Store::edit`].
+    pub async fn undelete(&self, slug: &Slug) -> Result<Option<Record>, StoreError> {
+        let changed = Bson::from(leaving());
+        let mut fields = self.edited(EventKind::Undeleted, &changed);
+        let when = |value: Bson, field: &str| doc! { "$cond": [changed.clone(), value, field] };
+        fields.extend(doc! {
+            "status": when(Phase::Pending.name().into(), "$status"),
+            "deletionRequestedAt": when("$$REMOVE".into(), "$deletionRequestedAt"),
+            "deletionPolicy": when("$$REMOVE".into(), "$deletionPolicy"),
+            "nextReconcileAt": when("$$REMOVE".into(), "$nextReconcileAt"),
+        });
+        self.find_and_set("undelete", by_slug(slug), doc! { "$set": fields }).await
+    }
+
+    async fn find_and_set(
         &self,
         operation: &'static str,
         filter: Document,
-        edit: &Edit,
+        stage: Document,
     ) -> Result<Option<Record>, StoreError> {
         let update = self
             .tenants
-            .find_one_and_update(filter, vec![self.stage(edit)])
+            .find_one_and_update(filter, vec![stage])
             .projection(projection())
             .return_document(ReturnDocument::After);
         Ok(self.bounded(operation, update).await?.as_ref().map(read))
     }
+}
+
+/// Aggregation expression: the tenant is to be deleted.
+fn leaving() -> Document {
+    doc! { "$eq": [{ "$type": "$deletionRequestedAt" }, "date"] }
 }
 
 fn contended() -> StoreError {
@@ -204,7 +267,7 @@ fn staying(mut filter: Document) -> Document {
 
 impl Store {
     /// One stage, in which every expression sees the document as it was.
-    fn stage(&self, edit: &Edit) -> Document {
+    fn stage(&self, edit: &Edit, kind: EventKind) -> Document {
         let mut fields = Document::new();
         let mut changes = Vec::new();
         let mut set = |field: &str, changed: Bson, value: Bson| {
@@ -250,25 +313,31 @@ impl Store {
             set("adopt", changed, wanted.unwrap_or_else(|| "$$REMOVE".into()));
         }
         let changed = Bson::from(doc! { "$or": changes });
+        fields.extend(self.edited(kind, &changed));
+        // Though it may be taken back before anybody sees it: who made it is told.
+        fields
+            .insert("nextReconcileAt", doc! { "$cond": [changed, due_as_it_is(), "$nextReconcileAt"] });
+        doc! { "$set": fields }
+    }
+
+    /// What every change of the desired state sets, if `changed` says that it is one.
+    fn edited(&self, kind: EventKind, changed: &Bson) -> Document {
         // Somebody may have written anything there.
         let generation = doc! { "$convert": {
             "input": "$generation", "to": "long", "onError": 1_i64, "onNull": 1_i64,
         } };
         let next = doc! { "$add": [generation, 1_i64] };
-        fields.insert("generation", doc! { "$cond": [changed.clone(), next, "$generation"] });
-        fields.insert("updatedAt", doc! { "$cond": [changed.clone(), "$$NOW", "$updatedAt"] });
-        // Though it may be taken back before anybody sees it: who made it is told.
-        fields.insert(
-            "nextReconcileAt",
-            doc! { "$cond": [changed.clone(), due_as_it_is(), "$nextReconcileAt"] },
-        );
+        let mut fields = doc! {
+            "generation": { "$cond": [changed.clone(), next, "$generation"] },
+            "updatedAt": { "$cond": [changed.clone(), "$$NOW", "$updatedAt"] },
+        };
         if self.waits {
             // Also for what others changed and no reconcile has handled yet: that is what the client waits for.
             let waits = doc! { "$or": [changed.clone(), content_due("$")] };
             fields.insert(WAITED_FOR, doc! { "$cond": [waits, true, format!("${WAITED_FOR}")] });
         }
-        fields.extend(self.signature(EventKind::Edited, changed));
-        doc! { "$set": fields }
+        fields.extend(self.signature(kind, changed.clone()));
+        fields
     }
 }
 

@@ -6,6 +6,7 @@
 //! * [`edit`](self::edit), [`idempotency`](self::idempotency): changing a tenant, creating one only once.
 //! * [`lease`](self::lease): claim, renew, commit, release: what a reconcile needs.
 //! * [`due`](self::due): which tenants need work, by query.
+//! * [`list`](self::list): pages of tenants, filtered.
 //! * [`watch`](self::watch): the same, sooner, by change stream.
 //! * [`relist`](self::relist): one pass over all of them, for what the stream did not tell.
 //! * [`waiting`](self::waiting): steps that wait for an outage or a stop that is over.
@@ -37,6 +38,7 @@ mod follow;
 mod history;
 mod idempotency;
 mod lease;
+mod list;
 mod orphans;
 mod refusals;
 mod relist;
@@ -60,13 +62,14 @@ pub use follow::{Follow, Told};
 pub use history::{Gone, Journal, KEPT};
 pub use idempotency::{IdempotencyKey, Inserted, InvalidIdempotencyKey};
 pub use lease::{Claim, ClaimAnswer, Commit, Holder, Plans};
+pub use list::{Page, PageQuery};
 pub use orphans::{Asked, ToRelease};
 pub use refusals::{Refusals, Refused};
 pub use relist::{Relist, Turn};
 pub use schema::SCHEMA_VERSION;
 pub use stream::{ResumeToken, WatchError};
 pub use sweep::{BATCH, MOST_ORPHANS, Orphan, SweptTenant, UnknownResource};
-pub use tenants::{NewTenant, Page, PageQuery};
+pub use tenants::{NewTenant, Requested};
 pub use waiting::Woken;
 pub use watch::{Change, Watch};
 
@@ -135,8 +138,8 @@ pub enum OpenError {
     Store(#[from] StoreError),
 }
 
-/// Called with the name and collection of each command sent to the server, for metrics and for counting in tests.
-pub type CommandObserver = Arc<dyn Fn(&str, Option<&str>) + Send + Sync>;
+/// Called with the name and content of each command sent to the server, for metrics and for counting in tests.
+pub type CommandObserver = Arc<dyn Fn(&str, &Document) + Send + Sync>;
 
 /// Where the tenants live and how long an operation may take.
 #[derive(Clone)]

@@ -68,12 +68,10 @@ impl Store {
     }
 
     async fn ensure_indexes(&self) -> Result<(), OpenError> {
-        let mut wanted = vec![
-            index("tenantry_due", doc! { "nextReconcileAt": 1 }),
-            index("tenantry_status", doc! { "status": 1, "slug": 1 }),
-            super::idempotency::index(),
-        ];
+        let mut wanted =
+            vec![index("tenantry_due", doc! { "nextReconcileAt": 1 }), super::idempotency::index()];
         wanted.extend(super::waiting::indexes());
+        wanted.extend(super::list::indexes());
         if !self.has_unique_slug_index().await? {
             let options = IndexOptions::builder()
                 .name("tenantry_slug".to_owned())

@@ -8,11 +8,13 @@ use jiff::Timestamp;
 use mongodb::Collection;
 use mongodb::bson::{Bson, Document, doc};
 
-use super::document::{date, object_id, timestamp};
+use super::document::{date, object_id, other_document, read_others, timestamp};
 use super::due::{content_due, lease_held};
 use super::lease::millis;
 use super::{Store, StoreError};
-use crate::tenant::{Event, EventKind, Fingerprint, PerStep, Reason, StepKind, StepState, TenantId};
+use crate::tenant::{
+    Event, EventKind, Fingerprint, OtherResource, PerStep, Reason, StepKind, StepState, TenantId,
+};
 
 /// Tenants in one batch of a sweep.
 pub const BATCH: u32 = 1_000;
@@ -28,6 +30,12 @@ pub struct SweptTenant {
     pub id: TenantId,
     pub slug: String,
     pub prints: PerStep<Option<Fingerprint>>,
+    /// The ids of its resources, as far as they are recorded.
+    pub ids: PerStep<Option<String>>,
+    /// Other resources with its mark, as they are recorded.
+    pub others: PerStep<Vec<OtherResource>>,
+    /// Steps of which something is under way or has gone wrong.
+    pub unsettled: PerStep<bool>,
     /// Of a tenant that is read again: whether it is worked on, or was edited since.
     pub busy: bool,
 }
@@ -78,6 +86,8 @@ impl Store {
             fields.insert(format!("steps.{step}.state"), 1);
             fields.insert(format!("steps.{step}.reason"), 1);
             fields.insert(format!("steps.{step}.fingerprint"), 1);
+            fields.insert(format!("steps.{step}.externalId"), 1);
+            fields.insert(format!("steps.{step}.others"), 1);
         }
         let find = async {
             let cursor = self
@@ -113,15 +123,32 @@ impl Store {
         self.set_in_all(ids, set).await
     }
 
-    /// Makes these tenants due for one step, because they seem to have a second resource: it is looked for.
-    pub async fn search_twins(&self, step: StepKind, ids: &[TenantId]) -> Result<(), StoreError> {
-        let mut set =
-            doc! { "nextReconcileAt": "$$NOW", format!("steps.{step}.nextAttemptAt"): "$$NOW" };
-        if step.needs_intent() {
-            // An intent of long ago: what it may have created is looked for once.
-            set.insert(format!("steps.{step}.createIntent"), format!("{:024x}", 1));
+    /// Records which other resources carry a tenant's mark. With a new one among them, the step is made due,
+    /// and its run searches: in the same command, so that a reconcile that is under way overwrites both or none.
+    pub async fn record_others(
+        &self,
+        step: StepKind,
+        tenant: TenantId,
+        others: &[OtherResource],
+        is_new: bool,
+    ) -> Result<(), StoreError> {
+        let field = |name: &str| format!("steps.{step}.{name}");
+        let documents: Vec<_> = others.iter().map(|it| Bson::from(other_document(it))).collect();
+        let recorded = if documents.is_empty() {
+            Bson::from("$$REMOVE")
+        } else {
+            doc! { "$literal": documents }.into()
+        };
+        let mut set = doc! { field("others"): recorded };
+        if is_new {
+            set.insert(field("search"), true);
+            set.insert(field("nextAttemptAt"), "$$NOW");
+            set.insert("nextReconcileAt", "$$NOW");
         }
-        self.set_in_all(ids, set).await
+        // A tenant that was never reconciled has no steps to note it in.
+        let known = doc! { "_id": object_id(tenant), format!("steps.{step}"): { "$type": "object" } };
+        let update = self.tenants.update_one(known, vec![doc! { "$set": set }]);
+        self.bounded("record others", update).await.map(drop)
     }
 
     async fn set_in_all(&self, ids: &[TenantId], set: Document) -> Result<(), StoreError> {
@@ -244,7 +271,21 @@ fn read_swept(document: &Document) -> Option<SweptTenant> {
     };
     let slug = document.get_str("slug").unwrap_or_default().to_owned();
     let busy = document.get_bool("busy").unwrap_or(false);
-    Some(SweptTenant { id, slug, prints: PerStep::from_fn(print), busy })
+    let of = |step: StepKind| steps?.get_document(step.name()).ok();
+    Some(SweptTenant {
+        id,
+        slug,
+        prints: PerStep::from_fn(print),
+        ids: PerStep::from_fn(|step| Some(of(step)?.get_str("externalId").ok()?.to_owned())),
+        others: PerStep::from_fn(|step| of(step).map(read_others).unwrap_or_default()),
+        unsettled: PerStep::from_fn(|step| {
+            let state = of(step).and_then(|step| step.get_str("state").ok());
+            let settled =
+                |state: &str| [StepState::Ok, StepState::Skipped].iter().any(|s| s.name() == state);
+            !state.is_some_and(settled)
+        }),
+        busy,
+    })
 }
 
 pub(super) fn read_orphan(document: &Document) -> Option<Orphan> {

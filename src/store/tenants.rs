@@ -6,7 +6,7 @@ use mongodb::options::ReturnDocument;
 
 use super::document::{Record, WAITED_FOR, desired_document, projection, read, timestamp};
 use super::{Store, StoreError};
-use crate::tenant::{DeletionPolicy, Desired, EventKind, Phase, Slug, StepKind};
+use crate::tenant::{Desired, EventKind, Phase, Slug, StepKind, TenantId};
 
 /// Codes of a refused insert.
 pub(super) const DUPLICATE_KEY: i32 = 11000;
@@ -18,21 +18,14 @@ pub struct NewTenant {
     pub desired: Desired,
 }
 
-/// Which tenants to list.
-#[derive(Debug, Clone, Default)]
-pub struct PageQuery {
-    pub phase: Option<Phase>,
-    /// Slugs after this one.
-    pub after: Option<String>,
-    pub limit: u16,
-}
-
-#[derive(Debug, Clone)]
-pub struct Page {
-    /// In order of their slugs.
-    pub records: Vec<Record>,
-    /// The slug to continue after, when there are more.
-    pub next: Option<String>,
+/// A request for a reconcile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Requested {
+    /// Names it: no two requests of a tenant have the same time, and `lastHandledReconcileAt` equals it once it
+    /// has been acted on.
+    pub at: Timestamp,
+    /// The tenant's; none where the document has an id of another kind.
+    pub id: Option<TenantId>,
 }
 
 impl Store {
@@ -66,104 +59,8 @@ impl Store {
         Ok(self.bounded("get", find).await?.as_ref().map(read))
     }
 
-    /// Reads a page in order of the slugs. Documents without a slug are not listed.
-    pub async fn list(&self, query: &PageQuery) -> Result<Page, StoreError> {
-        let mut filter = doc! { "slug": { "$gt": query.after.as_deref().unwrap_or_default() } };
-        match query.phase {
-            // A document that no controller has seen yet has no status.
-            Some(Phase::Pending) => {
-                filter.insert("status", doc! { "$in": [Phase::Pending.name(), Bson::Null] });
-            }
-            Some(phase) => {
-                filter.insert("status", phase.name());
-            }
-            None => {}
-        }
-        let most = usize::from(query.limit.max(1));
-        let find = self
-            .tenants
-            .find(filter)
-            .projection(projection())
-            .sort(doc! { "slug": 1 })
-            // One more than asked for tells whether there is a next page.
-            .limit(i64::from(query.limit.max(1)) + 1);
-        let slug = |document: &Document| document.get_str("slug").ok().map(ToOwned::to_owned);
-        let mut found = self.read_all("list", find, |document| (slug(document), read(document))).await?;
-        let more = found.len() > most;
-        found.truncate(most);
-        let next = if more { found.last().and_then(|(slug, _)| slug.clone()) } else { None };
-        Ok(Page { records: found.into_iter().map(|(_, record)| record).collect(), next })
-    }
-
-    /// Asks for a tenant's deletion: from now on its resources are released, and the document goes last.
-    /// A second request may ask for more (`purge` after `delete`), never for less. `None` when there is
-    /// no such tenant.
-    pub async fn request_deletion(
-        &self,
-        slug: &Slug,
-        policy: DeletionPolicy,
-    ) -> Result<Option<Record>, StoreError> {
-        let rank = |field: &str| {
-            let names: Vec<Bson> = DeletionPolicy::ALL.map(|policy| policy.name().into()).to_vec();
-            doc! { "$indexOfArray": [names, field] }
-        };
-        let asked = doc! { "$eq": [{ "$type": "$deletionRequestedAt" }, "date"] };
-        let more = doc! { "$gt": [rank("$deletionPolicy"), rank(policy.name())] };
-        let flag = vec![doc! { "$set": {
-            "deletionRequestedAt": { "$cond": [asked.clone(), "$deletionRequestedAt", "$$NOW"] },
-            "deletionPolicy": { "$cond": [{ "$and": [asked, more] }, "$deletionPolicy", policy.name()] },
-            "status": Phase::Deleting.name(),
-            "nextReconcileAt": "$$REMOVE",
-            "updatedAt": "$$NOW",
-        } }];
-        self.change("request deletion", by_slug(slug), EventKind::DeletionRequested, flag).await
-    }
-
-    /// Takes a deletion back, for as long as the document is there.
-    pub async fn undelete(&self, slug: &Slug) -> Result<Option<Record>, StoreError> {
-        let asked = doc! { "$eq": [{ "$type": "$deletionRequestedAt" }, "date"] };
-        let status =
-            doc! { "$cond": [asked, Phase::Pending.name(), { "$ifNull": ["$status", "$$REMOVE"] }] };
-        let flag = vec![doc! { "$set": {
-            "status": status,
-            "deletionRequestedAt": "$$REMOVE",
-            "deletionPolicy": "$$REMOVE",
-            "nextReconcileAt": "$$REMOVE",
-            "updatedAt": "$$NOW",
-        } }];
-        self.change("undelete", by_slug(slug), EventKind::Undeleted, flag).await
-    }
-
-    /// Pauses a tenant, or lets it go on.
-    pub async fn set_paused(&self, slug: &Slug, paused: bool) -> Result<Option<Record>, StoreError> {
-        let value = if paused { Bson::from(true) } else { Bson::from("$$REMOVE") };
-        let kind = if paused { EventKind::Paused } else { EventKind::Resumed };
-        let flag = vec![doc! { "$set": {
-            "paused": value, "nextReconcileAt": "$$REMOVE", "updatedAt": "$$NOW",
-        } }];
-        self.change("pause", by_slug(slug), kind, flag).await
-    }
-
-    async fn change(
-        &self,
-        operation: &'static str,
-        filter: Document,
-        kind: EventKind,
-        mut change: Vec<Document>,
-    ) -> Result<Option<Record>, StoreError> {
-        change.push(doc! { "$set": self.signature(kind, true) });
-        let update = self
-            .tenants
-            .find_one_and_update(filter, change)
-            .projection(projection())
-            .return_document(ReturnDocument::After);
-        Ok(self.bounded(operation, update).await?.as_ref().map(read))
-    }
-
-    /// Flags a tenant for reconcile, now and for all its steps. Returns the time of the request, which
-    /// `lastHandledReconcileAt` will equal once it has been acted on, and no two requests share;
-    /// `None` when there is no such tenant.
-    pub async fn request_reconcile(&self, slug: &Slug) -> Result<Option<Timestamp>, StoreError> {
+    /// Flags a tenant for reconcile, now and for all its steps; `None` when there is no such tenant.
+    pub async fn request_reconcile(&self, slug: &Slug) -> Result<Option<Requested>, StoreError> {
         self.request_reconcile_of(slug, &StepKind::ALL).await
     }
 
@@ -173,13 +70,13 @@ impl Store {
         &self,
         slug: &Slug,
         steps: &[StepKind],
-    ) -> Result<Option<Timestamp>, StoreError> {
+    ) -> Result<Option<Requested>, StoreError> {
         self.request("request reconcile", slug, steps, false).await
     }
 
     /// Asks for a look at a tenant's resources that changes nothing; what is due, and what others asked for,
     /// is done all the same.
-    pub async fn request_observation(&self, slug: &Slug) -> Result<Option<Timestamp>, StoreError> {
+    pub async fn request_observation(&self, slug: &Slug) -> Result<Option<Requested>, StoreError> {
         self.request("request observation", slug, &[], true).await
     }
 
@@ -189,7 +86,7 @@ impl Store {
         slug: &Slug,
         steps: &[StepKind],
         observe: bool,
-    ) -> Result<Option<Timestamp>, StoreError> {
+    ) -> Result<Option<Requested>, StoreError> {
         let earlier = doc! { "$cond": [
             { "$eq": [{ "$type": "$reconcileRequestedAt" }, "date"] },
             { "$add": ["$reconcileRequestedAt", 1_i64] },
@@ -223,10 +120,12 @@ impl Store {
         let update = self
             .tenants
             .find_one_and_update(by_slug(slug), flag)
-            .projection(doc! { "_id": 0, "reconcileRequestedAt": 1 })
+            .projection(doc! { "_id": 1, "reconcileRequestedAt": 1 })
             .return_document(ReturnDocument::After);
-        let after = self.bounded(operation, update).await?;
-        Ok(after.and_then(|after| after.get("reconcileRequestedAt").and_then(timestamp)))
+        let Some(after) = self.bounded(operation, update).await? else { return Ok(None) };
+        let id = after.get_object_id("_id").ok().map(|id| TenantId::from_bytes(id.bytes()));
+        let at = after.get("reconcileRequestedAt").and_then(timestamp);
+        Ok(at.map(|at| Requested { at, id }))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Fleet, PerStep, StepKind};
+use super::{Fleet, PerStep, StepKind, Swept};
 
 /// The state of all stops and guards, as every process sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -14,6 +14,8 @@ pub struct Controls {
     pub guards: PerStep<Guard>,
     /// How many resources each upstream should have, as the latest sweep counted; 0 before the first.
     pub sizes: PerStep<u64>,
+    /// How the latest sweep of each upstream ended; `None` before the first.
+    pub sweeps: PerStep<Option<Swept>>,
     /// `None` until a controller has joined it.
     pub fleet: Option<Fleet>,
     /// When an administrator last asked for the release of an orphan that is not released yet.

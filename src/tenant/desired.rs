@@ -145,6 +145,17 @@ pub struct StepDesired {
     pub adopt: Option<bool>,
 }
 
+impl StepDesired {
+    /// What the step is to bring about. Without a mail domain there is nothing to be there: what was is let go
+    /// as if the service were off.
+    pub fn presence_for(&self, step: StepKind) -> Presence {
+        match (step, self.presence) {
+            (StepKind::Stalwart, Presence::Present) if self.domain.is_none() => Presence::Off,
+            (_, presence) => presence,
+        }
+    }
+}
+
 impl Desired {
     pub fn for_step(&self, step: StepKind) -> StepDesired {
         StepDesired {

@@ -18,12 +18,12 @@ pub enum Part {
     Mark,
     /// Attributes, quota, members.
     Settings,
-    /// Enabled or not.
-    State,
+    /// Whether it is.
+    Enabled,
 }
 
 impl Part {
-    pub const ALL: [Self; 5] = [Self::Id, Self::Name, Self::Mark, Self::Settings, Self::State];
+    pub const ALL: [Self; 5] = [Self::Id, Self::Name, Self::Mark, Self::Settings, Self::Enabled];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -31,7 +31,7 @@ impl Part {
             Self::Name => "name",
             Self::Mark => "mark",
             Self::Settings => "settings",
-            Self::State => "state",
+            Self::Enabled => "enabled",
         }
     }
 }

@@ -23,6 +23,12 @@ impl FleetId {
     pub const fn from_bytes(bytes: [u8; 6]) -> Self {
         Self(bytes)
     }
+
+    /// Whether a mark that names this fleet, or none, is another fleet's. Marks of before fleets had ids, and of
+    /// the service before tenantry, name none: they are this fleet's.
+    pub fn is_not(self, marked: Option<Self>) -> bool {
+        marked.is_some_and(|marked| marked != self)
+    }
 }
 
 impl fmt::Display for FleetId {

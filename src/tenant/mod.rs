@@ -24,6 +24,7 @@ mod status;
 mod step;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod transition;
 mod tries;
 
@@ -44,7 +45,8 @@ pub use observation::{Field, Found, Observation, shortened};
 pub use plan::{Action, PlannedField, StepPlan, plan};
 pub use slug::{InvalidSlug, Slug};
 pub use status::{Phase, Ready, Status};
-pub use step::{CreateIntent, PerStep, Reason, StepKind, StepState, StepStatus};
+pub use step::{CreateIntent, OtherResource, PerStep, Reason, StepKind, StepState, StepStatus};
+pub use traffic::{Latency, SweepEnd, SweepFound, Swept, Traffic};
 pub use transition::{Basis, Failure, FailureKind, Outcome, Policy, StepRun, Transition, transition};
 pub use tries::TryLimits;
 

@@ -99,7 +99,7 @@ pub fn plan(tenant: &Tenant, step: StepKind, configured: bool, controls: &Contro
     let desired = tenant.desired.for_step(step);
     let current = recorded.observation.as_ref().filter(|seen| seen.against == desired);
     let settled = tenant.current_state(step).is_settled();
-    let action = match (current.map(|seen| &seen.found), desired.presence) {
+    let action = match (current.map(|seen| &seen.found), desired.presence_for(step)) {
         (Some(Found::Failed { .. }), _) => Action::Look,
         (Some(Found::Missing), Presence::Present) => Action::Create,
         (Some(Found::Fields(_)), Presence::Present) => Action::Update,

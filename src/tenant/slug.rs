@@ -16,6 +16,12 @@ impl Slug {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether the API has a word of its own in this place of its paths, `/tenants/watch`: a tenant of this slug
+    /// could not be named there.
+    pub fn is_reserved(&self) -> bool {
+        self.0 == "watch"
+    }
 }
 
 impl fmt::Display for Slug {

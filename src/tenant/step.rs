@@ -236,6 +236,10 @@ pub struct StepStatus {
     pub external_id: Option<String>,
     /// Resources that were adopted and are not let go yet: the recorded one, and those of before.
     pub adopted: Vec<Adopted>,
+    /// Resources beside the recorded one that carry the tenant's mark as in use, as the latest sweep saw them.
+    pub others: Vec<OtherResource>,
+    /// One of them is new: the next run searches for all that carry the tenant's mark.
+    pub search: bool,
     /// The quota that the resource was last given, if it was.
     pub given_quota: Option<i64>,
     /// The service before this one had noted that the step was done, and no run of ours has ended well since.
@@ -248,6 +252,8 @@ pub struct StepStatus {
     pub observed: Option<StepDesired>,
     /// What a look since its latest attempt saw.
     pub observation: Option<Observation>,
+    /// Since when it waits for something that the upstream has yet to learn, though it is `ok`.
+    pub awaits_since: Option<Timestamp>,
     /// It waits for its upstream to work again.
     pub parked: bool,
     /// Failed attempts in a row; the backoff grows with it.
@@ -257,6 +263,13 @@ pub struct StepStatus {
     pub last_transition_at: Option<Timestamp>,
     /// When the step is due again; `None` is now.
     pub next_attempt_at: Option<Timestamp>,
+}
+
+/// A resource that carries a tenant's mark and is not the recorded one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OtherResource {
+    pub external_id: String,
+    pub name: String,
 }
 
 impl StepStatus {

@@ -75,6 +75,9 @@ prop_compose! {
             fingerprint: None,
             given_quota: None,
             parked: false,
+            awaits_since: None,
+            others: Vec::new(),
+            search: false,
             observation: None,
             observed: state.is_settled().then_some(observed),
             attempts,
@@ -139,6 +142,7 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
         external_id: Some("id".into()),
         note: note.then(|| "by the way".into()),
         look_again: look_again.map(Duration::from_secs),
+        awaits: false,
         fingerprint: None,
     };
     prop_oneof![
@@ -700,4 +704,13 @@ fn names_are_trimmed_and_bounded_and_hold_no_control_characters() {
     for refused in ["", "   ", "a\0b", "a\nb", &"x".repeat(201)] {
         assert!(refused.parse::<TenantName>().is_err(), "{refused:?}");
     }
+}
+
+#[test]
+fn what_an_upstream_has_yet_to_learn_is_looked_for_in_proportion_to_the_wait() {
+    let policy = policy();
+    let seconds = Duration::from_secs;
+    assert_eq!(policy.learning(seconds(0)), seconds(60));
+    assert_eq!(policy.learning(seconds(3_600)), seconds(900).min(policy.resync));
+    assert_eq!(policy.learning(seconds(400 * 86_400)), policy.resync, "no more often than any other");
 }

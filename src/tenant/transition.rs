@@ -28,6 +28,16 @@ impl Policy {
     /// The longest between looks at what waits for a person.
     const PATIENCE: Duration = Duration::from_secs(600);
 
+    /// The shortest between looks at something that an upstream has yet to learn.
+    const LEARNING: Duration = Duration::from_secs(60);
+
+    /// After which something is looked for that an upstream has yet to learn, and that has been waited for this
+    /// long: a quarter of that, so that what comes late is noticed late in proportion, and a fleet of tenants that
+    /// wait in vain is soon looked at no more often than any other.
+    pub fn learning(&self, waited: Duration) -> Duration {
+        (waited / 4).max(Self::LEARNING).min(self.resync)
+    }
+
     /// After a failure that only a person or a change of the desired state mends, and between looks at what
     /// is held back: rarely, and never more often than any other retry.
     pub fn terminal(&self) -> Duration {
@@ -45,6 +55,8 @@ pub enum Outcome {
         note: Option<String>,
         /// A create whose outcome was never known may still take effect: look again after this long.
         look_again: Option<Duration>,
+        /// Something of it waits for what the upstream has yet to learn.
+        awaits: bool,
         fingerprint: Option<Fingerprint>,
     },
     /// Nothing to do; the reason says why.
@@ -99,7 +111,7 @@ impl Outcome {
     /// Plainly well.
     pub fn ok(external_id: &str) -> Self {
         let external_id = Some(external_id.to_owned());
-        Self::Ok { external_id, note: None, look_again: None, fingerprint: None }
+        Self::Ok { external_id, note: None, look_again: None, awaits: false, fingerprint: None }
     }
 }
 
@@ -311,7 +323,9 @@ fn after_run(
             step.create_intent = step.create_intent.filter(|intent| !intent.fresh);
             let mut check_at = recheck_at;
             step.fingerprint = None;
-            if let Outcome::Ok { external_id, note, look_again, fingerprint, .. } = &run.outcome {
+            step.awaits_since = None;
+            step.search = false;
+            if let Outcome::Ok { external_id, note, look_again, awaits, fingerprint } = &run.outcome {
                 step.given_quota = tenant.desired.for_step(run.step).storage_bytes;
                 step.fingerprint = *fingerprint;
                 step.external_id.clone_from(external_id);
@@ -324,6 +338,12 @@ fn after_run(
                         step.create_intent = before.create_intent;
                     }
                     None => step.create_intent = None,
+                }
+                if *awaits {
+                    let since = before.awaits_since.unwrap_or(run.at);
+                    let waited = Duration::try_from(run.at.duration_since(since)).unwrap_or_default();
+                    check_at = check_at.min(run.at + policy.learning(waited));
+                    step.awaits_since = Some(since);
                 }
             }
             step.observed = Some(tenant.desired.for_step(run.step));

@@ -145,7 +145,7 @@ async fn an_adoption_costs_four_commands_and_a_look_more_than_a_creation() {
 /// As the service before this one left it.
 fn legacy(slug: &str) -> Document {
     doc! {
-        "_id": ObjectId::from_bytes([0x65, 0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 0, rand::random()]),
+        "_id": ObjectId::from_bytes([[0x65, 0xa0, 0, 0], rand::random(), rand::random()].concat().try_into().unwrap()),
         "slug": slug, "name": format!("The {slug}"), "domain": format!("{slug}.test"), "status": "active",
         "provisioningStatus": { "authentik": "ok", "stalwart": "ok", "ocis": "skipped" },
         "provisioningErrors": {}, "__v": 0,

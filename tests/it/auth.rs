@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use futures_util::future::join_all;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -432,7 +434,7 @@ async fn who_changed_what_is_in_the_log_and_tokens_are_not() {
             ("method", method),
             ("path", path),
         ] {
-            assert_eq!(line["span"][field], value, "{line}");
+            assert_eq!(line["spans"][0][field], value, "{line}");
         }
     }
     assert!(!log.contains(token.rsplit_once('.').unwrap().1), "no token in the log");
@@ -443,6 +445,7 @@ async fn who_changed_what_is_in_the_log_and_tokens_are_not() {
 async fn tokens_signed_with_rsa_and_ed25519_are_verified_with_published_keys_and_no_others() {
     // Made for this test and good for nothing else; making one takes seconds.
     let rsa = EncodingKey::from_rsa_der(include_bytes!("rsa-for-tests.der"));
+    let short = EncodingKey::from_rsa_der(include_bytes!("rsa-1024-for-tests.der"));
     // PKCS #8 around 32 bytes, which may be any.
     let mut ed25519 = vec![0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
     ed25519.extend(rand::random::<[u8; 32]>());
@@ -455,6 +458,10 @@ async fn tokens_signed_with_rsa_and_ed25519_are_verified_with_published_keys_and
     let keys = json!({ "keys": [
         published(&rsa, Algorithm::RS256, "rsa"),
         published(&ed25519, Algorithm::EdDSA, "ed25519"),
+        published(&short, Algorithm::RS256, "short rsa"),
+        // Two of one id.
+        published(&rsa, Algorithm::RS256, "same"),
+        published(&ed25519, Algorithm::EdDSA, "same"),
         // What a newer issuer may have, or a careless one.
         { "kty": "AKP", "alg": "ML-DSA-65", "kid": "new", "pub": "AAAA" },
         { "kty": "oct", "alg": "HS256", "kid": "secret", "k": "c2VjcmV0" },
@@ -491,13 +498,28 @@ async fn tokens_signed_with_rsa_and_ed25519_are_verified_with_published_keys_and
         (&ed25519, Algorithm::EdDSA, "short", 401),
         (&rsa, Algorithm::RS256, "empty", 401),
         (&rsa, Algorithm::RS256, "zero", 401),
+        (&short, Algorithm::RS256, "short rsa", 401),
+        (&rsa, Algorithm::RS256, "same", 200),
+        (&ed25519, Algorithm::EdDSA, "same", 200),
+        (&short, Algorithm::RS256, "same", 401),
+        // Without an id any key for the algorithm may be it.
+        (&rsa, Algorithm::RS512, "", 200),
+        (&ed25519, Algorithm::EdDSA, "", 200),
+        (&short, Algorithm::RS256, "", 401),
     ] {
         let mut header = Header::new(algorithm);
-        header.kid = Some(id.to_owned());
+        header.kid = Some(id.to_owned()).filter(|id| !id.is_empty());
         let token = jsonwebtoken::encode(&header, &claims, key).unwrap();
         let answer = api.get("/tenants", &token).await;
         assert_eq!(answer.status(), status, "{algorithm:?} with {id}: {:?}", answer.text().await);
     }
+    // The newer name of the same algorithm.
+    let encoded = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    let message =
+        format!("{}.{}", encoded(&json!({ "alg": "Ed25519", "kid": "ed25519" })), encoded(&claims));
+    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &ed25519, Algorithm::EdDSA).unwrap();
+    let answer = api.get("/tenants", &format!("{message}.{signature}")).await;
+    assert_eq!(answer.status(), 200, "{:?}", answer.text().await);
     api.stop().await;
 }
 
@@ -639,4 +661,54 @@ async fn two_who_edit_at_once_are_both_named_and_each_once() {
     );
     assert_eq!(json(plan).await["looked"], false);
     api.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_that_lacks_the_claim_of_roles_is_told_apart_from_one_that_gives_no_role() {
+    let api = Guarded::new().await;
+    let of = |claims: Value| {
+        let mut all = json!({ "preferred_username": "anna" });
+        all.as_object_mut().unwrap().extend(claims.as_object().unwrap().clone());
+        api.issuer.issue(all, Signed::Rightly).unwrap()
+    };
+    let none = api.get("/tenants", &of(json!({ "groups": ["staff"] }))).await;
+    let (detail, _) = problem(none, 403).await;
+    assert!(detail.contains("gives no role") && !detail.contains("altogether"), "{detail}");
+    let lacking = api.get("/tenants", &of(json!({ "groups": null }))).await;
+    let (detail, _) = problem(lacking, 403).await;
+    assert!(detail.contains("lacks the claim \"groups\"") && detail.contains("profile"), "{detail}");
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn refused_tokens_leave_a_few_lines_without_the_token_and_changed_keys_leave_one() {
+    let world = World::new().await;
+    let issuer = issuer().await;
+    let mut command = Process::run(&world);
+    command.env_remove("INSECURE_NO_AUTH").env("OIDC_ISSUERS", trusting(&issuer));
+    let process = Process::spawn(command);
+    let api = process.address("http").await;
+    let ask = async |token: &str| {
+        let asked = http().get(format!("http://{api}/tenants")).bearer_auth(token).send().await.unwrap();
+        asked.status()
+    };
+    let good = issuer.token("tenantry", "reader", "openid profile email").unwrap();
+    assert_eq!(ask(&good).await, 200);
+    let expired = issuer.issue(json!({ "exp": 1_000 }), Signed::Rightly).unwrap();
+    for _ in 0..30 {
+        assert_eq!(ask(&expired).await, 401);
+    }
+    process.says("a token was refused").await;
+    issuer.rotate_key();
+    let renewed = issuer.token("tenantry", "reader", "openid profile email").unwrap();
+    assert_eq!(ask(&renewed).await, 200);
+    process.says("the issuer's keys have changed").await;
+    let log = process.stop().await;
+    let told = log.matches("a token was refused").count();
+    assert!((1..=7).contains(&told), "{told} lines: {log}");
+    assert!(log.contains("the token has expired"), "{log}");
+    for token in [&good, &expired, &renewed] {
+        let (_, signature) = token.rsplit_once('.').unwrap();
+        assert!(!log.contains(signature), "{log}");
+    }
 }

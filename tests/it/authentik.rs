@@ -78,6 +78,8 @@ pub fn target() -> Target {
         observed: None,
         left: None,
         recorded: None,
+        settled: false,
+        search: false,
         may_exist: false,
         intent: None,
         mode: Mode::Change,
@@ -94,7 +96,7 @@ fn recorded(target: &Target, converged: &Converged) -> Target {
 }
 
 #[tokio::test]
-async fn only_slug_id_and_name_reach_a_request() {
+async fn only_slug_id_name_and_fleet_reach_a_request() {
     let bench = Bench::new().await;
     let target = target();
     let made = bench.converge(&target).await.unwrap();
@@ -102,6 +104,7 @@ async fn only_slug_id_and_name_reach_a_request() {
     assert_eq!(group["name"], "tenant-acme");
     let expected = json!({
         "tenantry_id": target.id.to_string(), "tenantry_slug": "acme", "tenantry_name": "Acme",
+        "tenantry_fleet": target.fleet.to_string(),
     });
     assert_eq!(group["attributes"], expected);
     for field in ["users", "parents", "roles"] {

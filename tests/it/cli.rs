@@ -142,8 +142,13 @@ async fn exit_codes_and_messages_tell_scripts_and_people_what_went_wrong() {
     served.stop().await;
 }
 
+/// An editor that runs these words of `sh` on the file, which is `$1`.
+fn editor(script: &str) -> String {
+    format!("sh -c '{script}' sh")
+}
+
 #[tokio::test]
-async fn an_edit_in_an_editor_replaces_what_was_on_the_screen_and_nothing_newer() {
+async fn an_edit_in_an_editor_sends_what_was_changed_and_only_if_nobody_was_quicker() {
     let world = World::new().await;
     let served = Served::new(&world).await.ready().await;
     served.post("/tenants", &json!({ "slug": "acme", "name": "Acme", "domain": "acme.test" })).await;
@@ -155,7 +160,7 @@ async fn an_edit_in_an_editor_replaces_what_was_on_the_screen_and_nothing_newer(
     let untouched = edit("true").await;
     assert!(text(&untouched.stderr).contains("nothing was changed"));
     failed(&edit("false").await, 1);
-    // Somebody else is quicker, while the editor is open.
+    // Another client is quicker, while the editor is open.
     let quicker = format!(
         "curl -sf -X PATCH -H content-type:application/json -d '{{\"quota\":{{\"storageBytes\":1}}}}' \
          {url}/tenants/acme -o /dev/null; sed -i s/Edited/Lost/"
@@ -163,6 +168,36 @@ async fn an_edit_in_an_editor_replaces_what_was_on_the_screen_and_nothing_newer(
     let lost = failed(&edit(&quicker).await, 4);
     assert!(lost.contains("Precondition failed"), "{lost}");
     assert_eq!(world.find("acme").await.get_str("name").unwrap(), "Edited");
+    let kept = lost.split("What was typed is kept in ").nth(1).expect("it says where").trim();
+    assert!(std::fs::read_to_string(kept).unwrap().contains("Lost"), "it can be taken up again");
+    std::fs::remove_file(kept).unwrap();
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn an_edit_in_an_editor_shows_every_field_and_keeps_a_pause_and_adopt() {
+    let world = World::new().await;
+    let served = Served::new(&world).await.ready().await;
+    served.post("/tenants", &json!({ "slug": "acme", "name": "Acme", "adopt": true })).await;
+    ok(&run(&served, &["tenants", "pause", "acme"]).await);
+    let url = format!("http://{}", served.addresses.http);
+    let shown = tempfile::NamedTempFile::new().unwrap();
+    let copy = editor(&format!("cp \"$1\" {}; sed -i s/Acme/Edited/ \"$1\"", shown.path().display()));
+    ok(&run_at(&url, &["tenants", "edit", "acme"], &[("EDITOR", &copy)]).await);
+    let stored = world.find("acme").await;
+    assert_eq!(stored.get_str("name").unwrap(), "Edited");
+    assert!(stored.get_bool("paused").unwrap() && stored.get_bool("adopt").unwrap(), "{stored}");
+    let shown: Value = serde_json::from_slice(&std::fs::read(shown.path()).unwrap()).unwrap();
+    let whole = served.get("/tenants/acme").await.text().await.unwrap();
+    let whole: Value = serde_json::from_str(&whole).unwrap();
+    for field in ["domain", "quota", "services", "paused", "adopt"] {
+        assert_eq!(shown[field], whole[field], "{shown}");
+        assert!(shown.as_object().unwrap().contains_key(field), "{shown}");
+    }
+
+    let resume = editor("sed -i /paused/s/true/false/ \"$1\"");
+    ok(&run_at(&url, &["tenants", "edit", "acme"], &[("EDITOR", &resume)]).await);
+    assert!(!world.find("acme").await.get_bool("paused").unwrap_or(false), "it says what was typed");
     served.stop().await;
 }
 
@@ -340,6 +375,62 @@ async fn watch_prints_what_there_is_and_then_every_change() {
     world.tenants.delete_one(doc! { "slug": "globex" }).await.unwrap();
     let gone = line().await;
     assert!(gone.contains(" globex: gone"), "{gone}");
+    child.kill().await.unwrap();
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_one_command_and_lists_are_filtered_sorted_and_watched() {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    let world = World::new().await;
+    let served = Served::new(&world).await.ready().await;
+    for (slug, name) in [("acme", "Zeta"), ("globex", "Beta"), ("initech", "Alpha")] {
+        served.post("/tenants", &json!({ "slug": slug, "name": name })).await;
+        world.active(slug).await;
+    }
+    let names = async |arguments: &[&str]| {
+        let get = [&["tenants", "get", "-o", "name"], arguments].concat();
+        ok(&run(&served, &get).await)
+    };
+    assert_eq!(names(&["--ready=false"]).await, "");
+    assert_eq!(names(&["--ready"]).await, "acme\nglobex\ninitech\n");
+    assert_eq!(names(&["--sort-by", "name"]).await, "initech\nglobex\nacme\n");
+    assert_eq!(names(&["--sort-by=-slug"]).await, "initech\nglobex\nacme\n");
+    assert_eq!(names(&["-q", "ZET"]).await, "acme\n");
+    assert_eq!(names(&["acme", "globex", "-q", "beta"]).await, "globex\n");
+
+    world.authentik.plant("tenant-hooli", json!({}), &[]);
+    served.post("/tenants", &json!({ "slug": "hooli", "name": "Hooli" })).await;
+    world.step_becomes("hooli", "error").await;
+    for filter in ["--ready=false", "--upstream=authentik=error", "--reason=Conflict"] {
+        assert_eq!(names(&[filter]).await, "hooli\n", "{filter}");
+    }
+    let table = ok(&run(&served, &["tenants", "get", "--ready=false", "--no-headers"]).await);
+    assert!(table.starts_with("hooli  Hooli  pending  False") && table.lines().count() == 1, "{table}");
+    let wrong = failed(&run(&served, &["tenants", "get", "--upstream", "mail=error"]).await, 2);
+    assert!(wrong.contains("authentik, stalwart or ocis"), "{wrong}");
+    let wrong = failed(&run(&served, &["tenants", "get", "--reason", "Bad"]).await, 1);
+    assert!(wrong.contains("reason: must be one of InSync"), "{wrong}");
+
+    let mut command = Process::command();
+    command.args(["tenants", "get", "--ready=false", "--watch"]);
+    command.env("TENANTRY_URL", format!("http://{}", served.addresses.http));
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut line = async || {
+        let line = tokio::time::timeout(DEADLINE, lines.next_line()).await.expect("it says something");
+        line.unwrap().expect("it goes on")
+    };
+    let first = line().await;
+    assert!(first.contains(" hooli: pending ready=False"), "{first}");
+    ok(&run(&served, &["tenants", "edit", "hooli", "--adopt", "yes", "--wait"]).await);
+    loop {
+        let next = line().await;
+        assert!(next.contains(" hooli: "), "of what is well it says nothing: {next}");
+        if next.contains("ready=True") {
+            break;
+        }
+    }
     child.kill().await.unwrap();
     served.stop().await;
 }

@@ -6,7 +6,7 @@ use mongodb::bson::{DateTime, doc};
 use tenantry::store::NewTenant;
 use tenantry::tenant::{Desired, Services};
 
-use crate::support::{World, eventually, holds_for};
+use crate::support::{DUE_SCAN, World, eventually, holds_for};
 
 fn rarely_polling(settings: &mut tenantry::controller::Settings) {
     settings.poll_interval = Duration::from_secs(600);
@@ -16,7 +16,7 @@ fn rarely_polling(settings: &mut tenantry::controller::Settings) {
 async fn a_creation_costs_one_insert_two_commands_and_two_requests() {
     let world = World::new().await;
     let controller = world.controller_with(rarely_polling).await;
-    eventually("the first due scan is over", async || world.commands.count("find") > 0).await;
+    eventually("the first due scan is over", async || world.commands.count(DUE_SCAN) > 0).await;
     // A healthy integration has been asked something before.
     world.insert("first").await;
     world.active("first").await;
@@ -82,10 +82,10 @@ async fn an_idle_fleet_costs_one_due_scan_per_poll_and_no_request() {
     world.commands.take();
     world.authentik.faults.forget_requests();
     holds_for(poll * 6, "nothing but due scans", async || {
-        world.commands.without_stream().iter().all(|command| command == "find")
+        world.commands.without_stream().iter().all(|command| command == DUE_SCAN)
     })
     .await;
-    let scans = world.commands.count("find");
+    let scans = world.commands.count(DUE_SCAN);
     assert!((4..=7).contains(&scans), "{scans} scans in six intervals");
     // The stream is held open by the server: it is not polled.
     assert!(world.commands.count("getMore") <= 1, "{}", world.commands.count("getMore"));
@@ -110,7 +110,7 @@ async fn a_backlog_is_worked_off_with_one_scan_per_thousand() {
     })
     .await;
     eventually("all are committed", async || controller.reconciles("ok") == TENANTS as u64).await;
-    let scans = world.commands.count_on_tenants("find");
+    let scans = world.commands.count(DUE_SCAN);
     assert!(scans <= 10, "{scans} scans");
     let claims = world.commands.count_on_tenants("findAndModify");
     assert!(claims <= TENANTS * 2 + TENANTS / 10, "{claims} commands for {TENANTS} tenants");

@@ -234,7 +234,7 @@ async fn a_put_creates_replaces_and_does_nothing_when_nothing_differs() {
     let body = json!({ "name": "Acme", "domain": "acme.test", "services": { "stalwart": true } });
     let created = put(&served, "acme", &[], &body).await;
     assert_eq!(created.status(), 201);
-    assert_eq!(created.headers()["location"], "/tenants/acme");
+    assert_eq!(created.headers()["location"], "acme");
     let first = etag(&created);
     let tenant = json(created).await;
     assert_eq!((&tenant["generation"], &tenant["status"]), (&json!(1), &json!("pending")));
@@ -266,10 +266,14 @@ async fn puts_that_race_make_one_tenant() {
         slug: "acme".parse().unwrap(),
         desired: tenantry::tenant::Desired::new(format!("N{n}").parse().unwrap()),
     };
-    let puts = (0..16).map(|n| {
-        let (store, new) = (&world.store, new(n));
-        async move { store.put(&new).await.expect("it is put").expect("nobody deletes it").created }
-    });
+    let puts =
+        (0..16).map(|n| {
+            let (store, new) = (&world.store, new(n));
+            let edit = tenantry::store::Edit::replace(&new.desired);
+            async move {
+                store.put(&new, &edit).await.expect("it is put").expect("nobody deletes it").created
+            }
+        });
     let created = futures_util::future::join_all(puts).await;
     assert_eq!(created.iter().filter(|created| **created).count(), 1, "{created:?}");
     assert_eq!(world.tenants.count_documents(doc! {}).await.unwrap(), 1);
@@ -309,7 +313,7 @@ async fn the_same_key_creates_once_and_another_body_is_refused() {
     for again in [&body, &spelled] {
         let repeated = create(again, &key).await;
         assert_eq!(repeated.status(), 201);
-        assert_eq!(repeated.headers()["location"], "/tenants/acme");
+        assert_eq!(repeated.headers()["location"], "tenants/acme");
         assert_eq!(json(repeated).await["id"], id);
     }
     let other_body = json!({ "slug": "acme", "name": "Other" });
@@ -374,5 +378,128 @@ async fn a_tenant_that_is_to_be_deleted_is_not_edited_any_more() {
     assert_eq!(back.status(), 202);
     let edited = patch(&served, "acme", &[], &body).await;
     assert_eq!(edited.status(), 200);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn if_match_sees_every_field_of_the_desired_state_whoever_changed_it() {
+    let world = World::new().await;
+    let served = Served::new(&world).await.ready().await;
+    served.post("/tenants", &json!({ "slug": "acme", "name": "Acme" })).await;
+    let mut before = etag(&served.get("/tenants/acme").await);
+    let mut is_another = async |what: &str| {
+        let stale = patch(&served, "acme", &[("if-match", &before)], &json!({ "name": "Stale" })).await;
+        assert_eq!(stale.status(), 412, "{what}");
+        let stale = put(&served, "acme", &[("if-match", &before)], &json!({ "name": "Stale" })).await;
+        assert_eq!(stale.status(), 412, "{what}");
+        before = etag(&served.get("/tenants/acme").await);
+    };
+    for change in [
+        json!({ "name": "Acme AG" }),
+        json!({ "domain": "acme.test" }),
+        json!({ "quota": { "storageBytes": 7 } }),
+        json!({ "services": { "ocis": false } }),
+        json!({ "paused": true }),
+        json!({ "adopt": false }),
+    ] {
+        ok(patch(&served, "acme", &[], &change).await).await;
+        is_another(&change.to_string()).await;
+    }
+    // A shell counts no generation.
+    for change in [doc! { "paused": false }, doc! { "adopt": true }] {
+        world.set("acme", change.clone()).await;
+        is_another(&change.to_string()).await;
+    }
+    for action in ["pause", "resume"] {
+        let done = served.send(Method::POST, &format!("/tenants/acme/{action}"), None).await;
+        assert_eq!(done.status(), 202);
+        is_another(action).await;
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn every_change_of_the_desired_state_counts_up_and_its_repetition_does_not() {
+    let world = World::new().await;
+    let served = Served::new(&world).await.ready().await;
+    served.post("/tenants", &json!({ "slug": "acme", "name": "Acme" })).await;
+    world.active("acme").await;
+    // So that the deletion does not end.
+    world.authentik.faults.add(crate::wait::outage());
+    let mut expected = 1;
+    for (method, path) in [
+        (Method::POST, "/tenants/acme/pause"),
+        (Method::POST, "/tenants/acme/resume"),
+        (Method::DELETE, "/tenants/acme?policy=retain"),
+        (Method::DELETE, "/tenants/acme?policy=delete"),
+        (Method::POST, "/tenants/acme/undelete"),
+    ] {
+        expected += 1;
+        for _ in 0..2 {
+            let answer = json(served.send(method.clone(), path, None).await).await;
+            assert_eq!(answer["generation"], expected, "{method} {path}");
+        }
+    }
+    // Less than was asked for is no change.
+    json(served.send(Method::DELETE, "/tenants/acme?policy=delete", None).await).await;
+    let less = json(served.send(Method::DELETE, "/tenants/acme?policy=retain", None).await).await;
+    assert_eq!(less["generation"], expected + 1);
+    assert_eq!(world.find("acme").await.get_str("deletionPolicy").unwrap(), "delete");
+
+    let told = async |kind: &str| {
+        let events = json(served.get("/tenants/acme/events?limit=100").await).await;
+        events["items"].as_array().unwrap().iter().filter(|event| event["type"] == kind).count()
+    };
+    eventually("each is told once", async || {
+        told("Paused").await == 1
+            && told("Resumed").await == 1
+            && told("Undeleted").await == 1
+            && told("DeletionRequested").await == 3
+    })
+    .await;
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_put_that_says_nothing_of_paused_leaves_a_pause_alone() {
+    let world = World::new().await;
+    let served = Served::new(&world).await.ready().await;
+    let body = json!({ "name": "Acme", "adopt": true });
+    assert_eq!(json(put(&served, "acme", &[], &body).await).await["paused"], false);
+    served.send(Method::POST, "/tenants/acme/pause", None).await;
+    let tag = etag(&served.get("/tenants/acme").await);
+    let edited = json!({ "name": "Acme AG", "paused": null });
+    for headers in [&[][..], &[("if-match", tag.as_str())]] {
+        let kept = put(&served, "acme", headers, if headers.is_empty() { &body } else { &edited }).await;
+        let kept = ok(kept).await;
+        assert_eq!(kept["paused"], true, "{headers:?}");
+    }
+    assert_eq!(
+        world.find("acme").await.get("adopt"),
+        None,
+        "all else has its default when it is absent"
+    );
+    let resumed = json!({ "name": "Acme AG", "paused": false });
+    assert_eq!(ok(put(&served, "acme", &[], &resumed).await).await["paused"], false);
+    assert_eq!(
+        json(put(&served, "globex", &[], &json!({ "name": "G", "paused": true })).await).await["paused"],
+        true
+    );
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_weak_tag_is_told_from_a_change_by_another_client() {
+    let world = World::new().await;
+    let served = Served::new(&world).await.ready().await;
+    let created = served.post("/tenants", &json!({ "slug": "acme", "name": "Acme" })).await;
+    let tag = etag(&created);
+    let weak = format!("W/{tag}");
+    let refused = patch(&served, "acme", &[("if-match", &weak)], &json!({ "name": "No" })).await;
+    let problem = problem(refused, 412).await;
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("weak") && !detail.contains("changed"), "{detail}");
+    let both = format!("{weak}, {tag}");
+    ok(patch(&served, "acme", &[("if-match", &both)], &json!({ "name": "Yes" })).await).await;
     served.stop().await;
 }

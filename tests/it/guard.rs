@@ -11,9 +11,9 @@ use tenantry::dev::ocis::Flavour;
 use tenantry::integration::{GroupTemplate, Membership, SpaceRole};
 use tenantry::metrics::Metrics;
 use tenantry::store::UnknownResource;
-use tenantry::tenant::{Guard, PerStep, StepKind, TenantId};
+use tenantry::tenant::{EventKind, Guard, PerStep, Reason, StepKind, TenantId};
 
-use crate::support::{Running, World, eventually, settings};
+use crate::support::{Running, World, date, eventually, settings};
 use crate::sweep::sweeping;
 use crate::three::Suite;
 
@@ -66,7 +66,8 @@ async fn what_a_list_that_shifts_does_not_show_is_looked_for_again_and_is_no_dri
     for n in 0..40 {
         suite.world.authentik.plant(&format!("a-stranger-{n:02}"), json!({}), &[]);
     }
-    suite.fleet(90).await;
+    // Two pages of a hundred even without the strangers.
+    suite.fleet(150).await;
     suite.sweeps(&controller, "ok", 1).await;
     // Between the first page and the second so many groups before both go that the second page skips 40.
     let faults = &suite.world.authentik.faults;
@@ -88,7 +89,8 @@ async fn what_a_list_that_shifts_does_not_show_is_looked_for_again_and_is_no_dri
     }
     suite.sweeps(&controller, "ok", 2).await;
     assert_eq!(found_drift(&controller), Vec::<String>::new());
-    assert_eq!(suite.guard(StepKind::Authentik).await, Guard::Armed);
+    let of_fleet = suite.world.store.fleet_events(50).await.unwrap();
+    assert!(!of_fleet.iter().any(|event| event.kind == EventKind::GuardTripped), "{of_fleet:?}");
     controller.stop().await;
 }
 
@@ -153,6 +155,52 @@ async fn a_group_that_the_file_server_does_not_know_is_no_repair() {
     assert_eq!(suite.drifted(StepKind::Ocis).await, 0);
     assert_eq!(repairs(&controller, StepKind::Ocis), 0);
     controller.stop().await;
+}
+
+#[tokio::test]
+async fn a_group_that_the_file_server_learns_later_gets_its_role_soon_after() {
+    for flavour in [Flavour::OpenCloud, Flavour::Ocis31] {
+        let suite = Suite::with(flavour).await;
+        let rare = |settings: &mut Settings| settings.policy.resync = Duration::from_secs(30 * 86_400);
+        let controller = suite.with_role(Some(SpaceRole::Editor), rare).await;
+        suite.fleet(1).await;
+        let step = async || suite.world.step_of("t000", "ocis").await;
+        let first = step().await;
+        assert_eq!(first.get_str("state").unwrap(), "ok");
+        let next = date(&first, "nextAttemptAt").timestamp_millis();
+        let wait = next - date(&first, "lastAttemptAt").timestamp_millis();
+        assert!((55_000..=65_000).contains(&wait), "{wait} ms");
+
+        // The server learns nothing for a day.
+        let (day, now) = (86_400_000, mongodb::bson::DateTime::now());
+        let ago = mongodb::bson::DateTime::from_millis(now.timestamp_millis() - day);
+        let looked = doc! { "steps.ocis.awaitsSince": ago, "steps.ocis.nextAttemptAt": now, "nextReconcileAt": now };
+        suite.world.set("t000", looked).await;
+        eventually("it is looked for again", async || {
+            date(&step().await, "lastAttemptAt") > date(&first, "lastAttemptAt")
+        })
+        .await;
+        let second = step().await;
+        assert_eq!(date(&second, "awaitsSince"), ago, "since when it waits stays");
+        let next = date(&second, "nextAttemptAt").timestamp_millis();
+        let wait = next - date(&second, "lastAttemptAt").timestamp_millis();
+        assert!((day / 5..=day / 3).contains(&wait), "{wait} ms");
+
+        suite.files.server.add_group("tenant-t000");
+        let due = doc! { "steps.ocis.nextAttemptAt": now, "nextReconcileAt": now };
+        suite.world.set("t000", due).await;
+        eventually("the group has its role", async || {
+            suite.files.server.drives()[0]["root"].to_string().contains("editor")
+        })
+        .await;
+        eventually("nothing is waited for", async || {
+            let step = step().await;
+            !step.contains_key("awaitsSince") && !step.contains_key("message")
+        })
+        .await;
+        assert_eq!(suite.guard(StepKind::Ocis).await, Guard::Armed);
+        controller.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -256,12 +304,34 @@ async fn a_tripped_guard_tells_who_is_concerned_and_lifting_repairs_them_without
         let one = listed.iter().find(|drifted| drifted.slug == *slug).expect("it is listed");
         assert_eq!(one.seen, "there is none");
     }
+    let is_told = async |slug: &str, message: &str, reason: Reason| {
+        eventually(&format!("{slug}'s history says {message:?}"), async || {
+            let events = suite.world.store.events(&slug.parse().unwrap(), 100).await.unwrap();
+            events.iter().any(|event| {
+                event.kind == EventKind::StepChanged
+                    && event.step == Some(StepKind::Authentik)
+                    && event.reason == Some(reason)
+                    && event.message.contains(message)
+            })
+        })
+        .await;
+    };
+    for slug in &concerned {
+        is_told(slug, "ok -> pending: ", Reason::ChangeGuard).await;
+    }
     // The next sweep is an hour away.
     let hour = Duration::from_secs(3600);
     assert!(suite.world.store.lift_guard(StepKind::Authentik, hour).await.unwrap());
     eventually("all is back", async || suite.world.authentik.count() == 30).await;
     for slug in &slugs {
         suite.settled(slug).await;
+    }
+    for slug in &concerned {
+        is_told(slug, "pending -> ok", Reason::InSync).await;
+    }
+    for kind in [EventKind::GuardTripped, EventKind::GuardLifted] {
+        let of_fleet = suite.world.store.fleet_events(50).await.unwrap();
+        assert_eq!(of_fleet.iter().filter(|event| event.kind == kind).count(), 1, "{kind:?}");
     }
     controller.stop().await;
 }

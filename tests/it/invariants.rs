@@ -159,6 +159,8 @@ fn target(slug: &str) -> Target {
         observed: None,
         left: None,
         recorded: None,
+        settled: false,
+        search: false,
         may_exist: false,
         intent: None,
         mode: Mode::Change,

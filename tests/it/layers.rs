@@ -17,10 +17,13 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["auth", "integration", "store", "tenant"]),
     ("metrics", &["tenant"]),
     ("telemetry", &[]),
+    ("terminal", &[]),
+    ("environment", &[]),
+    ("signals", &[]),
     ("secret", &[]),
     ("failpoint", &[]),
 ];
-const LEAVES: [&str; 4] = ["metrics", "telemetry", "secret", "failpoint"];
+const LEAVES: [&str; 5] = ["metrics", "telemetry", "terminal", "secret", "failpoint"];
 
 fn sources(path: &Path, into: &mut Vec<(String, String)>) {
     if path.is_dir() {

@@ -83,3 +83,44 @@ async fn what_a_lost_tenant_had_is_released_when_an_administrator_asks_and_adopt
     }
     process.stop().await;
 }
+
+#[tokio::test]
+async fn a_conflict_says_whose_mark_is_in_the_way_and_the_way_out_when_that_tenant_is_gone() {
+    let suite = Suite::new().await;
+    let process = suite.process(&[]);
+    let url = format!("http://{}", process.address("http").await);
+    suite.create("acme").await;
+    let acme = suite.settled("acme").await;
+    let had = |step: &str| {
+        let steps = acme.get_document("steps").unwrap();
+        steps.get_document(step).unwrap().get_str("externalId").unwrap().to_owned()
+    };
+    let mut globex =
+        doc! { "slug": "globex", "name": "Globex", "domain": acme.get_str("domain").unwrap() };
+    let steps = STEPS.map(|step| (step.to_owned(), doc! { "externalId": had(step) }.into()));
+    globex.insert("steps", steps.into_iter().collect::<Document>());
+    suite.world.tenants.insert_one(globex).await.unwrap();
+
+    let says = async |words: &dyn Fn(&str) -> String| {
+        for step in STEPS {
+            let words = words(step);
+            eventually(&format!("{step} says {words:?}"), async || {
+                let found = suite.world.step_of("globex", step).await;
+                found.get_str("reason").is_ok_and(|reason| reason == "Conflict")
+                    && found.get_str("message").is_ok_and(|message| message.contains(&words))
+            })
+            .await;
+        }
+    };
+    says(&|_| "That is the tenant \"acme\"".to_owned()).await;
+    let the_tenant = doc! { "_id": acme.get_object_id("_id").unwrap() };
+    suite.world.tenants.delete_one(the_tenant).await.unwrap();
+    suite.world.store.request_reconcile(&"globex".parse().unwrap()).await.unwrap();
+    says(&|step| format!("tenantry orphans release {step} '{}'", had(step))).await;
+    says(&|_| "no such tenant any more".to_owned()).await;
+
+    let plan = crate::support::http().get(format!("{url}/tenants/globex/plan"));
+    let plan = plan.header("prefer", "wait=20").send().await.unwrap().text().await.unwrap();
+    assert_eq!(plan.matches("no such tenant any more").count(), 3, "{plan}");
+    process.stop().await;
+}

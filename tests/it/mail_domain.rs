@@ -85,9 +85,7 @@ impl Life {
     async fn new() -> Self {
         let options = Options { dkim_delay: Duration::from_millis(1), ..Options::default() };
         let server = Simulator::new(0, "key", options).await.unwrap();
-        let credentials = Credentials::Bearer(Secret::from("key"));
-        let stalwart = crate::stalwart::connect(&server.url(), credentials, Limits::GENEROUS);
-        let integrations = Integrations::new(Arc::new(Metrics::new())).with_stalwart(stalwart);
+        let integrations = process(&server);
         let mut desired = Desired::new("Acme".parse().unwrap());
         desired.domain = Some(DOMAINS[0].parse().unwrap());
         let tenant = new_tenant(desired);
@@ -147,6 +145,8 @@ impl Life {
         let desired = &mut self.tenant.desired;
         (desired.paused, desired.deletion) = (false, Some(DeletionPolicy::Retain));
         self.server.faults.clear();
+        // Lost answers in a row make the breaker pause; a new process does not know of them.
+        self.integrations = process(&self.server);
         let id = self.tenant.id;
         for _ in 0..4 {
             self.reconcile(true).await;
@@ -204,6 +204,13 @@ impl Life {
             (self.tenant, self.claimed) = (new_tenant(desired), false);
         }
     }
+}
+
+/// What a process that was just started works with.
+fn process(server: &Simulator) -> Integrations {
+    let credentials = Credentials::Bearer(Secret::from("key"));
+    let stalwart = crate::stalwart::connect(&server.url(), credentials, Limits::GENEROUS);
+    Integrations::new(Arc::new(Metrics::new())).with_stalwart(stalwart)
 }
 
 fn new_tenant(desired: Desired) -> Tenant {

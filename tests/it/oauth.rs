@@ -31,6 +31,18 @@ async fn connected(files: &FileServer) -> Ocis {
     ocis
 }
 
+async fn refused_at(files: &FileServer, endpoint: &str) -> Error {
+    let endpoint = TokenEndpoint::Url(endpoint.parse().unwrap());
+    let credentials = ClientCredentials { endpoint, ..files.credentials() };
+    let ocis = files.connect_with(credentials, None, &Arc::new(Metrics::new()));
+    ask(&ocis).await.unwrap_err()
+}
+
+/// What is said where tokens are asked for at this address.
+pub async fn refusal_at(files: &FileServer, endpoint: &str) -> String {
+    refused_at(files, endpoint).await.failure.message
+}
+
 fn status(status: u16, body: &str) -> FaultAnswer {
     FaultAnswer::Status { status, body: body.into(), retry_after: None }
 }
@@ -225,10 +237,7 @@ async fn an_address_that_is_no_token_endpoint_is_said_to_be_wrong_and_nothing_is
     let files = FileServer::new(Flavour::Ocis31).await;
     let right = files.issuer.token_url();
     for wrong in [right.trim_end_matches('/').to_owned(), right.replace("/token/", "/tokens/")] {
-        let endpoint = TokenEndpoint::Url(wrong.parse().unwrap());
-        let credentials = ClientCredentials { endpoint, ..files.credentials() };
-        let ocis = files.connect_with(credentials, None, &Arc::new(Metrics::new()));
-        let error = ask(&ocis).await.unwrap_err();
+        let error = refused_at(&files, &wrong).await;
         assert_eq!(error.failure.reason, Reason::WrongAddress, "{error:?}");
         assert!(error.failure.message.contains(&wrong), "{}", error.failure.message);
         assert!(!error.failure.message.contains("OCIS_OIDC_PASSWORD"), "{}", error.failure.message);

@@ -140,6 +140,8 @@ fn target() -> Target {
         observed: None,
         left: None,
         recorded: None,
+        settled: false,
+        search: false,
         may_exist: false,
         intent: Some(Intent { id: intent(), open: false, age: Duration::ZERO }),
         mode: Mode::Change,
@@ -187,7 +189,7 @@ async fn a_space_carries_both_marks_and_costs_one_request_and_then_one() {
         let drive = bench.drive(&made.external_id);
         assert_eq!(drive["name"], "Acme Corporation");
         assert_eq!(drive["driveAlias"], format!("tenantry/{}/{intent}", target.id));
-        assert_eq!(drive["description"], format!("[tenantry {}/{intent}]", target.id));
+        assert_eq!(drive["description"], format!("[tenantry {}/{intent} {}]", target.id, target.fleet));
         assert_eq!(drive["quota"]["total"], 5_000_000_000_i64);
         assert_eq!(bench.requests(), ["POST /graph/v1.0/drives"], "{flavour:?}");
         bench.server().faults.forget_requests();

@@ -30,6 +30,8 @@ fn target(step: StepKind, slug: &str) -> Target {
         observed: None,
         left: None,
         recorded: None,
+        settled: false,
+        search: false,
         may_exist: false,
         intent: None,
         mode: Mode::Change,

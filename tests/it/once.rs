@@ -171,3 +171,29 @@ async fn what_is_taken_back_before_any_reconcile_is_told_too() {
     }
     controller.stop().await;
 }
+
+#[tokio::test]
+async fn a_pause_or_a_deletion_is_not_told_as_an_edit_too() {
+    let suite = Suite::new().await;
+    let first = controller(&suite).await;
+    for slug in ["paused", "going"] {
+        suite.create(slug).await;
+        suite.settled(slug).await;
+    }
+    first.stop().await;
+    let store = &suite.world.store;
+    let (paused, going) = ("paused".parse().unwrap(), "going".parse().unwrap());
+    store.set_paused(&paused, true).await.unwrap();
+    store.set_paused(&paused, false).await.unwrap();
+    store.request_deletion(&going, tenantry::tenant::DeletionPolicy::Delete).await.unwrap();
+    let second = controller(&suite).await;
+    for (slug, kind) in [(&paused, "Resumed"), (&going, "Deleted")] {
+        let kinds = async || {
+            let events = store.events(slug, 100).await.unwrap();
+            events.into_iter().map(|event| event.kind.name()).collect::<Vec<_>>()
+        };
+        eventually(&format!("{kind} is told"), async || kinds().await.contains(&kind)).await;
+        assert!(!kinds().await.contains(&"Edited"), "{:?}", kinds().await);
+    }
+    second.stop().await;
+}

@@ -125,6 +125,8 @@ fn target(step: StepKind) -> Target {
         observed: None,
         left: None,
         recorded: None,
+        settled: false,
+        search: false,
         may_exist: false,
         intent: Some(Intent { id: IntentId::from_bytes(id), open: false, age: Duration::ZERO }),
         mode: Mode::Change,

@@ -111,6 +111,8 @@ pub fn target() -> Target {
         observed: None,
         left: None,
         recorded: None,
+        settled: false,
+        search: false,
         may_exist: false,
         intent: None,
         mode: Mode::Change,
@@ -143,7 +145,10 @@ async fn a_domain_carries_the_tenants_name_and_mark_and_costs_two_requests_then_
     let made = bench.converge(&target).await.unwrap();
     let domain = bench.domain("acme.test");
     assert_eq!(domain["id"], made.external_id);
-    assert_eq!(domain["description"], format!("Acme Corporation [tenantry {}]", target.id));
+    assert_eq!(
+        domain["description"],
+        format!("Acme Corporation [tenantry {} {}]", target.id, target.fleet)
+    );
     assert_eq!(domain["dkimManagement"]["@type"], "Automatic");
     assert_eq!(bench.server.faults.total(), 2, "{:?}", bench.server.faults.requests());
     bench.server.faults.forget_requests();

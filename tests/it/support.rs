@@ -90,6 +90,9 @@ pub async fn holds_for(span: Duration, what: &str, mut holds: impl AsyncFnMut() 
 /// How commands on the collection of histories are called here, whatever they are.
 const HISTORY: &str = "history";
 
+/// How the query for what is due is called here: sweeps and guards ask other things.
+pub const DUE_SCAN: &str = "due scan";
+
 /// Commands that a store sent, by name, in order, and the collections that they were about.
 #[derive(Clone, Default)]
 pub struct Commands(Arc<Mutex<Vec<(String, String)>>>);
@@ -312,11 +315,17 @@ pub async fn open_hasty_store(
         database: database.to_owned(),
         operation_timeout,
         max_connections: 40,
-        on_command: Some(Arc::new(move |name, collection| {
+        on_command: Some(Arc::new(move |name, command| {
+            let on = command.get_str(name).unwrap_or_default();
+            let is_due_scan =
+                command.get_document("sort").is_ok_and(|by| by.contains_key("nextReconcileAt"));
             // Written whenever they have waited long enough, so that tests of what a reconcile costs must
             // tell them apart.
-            let name = if collection == Some("tenantry_events") { HISTORY } else { name };
-            let on = collection.unwrap_or_default();
+            let name = match on {
+                "tenantry_events" => HISTORY,
+                "tenants" if is_due_scan => DUE_SCAN,
+                _ => name,
+            };
             seen.0.lock().unwrap().push((name.to_owned(), on.to_owned()));
         })),
     })
@@ -572,6 +581,8 @@ impl Process {
     pub fn command() -> tokio::process::Command {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_tenantry"));
         command.env_clear().kill_on_drop(true);
+        // Nor a person's contexts.
+        command.env("TENANTRY_CONFIG", "/nowhere/tenantry/config.toml");
         for name in ["PATH", "HOME", "TENANTRY_CACHE_DIR", "TENANTRY_MONGOD", "XDG_CACHE_HOME", "TMPDIR"]
         {
             if let Some(value) = std::env::var_os(name) {

@@ -361,6 +361,32 @@ async fn what_changed_while_a_sweep_listed_is_no_drift() {
 }
 
 #[tokio::test]
+async fn what_a_reconcile_has_changed_and_not_recorded_yet_is_no_drift() {
+    let suite = Suite::new().await;
+    let controller = suite.controller(sweeping).await;
+    suite.fleet(3).await;
+    suite.sweeps(&controller, "ok", 1).await;
+    // The reconcile is not over when the space has its new name.
+    let slow =
+        Fault { method: Some("PATCH".into()), times: Some(1), delay_ms: 1_000, ..Fault::default() };
+    suite.world.authentik.faults.add(slow);
+    suite.world.set("t001", doc! { "name": "Renamed" }).await;
+    eventually("the space has its new name", async || {
+        suite.files.server.drives().iter().any(|drive| drive["name"] == "Renamed")
+    })
+    .await;
+    // It is claimed, and the next such command is the commit.
+    let (commit, long) = (["findAndModify"], Duration::from_secs(3));
+    let fault = ServerFault::delaying(&suite.world, "tenants", &commit, long, Some(1)).await;
+    let Some(fault) = fault else { return };
+    suite.sweeps(&controller, "ok", 2).await;
+    assert_eq!(suite.drift_found(&controller), Vec::<String>::new());
+    fault.off().await;
+    suite.settled("t001").await;
+    controller.stop().await;
+}
+
+#[tokio::test]
 async fn an_empty_list_of_a_storage_that_is_away_is_no_list() {
     let suite = Suite::new().await;
     let controller = suite.controller(sweeping).await;

@@ -157,7 +157,7 @@ impl Suite {
             let tenant = self.world.find(slug).await;
             tenant
                 .get_datetime("lastHandledReconcileAt")
-                .is_ok_and(|at| at.timestamp_millis() == asked.as_millisecond())
+                .is_ok_and(|at| at.timestamp_millis() == asked.at.as_millisecond())
         })
         .await;
         self.settled(slug).await

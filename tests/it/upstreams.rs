@@ -183,3 +183,68 @@ async fn checks_try_no_refused_credential_early_and_a_corrected_one_at_once() {
     assert_eq!(suite.stalwart.failed_logins(), 1);
     process.stop().await;
 }
+
+#[tokio::test]
+async fn an_upstream_is_shown_with_how_its_requests_fare() {
+    let world = World::new().await;
+    let served = Served::new(&world).await.ready().await;
+    served.upstream_becomes("authentik", "is healthy", |it| it["health"] == "healthy").await;
+    world.authentik.faults.add(Fault { delay_ms: 150, ..Fault::default() });
+    world.insert("acme").await;
+    let busy = |it: &Value| it["pacing"]["underWay"] == 1;
+    let shown = served.upstream_becomes("authentik", "has a request under way", busy).await;
+    assert_eq!(shown["pacing"]["maxConcurrent"], 64, "{shown}");
+    assert_eq!(shown["pacing"]["maxPerMinute"], Value::Null, "{shown}");
+    world.active("acme").await;
+    let shown = served.upstream("authentik").await;
+    assert!(shown["latency"]["requests"].as_u64().unwrap() >= 3, "{shown}");
+    let slow = shown["latency"]["p95Seconds"].as_f64().unwrap();
+    assert!((0.15..2.0).contains(&slow), "{shown}");
+    assert_eq!(shown["pacing"]["underWay"], 0, "{shown}");
+
+    world.authentik.faults.clear();
+    let answer = FaultAnswer::Status { status: 429, body: String::new(), retry_after: Some(30) };
+    world.authentik.faults.add(Fault { answer, ..Fault::default() });
+    world.insert("globex").await;
+    let paused = |it: &Value| it["pacing"]["pausedForSeconds"].as_f64().is_some_and(|left| left > 20.0);
+    served.upstream_becomes("authentik", "asks for a pause", paused).await;
+    let not_configured = served.upstream("ocis").await;
+    assert!(not_configured.get("pacing").is_none_or(Value::is_null), "{not_configured}");
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn every_process_shows_how_the_latest_sweep_ended_whichever_swept() {
+    let world = World::new().await;
+    let served = Served::new(&world).await.ready().await;
+    assert_eq!(served.upstream("authentik").await["lastSweep"], Value::Null);
+    world.insert("acme").await;
+    world.active("acme").await;
+    let sweeps = |settings: &mut tenantry::controller::Settings| {
+        settings.sweep_interval = std::time::Duration::from_millis(300);
+    };
+    let sweeper = world.controller_with(sweeps).await;
+    let swept = |it: &Value| it["lastSweep"]["end"] == "ok" && it["lastSweep"]["seen"] == 1;
+    let shown = served.upstream_becomes("authentik", "was swept", swept).await;
+    let sweep = &shown["lastSweep"];
+    assert_eq!((&sweep["expected"], &sweep["differing"]), (&1.into(), &0.into()), "{sweep}");
+    assert!(sweep["tookSeconds"].as_f64().is_some() && sweep["comparedAt"].is_string(), "{sweep}");
+
+    let list = |answer| Fault { query: Some("page_size=100".into()), answer, ..Fault::default() };
+    world.authentik.faults.add(list(failing("down")));
+    let failed = |it: &Value| it["lastSweep"]["end"] == "failed";
+    let shown = served.upstream_becomes("authentik", "could not be swept", failed).await;
+    assert_eq!(shown["lastSweep"]["seen"], 1, "what was last seen stays: {shown}");
+    sweeper.stop().await;
+    served.stop().await;
+
+    // It outlives the processes.
+    let served = Served::new(&world).await.ready().await;
+    served.upstream_becomes("authentik", "still tells of the sweep", failed).await;
+    let url = format!("http://{}", served.addresses.http);
+    let mut command = Process::command();
+    command.arg("upstreams").env("TENANTRY_URL", url);
+    let shown = String::from_utf8(command.output().await.unwrap().stdout).unwrap();
+    assert!(shown.contains("SWEPT") && shown.contains("failed ") && shown.contains("of 64"), "{shown}");
+    served.stop().await;
+}

@@ -307,3 +307,45 @@ async fn waiters_and_watchers_are_let_go_when_the_process_ends() {
     assert_eq!(created.await.unwrap().expect("it is answered").status(), 201);
     while let Some(_more) = events.chunk().await.expect("the stream ends in order") {}
 }
+
+#[tokio::test]
+async fn who_waits_for_a_tenant_that_is_being_deleted_is_answered_when_it_is_gone() {
+    let world = World::new().await;
+    let served = Served::new(&world).await.ready().await;
+    for slug in ["acme", "globex", "initech"] {
+        served.post("/tenants", &json!({ "slug": slug, "name": slug })).await;
+        world.active(slug).await;
+    }
+    let asked = Instant::now();
+    let gone = ask(&served, Method::DELETE, "/tenants/acme", "60", None).await;
+    assert_eq!(gone.status(), 204);
+    assert_eq!(gone.headers()["preference-applied"], "wait=60");
+    assert_eq!(served.get("/tenants/acme").await.status(), 404);
+
+    // A request that came while it was going.
+    world.authentik.faults.add(tenantry::dev::faults::Fault {
+        method: Some("PATCH".into()),
+        delay_ms: 500,
+        ..Default::default()
+    });
+    let (deleted, reconciled) =
+        tokio::join!(ask(&served, Method::DELETE, "/tenants/globex", "60", None), async {
+            let leaving = async || world.find("globex").await.contains_key("deletionRequestedAt");
+            eventually("it is being deleted", leaving).await;
+            ask(&served, Method::POST, "/tenants/globex/reconcile", "60", None).await
+        });
+    assert_eq!((deleted.status().as_u16(), reconciled.status().as_u16()), (204, 404));
+    world.authentik.faults.clear();
+
+    // One that cannot go yet is an answer, too.
+    world.authentik.faults.add(outage());
+    let kept = ask(&served, Method::DELETE, "/tenants/initech", "60", None).await;
+    assert_eq!(kept.status(), 202);
+    let kept = json(kept).await;
+    assert_eq!(
+        (&kept["status"], &kept["steps"]["authentik"]["state"]),
+        (&json!("deleting"), &json!("error"))
+    );
+    assert!(asked.elapsed() < Duration::from_secs(40), "it does not wait for its time to pass");
+    served.stop().await;
+}

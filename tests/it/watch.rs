@@ -14,8 +14,8 @@ use crate::support::{
     self, Commands, Running, ServerFault, World, eventually, holds_for, open_store, settings,
 };
 
-/// Of ids, slugs, due times, statuses and idempotency keys, and two for each upstream of what waits.
-const INDEXES: usize = 5 + 2 * 3;
+/// Ten of the tenants as a whole, and four for each upstream.
+const INDEXES: usize = 10 + 4 * 3;
 
 /// No help from polling: what is noticed was told by the stream, or by asking after a gap.
 fn stream_only(settings: &mut tenantry::controller::Settings) {

@@ -167,6 +167,8 @@ fn target() -> Target {
         observed: None,
         left: None,
         recorded: None,
+        settled: false,
+        search: false,
         may_exist: false,
         intent: None,
         mode: Mode::Change,

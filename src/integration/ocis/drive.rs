@@ -1,12 +1,13 @@
 //! A drive (a space) as LibreGraph shows it, the marks that it carries, and the names that it may have.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::integration::Usage;
-use crate::tenant::{IntentId, Slug, TenantId, TenantName};
+use crate::tenant::{FleetId, IntentId, Slug, TenantId, TenantName};
 
 /// A drive, as far as we look at it. Where a server says `null`, it says nothing.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -175,11 +176,22 @@ impl Drive {
 }
 
 /// What is written on a drive: whose it is, which create made it, and whether it is in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
     pub tenant: TenantId,
     pub intent: Option<IntentId>,
     pub usage: Usage,
+    /// Only in the description, and not in marks of before fleets had ids.
+    pub fleet: Option<FleetId>,
+}
+
+/// Without the fleet: fingerprints are made of this.
+impl fmt::Debug for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tenant, intent, usage, fleet: _ } = self;
+        let mut shown = f.debug_struct("Mark");
+        shown.field("tenant", tenant).field("intent", intent).field("usage", usage).finish()
+    }
 }
 
 /// Both places that a mark can be in. Every manager of a space can change either.
@@ -207,6 +219,11 @@ impl Marks {
     /// Whether there are any, and all of them say that it was released.
     pub fn are_released(&self) -> bool {
         self.all().next().is_some() && self.all().all(|mark| mark.usage == Usage::Released)
+    }
+
+    /// The fleet that they name.
+    pub fn fleet(&self) -> Option<FleetId> {
+        self.description.and_then(|mark| mark.fleet)
     }
 
     pub fn intent(&self) -> Option<IntentId> {
@@ -238,12 +255,14 @@ impl Mark {
         }
     }
 
-    /// `[tenantry <tenant>/<intent>]`, beside whatever people write.
+    /// `[tenantry <tenant>/<intent> <fleet>]`, beside whatever people write.
     pub fn word(self) -> String {
-        match self.usage {
-            Usage::InUse => format!("{WORD}{}]", self.ids()),
-            usage => format!("{WORD}{} {}]", self.ids(), usage.name()),
-        }
+        format!("{WORD}{}{}]", self.ids(), self.usage.words(self.fleet))
+    }
+
+    /// Whether `found` says this. An older one, without the fleet, does.
+    pub fn is_said_by(self, found: Option<Self>) -> bool {
+        found.is_some_and(|found| found == self || found == Self { fleet: None, ..self })
     }
 
     fn ids(self) -> String {
@@ -268,11 +287,10 @@ impl Mark {
 
     fn from_description(description: &str) -> Option<Self> {
         let (_, rest) = description.split_once(WORD)?;
-        let word = rest.split_once(']')?.0;
-        match word.split_once(' ') {
-            Some((ids, usage)) => Self::parse(ids, Usage::parse(usage)?),
-            None => Self::parse(word, Usage::InUse),
-        }
+        let mut words = rest.split_once(']')?.0.split(' ');
+        let ids = words.next()?;
+        let (usage, fleet) = Usage::from_words(words)?;
+        Some(Self { fleet, ..Self::parse(ids, usage)? })
     }
 
     fn parse(text: &str, usage: Usage) -> Option<Self> {
@@ -280,7 +298,7 @@ impl Mark {
             Some((tenant, intent)) => (tenant, Some(intent.parse().ok()?)),
             None => (text, None),
         };
-        Some(Self { tenant: tenant.parse().ok()?, intent, usage })
+        Some(Self { tenant: tenant.parse().ok()?, intent, usage, fleet: None })
     }
 }
 
@@ -327,7 +345,7 @@ mod tests {
 
     fn mark() -> Mark {
         let intent = Some(IntentId::from_bytes([2; 12]));
-        Mark { tenant: TenantId::from_bytes([1; 12]), intent, usage: Usage::InUse }
+        Mark { tenant: TenantId::from_bytes([1; 12]), intent, usage: Usage::InUse, fleet: None }
     }
 
     fn slug() -> Slug {
@@ -341,8 +359,8 @@ mod tests {
             assert_eq!(Mark::from_description(&mark.describe(None)), Some(mark));
             assert_eq!(Mark::from_description(&mark.describe(Some("Our files"))), Some(mark));
         }
-        for usage in [Usage::Off, Usage::Released] {
-            let mark = Mark { usage, ..mark() };
+        for usage in [Usage::InUse, Usage::Off, Usage::Released] {
+            let mark = Mark { usage, fleet: Some(FleetId::from_bytes([3; 6])), ..mark() };
             assert_eq!(Mark::from_description(&mark.describe(Some("Our files"))), Some(mark));
         }
         let released = Mark { usage: Usage::Released, ..mark() };
@@ -358,7 +376,7 @@ mod tests {
         let once = mark.describe(Some("Our files."));
         assert_eq!(once, format!("Our files. [tenantry {}/{}]", mark.tenant, mark.intent.unwrap()));
         assert_eq!(mark.describe(Some(&once)), once);
-        let other = Mark { tenant: TenantId::from_bytes([9; 12]), intent: None, usage: Usage::InUse };
+        let other = Mark { tenant: TenantId::from_bytes([9; 12]), intent: None, ..mark };
         assert_eq!(mark.describe(Some(&other.describe(Some("Our files.")))), once);
         assert_eq!(
             mark.describe(Some(&format!("{once} More."))),

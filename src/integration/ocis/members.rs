@@ -6,7 +6,8 @@
 //! whatever the server calls itself, and is remembered for as long as the process runs.
 //!
 //! A group that oCIS does not know yet (it learns of it when its first member logs in, or never) is no
-//! failure: the space is there, and the group is tried again with every look.
+//! failure: the space is there, and the group is tried again with every look, of which there are more while it is
+//! waited for.
 
 use std::fmt;
 use std::str::FromStr;
@@ -287,7 +288,10 @@ async fn find_group(upstream: &Upstream, name: &str) -> Result<Option<String>, E
 
 /// For a person: what the tenant waits for.
 pub fn unknown(group: &str) -> String {
-    format!("the group {group:?} is not known to oCIS yet, and so has no access to the space")
+    format!(
+        "the group {group:?} is not known to oCIS yet, and so has no access to the space; it is looked for again \
+         after a minute, and then whenever the wait has grown by a quarter"
+    )
 }
 
 fn not_ours(group: &str, why: &str) -> Added {

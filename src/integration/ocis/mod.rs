@@ -58,6 +58,8 @@ pub struct Space {
     twins: Vec<Drive>,
     /// Whether the group still has to be given its role.
     group_missing: bool,
+    /// The server has yet to learn of that group.
+    group_unknown: bool,
     /// A create whose outcome was never known may still be applied.
     twin_possible: bool,
     notes: Vec<String>,
@@ -149,12 +151,16 @@ impl Ocis {
     /// The tenant's space among those that carry its mark or are recorded as its own.
     fn choose(target: &Target, mut drives: Vec<Drive>) -> Option<(Drive, Vec<Drive>)> {
         let intent = target.intent.map(|intent| intent.id);
+        let is_ours = |drive: &Drive| {
+            let marks = drive.marks();
+            marks.name(target.id) && !target.fleet.is_not(marks.fleet())
+        };
         // Every look must choose the same one: the recorded, else one of ours, of this very intent, else one
         // that is not disabled, else the first by id.
         drives.sort_by_key(|drive| {
             (
                 target.recorded.as_ref() != Some(&drive.id),
-                !drive.marks().name(target.id),
+                !is_ours(drive),
                 drive.marks().intent() != intent,
                 drive.is_disabled(),
                 drive.id.clone(),
@@ -163,7 +169,7 @@ impl Ocis {
         drives.dedup_by(|a, b| a.id == b.id);
         let mut drives = drives.into_iter();
         let chosen = drives.next()?;
-        let twins = drives.filter(|drive| !drive.is_disabled() && drive.marks().name(target.id));
+        let twins = drives.filter(|drive| !drive.is_disabled() && is_ours(drive));
         Some((chosen, twins.collect()))
     }
 
@@ -172,7 +178,7 @@ impl Ocis {
             let (group, role) = (members.group(&target.slug), members.membership.role.name());
             !drive.roles_of_group(&group).any(|given| given == role)
         });
-        Space { drive, twins, group_missing, twin_possible, notes: Vec::new() }
+        Space { drive, twins, group_missing, group_unknown: false, twin_possible, notes: Vec::new() }
     }
 
     /// The mark that the tenant's space carries: the one that it was made with, if it still does.
@@ -180,7 +186,7 @@ impl Ocis {
         let marks = drive.marks();
         let made_with = marks.name(target.id).then(|| marks.intent()).flatten();
         let intent = target.intent.map(|intent| intent.id);
-        Mark { tenant: target.id, intent: made_with.or(intent), usage }
+        Mark { tenant: target.id, intent: made_with.or(intent), usage, fleet: Some(target.fleet) }
     }
 
     /// Which of a drive's marks must be written to say `mark`.
@@ -190,7 +196,7 @@ impl Ocis {
         if drive.drive_alias.as_ref() != Some(&alias) {
             body.insert("driveAlias".into(), alias.into());
         }
-        if drive.marks().description != Some(mark) {
+        if !mark.is_said_by(drive.marks().description) {
             body.insert("description".into(), mark.describe(drive.description.as_deref()).into());
         }
         body
@@ -230,6 +236,24 @@ impl Ocis {
             _ => return Err(refused(&self.upstream, &call, Purpose::Write, answer)),
         }
         self.metrics.twins_disabled.inc();
+        Ok(format!("a second space of this tenant ({}) was disabled; it can be restored", twin.id))
+    }
+
+    /// Lets a twin go with the tenant's space: marked like that, and disabled if nothing is stored in it.
+    async fn let_twin_go(&self, target: &Target, twin: &Drive, usage: Usage) -> Result<String, Error> {
+        self.let_go(twin, Self::marking(target, twin, Self::mark(target, twin, usage))).await?;
+        if twin.quota.used.is_some_and(|used| used > 0) {
+            note(Deed::LetGo(Fate::Kept(usage.name())), &twin.name, &twin.id);
+            return Ok(format!(
+                "a second space of this tenant ({}) is kept, marked {}",
+                twin.id,
+                usage.name()
+            ));
+        }
+        if self.disable(twin).await? {
+            note(Deed::TwinLetGo(Fate::Disabled), &twin.name, &twin.id);
+            self.metrics.twins_disabled.inc();
+        }
         Ok(format!("a second space of this tenant ({}) was disabled; it can be restored", twin.id))
     }
 
@@ -305,7 +329,8 @@ impl Ocis {
 
     /// Makes the drive's own fields match.
     async fn patch(&self, target: &Target, drive: &Drive) -> Result<Drive, Error> {
-        let mut body = Self::marking(target, drive, Self::mark(target, drive, Usage::InUse));
+        let mark = Self::mark(target, drive, Usage::InUse);
+        let mut body = Self::marking(target, drive, mark);
         let name = legal_name(&target.desired.name, target.slug.as_str());
         if drive.name != name {
             body.insert("name".into(), name.into());
@@ -314,6 +339,10 @@ impl Ocis {
             && drive.quota.total != Some(total)
         {
             body.insert("quota".into(), json!({ "total": total }));
+        }
+        if !body.is_empty() && drive.marks().description != Some(mark) {
+            // An older mark, which lacks the fleet.
+            body.insert("description".into(), mark.describe(drive.description.as_deref()).into());
         }
         let restores = drive.is_disabled();
         if body.is_empty() && !restores {
@@ -415,10 +444,12 @@ impl Integration for Ocis {
             None => None,
         };
         match &got {
-            Some(drive) if !open => {
+            Some(drive) if !open && !target.search => {
                 return Ok(Some(self.space(target, drive.clone(), Vec::new(), false)));
             }
-            None if target.recorded.is_none() && !open && !target.may_adopt.released => {
+            None if target.recorded.is_none()
+                && !(open || target.search || target.may_adopt.released) =>
+            {
                 // Nothing was ever sent for it as far as anybody knows; but for a document that does not
                 // say that nobody has claimed it, that is not far.
                 let own = self.see_our_own();
@@ -451,7 +482,8 @@ impl Integration for Ocis {
 
     async fn create(&self, target: &Target) -> Result<Space, Error> {
         let intent = target.intent.map(|intent| intent.id);
-        let mark = Mark { tenant: target.id, intent, usage: Usage::InUse };
+        let (usage, fleet) = (Usage::InUse, Some(target.fleet));
+        let mark = Mark { tenant: target.id, intent, usage, fleet };
         let mut body = json!({
             "name": legal_name(&target.desired.name, target.slug.as_str()),
             "driveAlias": mark.alias(&target.slug),
@@ -489,7 +521,10 @@ impl Integration for Ocis {
                     let group = members.group(&target.slug);
                     space.drive.give(&group, members.membership.role.name());
                 }
-                Added::UnknownGroup => notes.push(members::unknown(&members.group(&target.slug))),
+                Added::UnknownGroup => {
+                    space.group_unknown = true;
+                    notes.push(members::unknown(&members.group(&target.slug)));
+                }
                 Added::Refused(why) => notes.push(why),
             }
         }
@@ -511,10 +546,13 @@ impl Integration for Ocis {
 
     fn owner(&self, target: &Target, space: &Space) -> Owner {
         let marks = space.drive.marks();
+        if let Some(fleet) = marks.fleet().filter(|fleet| target.fleet.is_not(Some(*fleet))) {
+            return Owner::Foreign(fleet);
+        }
         if marks.name(target.id) {
             return Owner::Us;
         }
-        match marks.another_than(target.id).map(|other| other.to_string()) {
+        match marks.another_than(target.id) {
             Some(other) if space.drive.has_illegible_mark() || !marks.are_released() => {
                 Owner::Other(other)
             }
@@ -554,7 +592,7 @@ impl Integration for Ocis {
         let before = drive.description.as_deref();
         let described = match drive.marks().description {
             // Whatever else people wrote there.
-            Some(found) if found == mark => before.unwrap_or("(none)").to_owned(),
+            found if mark.is_said_by(found) => before.unwrap_or("(none)").to_owned(),
             _ => mark.describe(before),
         };
         compare("description", before.unwrap_or("(none)"), &described);
@@ -587,6 +625,7 @@ impl Integration for Ocis {
         Remarks {
             note: (!notes.is_empty()).then(|| format!("ocis: {}", notes.join("; "))),
             look_again: age.filter(|age| *age < LATEST).map(|age| age.max(FIRST_LOOK)),
+            awaits: space.group_unknown,
         }
     }
 
@@ -602,7 +641,9 @@ impl Integration for Ocis {
                     && let Some(tenant) = marks.tenants().next()
                 {
                     let fingerprint = self.print(&drive);
-                    each(Seen { tenant, fingerprint, external_id: &drive.id, name: &drive.name });
+                    let (external_id, name, fleet) =
+                        (drive.id.as_str(), drive.name.as_str(), marks.fleet());
+                    each(Seen { tenant, fingerprint, external_id, name, fleet });
                 }
             })
             .await?;
@@ -619,26 +660,36 @@ impl Integration for Ocis {
                 if marks.usage() != Usage::InUse {
                     return;
                 }
-                found.push(Marked { tenant, external_id: drive.id, name: drive.name });
+                found.push(Marked {
+                    tenant,
+                    fleet: marks.fleet(),
+                    external_id: drive.id,
+                    name: drive.name,
+                });
             })
             .await?;
         Ok(found)
     }
 
     async fn release(&self, target: &Target, space: Space, how: Release) -> Result<Released, Error> {
-        let drive = space.drive;
+        let Space { drive, twins, .. } = space;
+        let usage = match how {
+            Release::Keep(usage) => usage,
+            // A person who restores it must see that no tenant uses it.
+            Release::Delete | Release::Purge => Usage::Released,
+        };
+        let mut notes = Vec::new();
+        for twin in &twins {
+            notes.push(self.let_twin_go(target, twin, usage).await?);
+        }
+        let noted = |note: String| Some([vec![note], notes].concat().join("; "));
         if let Some(before) = target.to_put_back(&drive.id, how) {
             self.put_back(&drive, before).await?;
             note(Deed::LetGo(Fate::PutBack), &drive.name, &drive.id);
             let note =
                 format!("ocis: the space {:?} is left as it was before it was adopted", drive.name);
-            return Ok(Released { external_id: Some(drive.id), note: Some(note) });
+            return Ok(Released { external_id: Some(drive.id), note: noted(note) });
         }
-        let usage = match how {
-            Release::Keep(usage) => usage,
-            // Whoever restores it must see that nobody uses it.
-            Release::Delete | Release::Purge => Usage::Released,
-        };
         let body = Self::marking(target, &drive, Self::mark(target, &drive, usage));
         let path = drive_path(&drive.id);
         if self.let_go(&drive, body).await? && how == Release::Keep(usage) {
@@ -646,7 +697,7 @@ impl Integration for Ocis {
         }
         if how == Release::Keep(usage) {
             let note = format!("ocis: the space {:?} is kept, marked {}", drive.name, usage.name());
-            return Ok(Released { external_id: Some(drive.id), note: Some(note) });
+            return Ok(Released { external_id: Some(drive.id), note: noted(note) });
         }
         if !drive.is_disabled() {
             if self.disable(&drive).await? {
@@ -656,7 +707,7 @@ impl Integration for Ocis {
         }
         if how == Release::Delete {
             let note = format!("ocis: the space {:?} is disabled; it can be restored", drive.name);
-            return Ok(Released { external_id: Some(drive.id), note: Some(note) });
+            return Ok(Released { external_id: Some(drive.id), note: noted(note) });
         }
         let call = Call::new("purge_space", Method::DELETE, &path).header("purge", "T");
         let answer = self.upstream.write(&call).await?;

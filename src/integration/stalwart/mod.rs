@@ -34,7 +34,7 @@ use super::converge::{
 use super::deeds::note;
 use super::upstream::{Call, Purpose, Upstream};
 use crate::tenant::{
-    Before, Deed, Fate, Field, Fingerprint, MailDomain, Presence, Reason, StepKind, TenantId,
+    Before, Deed, Fate, Field, Fingerprint, FleetId, MailDomain, Presence, Reason, StepKind, TenantId,
 };
 
 /// Who makes a new domain's DKIM keys.
@@ -246,14 +246,13 @@ impl Stalwart {
     /// the server (observed), and names are searched too.
     fn marked_by(&self, answers: &Answers, target: &Target) -> Result<Vec<Domain>, Error> {
         let mut domains: Vec<Domain> = answers.list("marked.get")?;
-        domains.retain(|domain| domain.owner() == Some(target.id));
+        domains.retain(|domain| domain.is_of(target));
         Ok(domains)
     }
 
     /// The former domains among ours, beside the one called `name`.
-    fn former(name: &str, ours: Vec<Domain>, mark: TenantId) -> Vec<Former> {
-        let former =
-            ours.into_iter().filter(|domain| domain.name != name && domain.owner() == Some(mark));
+    fn former(name: &str, ours: Vec<Domain>, target: &Target) -> Vec<Former> {
+        let former = ours.into_iter().filter(|domain| domain.name != name && domain.is_of(target));
         former.map(|domain| Former { domain, kept: None }).collect()
     }
 
@@ -289,13 +288,11 @@ impl Stalwart {
         send(&self.upstream, &batch).await?.of("drop").map(drop)
     }
 
-    /// Writes a description on those domains that do not say so yet.
-    async fn mark_all(&self, domains: &[&Domain], description: &str, fate: Fate) -> Result<(), Error> {
-        let mut patches = Vec::new();
-        for one in domains.iter().filter(|one| one.description.as_deref() != Some(description)) {
-            patches.push((*one, json!({ "description": description })));
-        }
-        self.patch(patches, fate).await
+    /// Marks those domains like this that are not yet.
+    async fn mark_all(&self, target: &Target, domains: &[&Domain], usage: Usage) -> Result<(), Error> {
+        let patch = json!({ "description": new_description(target, usage) });
+        let others = domains.iter().filter(|one| !one.says(target, usage));
+        self.patch(others.map(|one| (*one, patch.clone())).collect(), Fate::Kept(usage.name())).await
     }
 
     /// Makes adopted domains of ours say again what they said before.
@@ -364,11 +361,10 @@ impl Stalwart {
 
     /// Marks a former domain that must stay as not in use, so that sweeps do not take it for a second one.
     async fn set_aside(&self, target: &Target, domain: &Domain) -> Result<(), Error> {
-        if domain.mark().is_none_or(|(_, usage)| usage != Usage::InUse) {
+        if domain.mark().is_none_or(|mark| mark.usage != Usage::InUse) {
             return Ok(());
         }
-        let off = Usage::Off;
-        self.mark_all(&[domain], &description(target, off), Fate::Kept(off.name())).await
+        self.mark_all(target, &[domain], Usage::Off).await
     }
 
     /// Removes a domain in which nobody has anything. Says why it stays if it must.
@@ -503,18 +499,30 @@ impl Domain {
 
     /// The tenant that the description names as the owner.
     pub fn owner(&self) -> Option<TenantId> {
-        self.mark().map(|(tenant, _)| tenant)
+        self.mark().map(|mark| mark.tenant)
     }
 
-    /// The tenant that the description names, and whether it still uses the domain.
-    pub fn mark(&self) -> Option<(TenantId, Usage)> {
+    /// What the description says of whose it is.
+    pub fn mark(&self) -> Option<Mark> {
         let description = self.description.as_deref()?;
         let (_, rest) = description.rsplit_once(MARK_BEFORE)?;
-        let mark = rest.split_once(MARK_AFTER)?.0;
-        match mark.split_once(' ') {
-            Some((tenant, usage)) => Some((tenant.parse().ok()?, Usage::parse(usage)?)),
-            None => Some((mark.parse().ok()?, Usage::InUse)),
-        }
+        let mut words = rest.split_once(MARK_AFTER)?.0.split(' ');
+        let tenant = words.next()?.parse().ok()?;
+        let (usage, fleet) = Usage::from_words(words)?;
+        Some(Mark { tenant, usage, fleet })
+    }
+
+    /// Whether it is marked for the tenant, and not by another fleet.
+    fn is_of(&self, target: &Target) -> bool {
+        self.mark().is_some_and(|mark| mark.tenant == target.id && !target.fleet.is_not(mark.fleet))
+    }
+
+    /// Whether the description says what it should. An older one, without the fleet, does.
+    fn says(&self, target: &Target, usage: Usage) -> bool {
+        let said = self.description.as_deref();
+        [Some(target.fleet), None]
+            .into_iter()
+            .any(|fleet| said == Some(&description(target, usage, fleet)))
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -526,6 +534,16 @@ impl Domain {
     fn is_marked_by_something(&self) -> bool {
         self.description.as_deref().is_some_and(|text| text.contains(MARK_BEFORE))
     }
+}
+
+/// Whose a domain is, as its description says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    pub tenant: TenantId,
+    /// Whether the tenant still uses it.
+    pub usage: Usage,
+    /// `None` in marks of before fleets had ids.
+    pub fleet: Option<FleetId>,
 }
 
 const MARK_BEFORE: &str = "[tenantry ";
@@ -548,13 +566,16 @@ fn how_to_exchange(target: &Target, wanted: &str) -> Option<String> {
     ))
 }
 
-/// What a domain's description says: `Acme Corporation [tenantry 65f0…]`, or `[tenantry 65f0… released]`.
-fn description(target: &Target, usage: Usage) -> String {
-    let usage = match usage {
-        Usage::InUse => String::new(),
-        other => format!(" {}", other.name()),
-    };
-    format!("{} {MARK_BEFORE}{}{usage}{MARK_AFTER}", target.desired.name, target.id)
+/// What a domain's description says: `Acme Corporation [tenantry 65f0… 1f00abcdef09]` with tenant and fleet, or
+/// `[tenantry 65f0… released 1f00abcdef09]`.
+fn description(target: &Target, usage: Usage, fleet: Option<FleetId>) -> String {
+    let words = usage.words(fleet);
+    format!("{} {MARK_BEFORE}{}{words}{MARK_AFTER}", target.desired.name, target.id)
+}
+
+/// What it is to say when it is written.
+fn new_description(target: &Target, usage: Usage) -> String {
+    description(target, usage, Some(target.fleet))
 }
 
 /// What it means that a domain of this name was not made or changed. The server does not say which of the
@@ -600,12 +621,12 @@ impl Integration for Stalwart {
         let Some(name) = wanted.filter(|_| target.desired.presence == Presence::Present) else {
             // Whatever the tenant has, and not what it was to have: a move may never have succeeded.
             let Look { domains, .. } = self.look(target, None).await?;
-            let ours = |domain: &&Domain| domain.owner() == Some(target.id);
+            let ours = |domain: &&Domain| domain.is_of(target);
             let recorded = |domain: &&Domain| target.recorded.as_ref() == Some(&domain.id);
             let both = domains.iter().find(|domain| ours(domain) && recorded(domain));
             let domain = both.or_else(|| domains.iter().find(ours)).or(domains.first()).cloned();
             return Ok(domain.map(|domain| {
-                let former = Self::former(&domain.name, domains, target.id);
+                let former = Self::former(&domain.name, domains, target);
                 MailService { domain, former }
             }));
         };
@@ -614,7 +635,7 @@ impl Integration for Stalwart {
         // renamed it, is a former one: to give it this name would change the addresses of all accounts in it.
         if let Some(chosen) = domains.iter().position(|domain| domain.name == name.as_str()) {
             let domain = domains.swap_remove(chosen);
-            let former = Self::former(name.as_str(), domains, target.id);
+            let former = Self::former(name.as_str(), domains, target);
             return Ok(Some(MailService { domain, former }));
         }
         if let Some(holder) = alias_of.first() {
@@ -634,7 +655,7 @@ impl Integration for Stalwart {
         let name = wanted(target)?;
         let domain = json!({
             "name": name.as_str(),
-            "description": description(target, Usage::InUse),
+            "description": new_description(target, Usage::InUse),
             "dkimManagement": { "@type": self.dkim.name() },
         });
         let mut batch = Batch::new("create_domain", Purpose::Write);
@@ -664,7 +685,7 @@ impl Integration for Stalwart {
         })?;
         // Whether or not that worked, the domain is there; the next look finds the former ones too.
         let ours = self.marked_by(&answers, target).unwrap_or_default();
-        Ok(MailService { domain, former: Self::former(name.as_str(), ours, target.id) })
+        Ok(MailService { domain, former: Self::former(name.as_str(), ours, target) })
     }
 
     async fn update(&self, target: &Target, service: MailService) -> Result<MailService, Error> {
@@ -672,12 +693,12 @@ impl Integration for Stalwart {
         let name = wanted(target)?;
         // Never the name: a domain that is renamed takes the addresses of its accounts along (observed).
         let mut patch = serde_json::Map::new();
-        let description = description(target, Usage::InUse);
-        if domain.description.as_ref() != Some(&description) {
-            patch.insert("description".into(), description.into());
-        }
         if !domain.is_enabled {
             patch.insert("isEnabled".into(), true.into());
+        }
+        // An older mark, which lacks the fleet, is no reason to write, but is completed.
+        if !domain.says(target, Usage::InUse) || !patch.is_empty() {
+            patch.insert("description".into(), new_description(target, Usage::InUse).into());
         }
         if !patch.is_empty() {
             let id = domain.id.as_str();
@@ -727,15 +748,16 @@ impl Integration for Stalwart {
     }
 
     fn usage(service: &MailService) -> Usage {
-        service.domain.mark().map_or(Usage::InUse, |(_, usage)| usage)
+        service.domain.mark().map_or(Usage::InUse, |mark| mark.usage)
     }
 
     fn owner(&self, target: &Target, service: &MailService) -> Owner {
         let domain = &service.domain;
         match domain.mark() {
-            Some((tenant, _)) if tenant == target.id => Owner::Us,
-            Some((tenant, Usage::Released)) => Owner::Released(tenant.to_string()),
-            Some((tenant, _)) => Owner::Other(tenant.to_string()),
+            Some(Mark { fleet: Some(fleet), .. }) if fleet != target.fleet => Owner::Foreign(fleet),
+            Some(Mark { tenant, .. }) if tenant == target.id => Owner::Us,
+            Some(Mark { tenant, usage: Usage::Released, .. }) => Owner::Released(tenant),
+            Some(Mark { tenant, .. }) => Owner::Other(tenant),
             None if domain.is_marked_by_something() => Owner::Illegible,
             None => Owner::Unmarked,
         }
@@ -774,7 +796,11 @@ impl Integration for Stalwart {
             compare("name", &domain.name, name);
         }
         let said = domain.description.as_deref().unwrap_or("(none)");
-        compare("description", &said, &description(target, Usage::InUse));
+        let wanted = match domain.says(target, Usage::InUse) {
+            true => said.to_owned(),
+            false => new_description(target, Usage::InUse),
+        };
+        compare("description", &said, &wanted);
         compare("isEnabled", &domain.is_enabled, &true);
         for former in service.former.iter().filter(|former| former.kept.is_none()) {
             compare(FORMER, &former.domain.name, &"(none)");
@@ -785,7 +811,7 @@ impl Integration for Stalwart {
     fn remarks(&self, _target: &Target, service: &MailService) -> Remarks {
         let kept: Vec<_> = service.former.iter().filter_map(|former| former.kept.clone()).collect();
         let note = (!kept.is_empty()).then(|| format!("stalwart: kept: {}", kept.join("; ")));
-        Remarks { note, look_again: None }
+        Remarks { note, ..Remarks::default() }
     }
 
     fn fingerprint(&self, service: &MailService) -> Fingerprint {
@@ -797,9 +823,10 @@ impl Integration for Stalwart {
         loop {
             let Page { domains, next } = self.list(after.as_deref()).await?;
             for domain in &domains {
-                if let Some((tenant, Usage::InUse)) = domain.mark() {
+                if let Some(Mark { tenant, usage: Usage::InUse, fleet }) = domain.mark() {
                     let fingerprint = domain.fingerprint();
-                    each(Seen { tenant, fingerprint, external_id: &domain.id, name: &domain.name });
+                    let (external_id, name) = (domain.id.as_str(), domain.name.as_str());
+                    each(Seen { tenant, fingerprint, external_id, name, fleet });
                 }
             }
             match next {
@@ -816,12 +843,11 @@ impl Integration for Stalwart {
             let mark = tenant.to_string();
             query(&mut batch, json!({ "filter": { "text": mark }, "limit": FEW }), "marked");
             let domains: Vec<Domain> = send(&self.upstream, &batch).await?.list("marked.get")?;
-            let ours =
-                domains.into_iter().filter(|domain| domain.mark() == Some((*tenant, Usage::InUse)));
-            found.extend(ours.map(|domain| Marked {
-                tenant: *tenant,
-                external_id: domain.id,
-                name: domain.name,
+            found.extend(domains.into_iter().filter_map(|domain| {
+                let mark =
+                    domain.mark().filter(|it| it.tenant == *tenant && it.usage == Usage::InUse)?;
+                let Domain { id: external_id, name, .. } = domain;
+                Some(Marked { tenant: *tenant, external_id, name, fleet: mark.fleet })
             }));
         }
         Ok(found)
@@ -850,7 +876,7 @@ impl Integration for Stalwart {
         }
         let stays = match how {
             Release::Keep(usage) => {
-                self.mark_all(&made, &description(target, usage), Fate::Kept(usage.name())).await?;
+                self.mark_all(target, &made, usage).await?;
                 for one in &made {
                     notes.push(format!("the domain {} is kept, marked {}", one.name, usage.name()));
                 }
@@ -913,10 +939,17 @@ mod tests {
             aliases: serde_json::Map::new(),
             fault: None,
         };
-        assert_eq!(domain(&format!("Acme [tenantry {id}]")).mark(), Some((id, Usage::InUse)));
+        let mark = |usage, fleet| Some(Mark { tenant: id, usage, fleet });
+        assert_eq!(domain(&format!("Acme [tenantry {id}]")).mark(), mark(Usage::InUse, None));
+        let fleet = FleetId::from_bytes([1; 6]);
+        for (words, usage) in [("", Usage::InUse), (" off", Usage::Off), (" released", Usage::Released)]
+        {
+            let marked = domain(&format!("Acme [tenantry {id}{words} {fleet}]"));
+            assert_eq!(marked.mark(), mark(usage, Some(fleet)), "{words}");
+        }
         assert_eq!(domain(&format!("[tenantry x] [tenantry {id}]")).owner(), Some(id));
         let released = domain(&format!("Acme [tenantry {id} released]"));
-        assert_eq!(released.mark(), Some((id, Usage::Released)));
+        assert_eq!(released.mark(), mark(Usage::Released, None));
         assert_eq!(domain(&format!("Acme [tenantry {id} perhaps]")).mark(), None);
         assert_eq!(domain("Acme").mark(), None);
         assert!(!domain("Acme").is_marked_by_something());
