@@ -20,7 +20,7 @@ use crate::integration::{
     SpaceRole, TokenEndpoint, roots,
 };
 use crate::secret::Secret;
-use crate::store::check_uri;
+use crate::store::{check_uri, database_of};
 use crate::telemetry::{self, LogFilter, LogFormat};
 use crate::tenant::{Backoff, GuardPolicy, Policy};
 
@@ -35,7 +35,7 @@ pub struct Given {
     /// File that holds the address, instead of MONGODB_URI
     #[arg(long, env = "MONGODB_URI_FILE", value_name = "FILE")]
     pub mongodb_uri_file: Option<String>,
-    /// Database that holds the collection `tenants` [default: tenantry]
+    /// Database that holds the collection `tenants` [default: that in the path of MONGODB_URI, or tenantry]
     #[arg(long, env = "MONGODB_DATABASE", value_name = "NAME")]
     pub mongodb_database: Option<String>,
 
@@ -494,7 +494,9 @@ impl Given {
             }
             None => {}
         }
-        let mongodb_database = some(&self.mongodb_database).unwrap_or("tenantry").to_owned();
+        let in_path = || database_of(mongodb_uri.as_ref()?.current().expose_secret());
+        let mongodb_database = some(&self.mongodb_database).map(ToOwned::to_owned);
+        let mongodb_database = mongodb_database.or_else(in_path).unwrap_or_else(|| "tenantry".into());
         if mongodb_database.len() > 63
             || mongodb_database.contains(['/', '\\', '.', ' ', '"', '$', '*', '<', '>', ':', '|', '?'])
         {

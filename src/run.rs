@@ -26,7 +26,7 @@ use crate::integration::{
 };
 use crate::metrics::Metrics;
 use crate::secret::Secret;
-use crate::store::{Holder, Journal, OpenError, Store, StoreError, StoreOptions, Unsuitable};
+use crate::store::{Holder, Journal, OpenError, Store, StoreError, StoreOptions, TENANTS, Unsuitable};
 use crate::tenant::{Controls, StepKind};
 
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +103,8 @@ pub async fn run(
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"), http = %addresses.http,
-        telemetry = %addresses.telemetry, "tenantry is starting"
+        telemetry = %addresses.telemetry, database = config.mongodb_database, collection = TENANTS,
+        "tenantry is starting"
     );
     let linger = config.shutdown_grace / LINGER;
     let (watch_open, watch_opened) = watch::channel(false);
@@ -288,6 +289,12 @@ async fn prepare(store: &Store, uri: &Secret) -> Result<(), Unsuitable> {
                 if !uri.is_from_file() =>
             {
                 return Err(Unsuitable::Schema(error.to_string()));
+            }
+            Err(OpenError::Store(StoreError::NoServer { servers, .. })) if !servers.is_empty() => {
+                tracing::warn!(retry_in = ?delay, "waiting for MongoDB: no server can be used");
+                for (server, reason) in servers {
+                    tracing::warn!(server, reason, "this MongoDB server cannot be used");
+                }
             }
             Err(OpenError::Store(error)) if error.is_unavailable() => {
                 tracing::warn!(%error, retry_in = ?delay, "waiting for MongoDB");

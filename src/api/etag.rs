@@ -40,7 +40,7 @@ fn tag(tenant: &Tenant) -> String {
     format!("\"{}-{digest}\"", tenant.generation)
 }
 
-/// One tenant as a body, with its tag. A document that makes no sense has no version.
+/// One tenant as a body, with its tag. An invalid document has no version.
 pub fn single(record: &Record) -> impl IntoResponse + use<> {
     versioned(record, TenantView::from(record))
 }

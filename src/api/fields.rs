@@ -262,7 +262,7 @@ fn read_patch(object: Map<String, Value>) -> Result<Edit, Vec<FieldError>> {
     let paused = paused.map(|on| on.unwrap_or(false));
     let adopt = fields.change("adopt", |fields| fields.flag("adopt"));
     let errors = fields.finish();
-    let edit = Edit { name, domain, storage_bytes, services, paused, adopt };
+    let edit = Edit { name, domain, storage_bytes, services, paused, adopt, corrects: false };
     if errors.is_empty() { Ok(edit) } else { Err(errors) }
 }
 

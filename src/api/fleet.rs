@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::openapi::{Deciding, Finding, Reading, Releasing};
+use super::openapi::{Changing, Deciding, Finding, Reading};
 use super::problem::{FieldError, Problem};
 use super::tenants::Acting;
 use crate::store::{Asked, Drifted, Scope, Store};
@@ -273,7 +273,7 @@ pub async fn orphans(State(store): State<Store>) -> Result<Json<Orphans>, Proble
         ("id" = String, Path, description = "Its `externalId`", example = "b"),
         ReleaseParameters,
     ),
-    responses((status = 202, description = "It will be released"), Releasing))]
+    responses((status = 202, description = "It will be released"), Changing))]
 pub async fn release_orphan(
     Acting(store): Acting,
     Path((upstream, id)): Path<(String, String)>,

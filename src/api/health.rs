@@ -14,7 +14,7 @@ use super::Readiness;
 use super::fleet::{GuardView, Stops, guards_of};
 use super::problem::Problem;
 use crate::auth::{Principal, Role};
-use crate::store::Store;
+use crate::store::{Rejection, Store};
 use crate::tenant::{Reason, StepKind, UpstreamHealth, lacking};
 
 /// How long the database may take to answer a probe.
@@ -37,6 +37,10 @@ pub struct Ready {
     watch: bool,
     /// Whether the process is shutting down.
     draining: bool,
+    /// What the collection's validator, which another program made, refuses of what tenantry writes. The process
+    /// is not ready if no tenant can converge for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    validator: Option<String>,
     /// What only those may know who may see tenants.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     detail: Option<Detail>,
@@ -86,6 +90,11 @@ impl From<UpstreamHealth> for Upstream {
     }
 }
 
+/// Nothing while it is not known.
+async fn rejection(store: &Store) -> Option<Rejection> {
+    tokio::time::timeout(PING, store.rejection()).await.ok()?.ok()?
+}
+
 /// Whether requests and work should be sent here
 #[utoipa::path(get, path = "/readyz", tag = "health", security(()), operation_id = "ready", responses(
     (status = 200, description = "They should", body = Ready),
@@ -101,8 +110,10 @@ pub async fn ready(
     let draining = readiness.draining.is_cancelled();
     let watch = *readiness.watch_open.borrow();
     let ping = tokio::time::timeout(PING, store.ping());
-    let store = !draining && ping.await.is_ok_and(|answer| answer.is_ok());
-    let ready = store && watch && !draining;
+    let answers = !draining && ping.await.is_ok_and(|answer| answer.is_ok());
+    let rejection = if answers { rejection(&store).await } else { None };
+    let stuck = rejection.as_ref().is_some_and(|rejection| rejection.all);
+    let ready = answers && watch && !draining && !stuck;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let may_see = asking.is_some_and(|Extension(asking)| asking.may(Role::Reader));
     let detail = may_see.then(|| {
@@ -116,5 +127,6 @@ pub async fn ready(
         let upstreams = steps.filter_map(of).collect();
         Detail { upstreams, stops: Stops::from(&controls), guards: guards_of(&controls) }
     });
-    (status, Json(Ready { ready, store, watch, draining, detail })).into_response()
+    let validator = rejection.map(|rejection| rejection.to_string());
+    (status, Json(Ready { ready, store: answers, watch, draining, validator, detail })).into_response()
 }

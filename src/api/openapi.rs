@@ -179,8 +179,8 @@ problem_sets! {
     Finding: [404];
     /// Of a request that names a tenant and has a query.
     Searching: [404, 422];
-    /// Of a request that names an orphan.
-    Releasing: [404, 409, 422];
+    /// Of a request that changes something which may not be in the state for it.
+    Changing: [404, 409, 422];
     /// Of a request that names something, which may not be in the state for it.
     Deciding: [404, 409];
     /// Of a request with a query.

@@ -84,7 +84,7 @@ pub async fn show(
     let unknown = || Problem::no_tenant(slug.as_str());
     let sensible = |record: &Record| match record {
         Record::Tenant(_) => Ok(()),
-        Record::Invalid(invalid) => Err(Problem::senseless(&invalid.to_string())),
+        Record::Invalid(invalid) => Err(Problem::invalid_document(&invalid.to_string())),
     };
     let mut seen = None;
     let mut waited = None;

@@ -114,6 +114,25 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "Slug taken", detail)
     }
 
+    /// An index that is none of tenantry's.
+    pub fn refused_by_index(index: &str) -> Self {
+        let detail = format!(
+            "nothing was changed: the unique index {index:?} of the collection of tenants refuses it, because another \
+             document has the same value. Use another value, or correct the index"
+        );
+        Self::new(StatusCode::CONFLICT, "Refused by a unique index", detail)
+    }
+
+    /// A validator that is none of tenantry's.
+    pub fn refused_by_validator(rules: &[String]) -> Self {
+        let detail = format!(
+            "nothing was changed: the validator of the collection of tenants refuses it: {}. Use other values, or \
+             correct the validator (collMod): it must allow the fields that tenantry's README lists",
+            rules.join("; ")
+        );
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Refused by the collection's validator", detail)
+    }
+
     pub fn leaving(slug: &str) -> Self {
         let detail = format!(
             "the tenant {slug:?} is being deleted; nothing was changed. Undelete it first, or wait until it \
@@ -145,10 +164,19 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "No such tenant", detail)
     }
 
-    /// The document makes no sense, and `why` says how.
-    pub fn senseless(why: &str) -> Self {
+    /// The document is no tenant, and `why` says how.
+    pub fn invalid_document(why: &str) -> Self {
         let detail = format!("nothing is done about this tenant until its document is corrected: {why}");
-        Self::new(StatusCode::CONFLICT, "Document makes no sense", detail)
+        Self::new(StatusCode::CONFLICT, "Invalid document", detail)
+    }
+
+    /// The document's `_id` is no ObjectId.
+    pub fn not_deletable(id: &str) -> Self {
+        let detail = format!(
+            "the document's _id is {id}, which is no ObjectId. tenantry has created nothing for it and cannot work for \
+             it; nothing was changed. Remove the document itself, with deleteOne in the collection of tenants"
+        );
+        Self::new(StatusCode::CONFLICT, "Invalid document", detail)
     }
 
     pub fn no_upstream(name: &str) -> Self {
@@ -295,7 +323,11 @@ impl From<StoreError> for Problem {
             )
         } else {
             tracing::error!(%error, "cannot answer a request");
-            Self::internal()
+            match error {
+                StoreError::Duplicate { index, .. } => Self::refused_by_index(&index),
+                StoreError::Invalid { rules, .. } => Self::refused_by_validator(&rules),
+                _ => Self::internal(),
+            }
         }
     }
 }

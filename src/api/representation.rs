@@ -119,7 +119,7 @@ struct ConditionView {
     last_transition_time: Option<Timestamp>,
 }
 
-/// What can be said of a document that makes no sense.
+/// What can be said of an invalid document.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InvalidTenant {

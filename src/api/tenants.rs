@@ -12,7 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::etag::{single, single_now};
 use super::fields::Steps;
-use super::openapi::{Creating, Editing, Finding, NewTenantBody, Prefer, Searching, StepsBody};
+use super::openapi::{Changing, Creating, Editing, Finding, NewTenantBody, Prefer, StepsBody};
 use super::problem::{FieldError, Problem};
 use super::representation::TenantView;
 use super::upstreams::Upstreams;
@@ -196,7 +196,7 @@ impl DeletionParameters {
     responses(
         (status = 202, description = "It will be done", body = TenantView),
         (status = 204, description = "It was done while the request waited: the tenant is gone"),
-        Searching,
+        Changing,
     ))]
 pub async fn delete(
     Acting(store): Acting,
@@ -208,6 +208,9 @@ pub async fn delete(
     let store = wait.noted_by(&store);
     let asked = store.request_deletion(&slug, parameters.read()?).await?;
     let record = asked.ok_or_else(|| Problem::no_tenant(slug.as_str()))?;
+    if let Record::Invalid(invalid) = &record {
+        return Err(Problem::not_deletable(&invalid.id));
+    }
     let waited = wait.until(&store, &slug, &Subject::from(&record), acted_on).await;
     let mut response = if waited.gone {
         StatusCode::NO_CONTENT.into_response()
@@ -224,7 +227,7 @@ pub async fn delete(
 /// What was removed already is made again, empty; what was released is taken back.
 #[utoipa::path(post, path = "/tenants/{slug}/undelete", tag = "tenants", operation_id = "undeleteTenant",
     params(("slug" = String, Path, description = "Of the tenant", example = "acme")),
-    responses((status = 202, description = "It will be done", body = TenantView), Finding))]
+    responses((status = 202, description = "It will be done", body = TenantView), Changing))]
 pub async fn undelete(Acting(store): Acting, Named(slug): Named) -> Result<Response, Problem> {
     accepted(&slug, store.undelete(&slug).await?)
 }
@@ -234,7 +237,7 @@ pub async fn undelete(Acting(store): Acting, Named(slug): Named) -> Result<Respo
 /// It is still observed, and nothing is changed.
 #[utoipa::path(post, path = "/tenants/{slug}/pause", tag = "tenants", operation_id = "pauseTenant",
     params(("slug" = String, Path, description = "Of the tenant", example = "acme")),
-    responses((status = 202, description = "It will be done", body = TenantView), Finding))]
+    responses((status = 202, description = "It will be done", body = TenantView), Changing))]
 pub async fn pause(Acting(store): Acting, Named(slug): Named) -> Result<Response, Problem> {
     accepted(&slug, store.set_paused(&slug, true).await?)
 }
@@ -242,7 +245,7 @@ pub async fn pause(Acting(store): Acting, Named(slug): Named) -> Result<Response
 /// Resume a paused tenant
 #[utoipa::path(post, path = "/tenants/{slug}/resume", tag = "tenants", operation_id = "resumeTenant",
     params(("slug" = String, Path, description = "Of the tenant", example = "acme")),
-    responses((status = 202, description = "It will be done", body = TenantView), Finding))]
+    responses((status = 202, description = "It will be done", body = TenantView), Changing))]
 pub async fn resume(Acting(store): Acting, Named(slug): Named) -> Result<Response, Problem> {
     accepted(&slug, store.set_paused(&slug, false).await?)
 }

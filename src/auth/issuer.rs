@@ -56,7 +56,7 @@ impl IssuerConfig {
     /// Where the keys are, by the discovery document.
     pub(super) fn read_discovery(&self, document: &[u8]) -> Result<Url, String> {
         let discovery: Discovery = serde_json::from_slice(document)
-            .map_err(|error| format!("the discovery document makes no sense: {error}"))?;
+            .map_err(|error| format!("the discovery document cannot be read: {error}"))?;
         if discovery.issuer != self.issuer {
             return Err(format!(
                 "the issuer calls itself {:?}, so that its tokens would not be accepted; configure it \

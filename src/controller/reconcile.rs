@@ -79,13 +79,13 @@ impl Reconciler {
         verdict
     }
 
-    /// Says once that a document makes no sense.
+    /// Says once that a document is invalid.
     pub fn report(&self, invalid: &InvalidDocument) {
         if !invalid.known {
             self.metrics.invalid_documents.inc();
             tracing::warn!(
                 id = %invalid.id, slug = invalid.slug.as_deref().unwrap_or("(none)"),
-                "this document makes no sense as a tenant: {invalid}"
+                "this document is no valid tenant: {invalid}"
             );
         }
     }

@@ -1,14 +1,13 @@
 //! Writing many documents of one kind at once.
 
-use mongodb::Collection;
 use mongodb::bson::{Document, doc};
 use mongodb::error::ErrorKind;
 
-use super::{Store, StoreError};
+use super::collection::Collection;
+use super::{DUPLICATE_KEY, Store, StoreError};
 
 /// Documents that one command writes.
 const AT_ONCE: usize = 1_000;
-const DUPLICATE_KEY: i32 = 11000;
 
 impl Store {
     /// Inserts those of the documents that are not there yet, and sets `stamp` (expressions) in all of them.
@@ -16,7 +15,7 @@ impl Store {
     pub(super) async fn put_all(
         &self,
         operation: &'static str,
-        collection: &Collection<Document>,
+        collection: &Collection,
         documents: &[Document],
         stamp: &Document,
     ) -> Result<Vec<usize>, StoreError> {

@@ -11,42 +11,36 @@
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use mongodb::bson::{Bson, Document, doc};
+use mongodb::bson::{Bson, doc};
 use mongodb::event::EventHandler;
 use mongodb::event::command::CommandEvent;
-use mongodb::options::{ClientOptions, WriteConcern};
-use mongodb::{Client, Collection, Database};
+use mongodb::{Client, Database};
 use tokio::sync::Notify;
 
-use super::{
-    OpenError, Store, StoreError, StoreOptions, TENANTS, Unsuitable, uri_error, without_labels,
-};
+use super::address::{client_options, not_taken};
+use super::collection::Collection;
+use super::servers::Servers;
+use super::{OpenError, Store, StoreError, StoreOptions, TENANTS, Unsuitable};
 
 /// A client, and what of the database it leads to.
 pub struct Connection {
     pub(super) client: Client,
     pub(super) database: Database,
-    pub(super) tenants: Collection<Document>,
+    pub(super) tenants: Collection,
+    pub(super) servers: Servers,
 }
 
 impl Connection {
     pub(super) fn to(database: Database) -> Self {
-        let tenants = database.collection(TENANTS);
-        Self { client: database.client().clone(), database, tenants }
+        let tenants = Collection::of(&database, TENANTS);
+        Self { client: database.client().clone(), database, tenants, servers: Servers::default() }
     }
 
     /// Prepares a client; nothing is sent yet, so this works while the server is away.
     pub(super) async fn prepare(options: &StoreOptions) -> Result<Self, Unsuitable> {
-        let mut client = ClientOptions::parse(&options.uri)
-            .await
-            .map_err(|error| Unsuitable::Uri(uri_error(&error)))?;
-        client.app_name.get_or_insert_with(|| "tenantry".into());
-        // A fence only holds if a claim that was answered cannot be rolled back by a failover.
-        client.write_concern = Some(WriteConcern::majority());
-        client.selection_criteria = None;
-        client.server_selection_timeout = Some(options.operation_timeout / 2);
-        client.connect_timeout.get_or_insert(options.operation_timeout / 2);
-        client.max_pool_size = Some(options.max_connections);
+        let mut client = client_options(options).await?;
+        let servers = Servers::default();
+        client.sdam_event_handler = Some(servers.watch(client.repl_set_name.clone()));
         if let Some(observe) = options.on_command.clone() {
             client.command_event_handler = Some(EventHandler::callback(move |event| {
                 if let CommandEvent::Started(started) = event {
@@ -54,9 +48,8 @@ impl Connection {
                 }
             }));
         }
-        let client =
-            Client::with_options(client).map_err(|error| Unsuitable::Uri(without_labels(&error)))?;
-        Ok(Self::to(client.database(&options.database)))
+        let client = Client::with_options(client).map_err(|error| not_taken(&error))?;
+        Ok(Self { servers, ..Self::to(client.database(&options.database)) })
     }
 }
 
@@ -149,7 +142,8 @@ impl Store {
             return judged;
         }
         let before = self.client.clone();
-        let mut connection = Connection::to(new.database.clone());
+        let mut connection =
+            Connection { servers: new.servers.clone(), ..Connection::to(new.database.clone()) };
         // Another task may have been quicker; then this is the one after that.
         while let Err(link) =
             self.connections.latest().next.set(Box::new(Link { connection, next: OnceLock::new() }))

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
-use mongodb::Collection;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::ReturnDocument;
 
+use super::collection::Collection;
 use super::document::{integer, object_id, timestamp};
 use super::fleet::{FLEET, read_fleet};
 use super::lease::{Holder, millis};
@@ -65,8 +65,8 @@ impl Scope {
 }
 
 impl Store {
-    pub(super) fn controls_collection(&self) -> Collection<Document> {
-        self.database.collection(CONTROLS)
+    pub(super) fn controls_collection(&self) -> Collection {
+        Collection::of(&self.database, CONTROLS)
     }
 
     /// All stops and guards, as they are now.

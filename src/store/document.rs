@@ -71,7 +71,7 @@ pub(super) fn projection() -> Document {
 }
 
 pub(super) fn read(document: &Document) -> Record {
-    match read_tenant(document) {
+    match read_tenant(document).or_else(|problems| read_leaving(document).ok_or(problems)) {
         Ok(tenant) => Record::Tenant(Box::new(tenant)),
         Err(problems) => {
             let message = problems.join("; ");
@@ -90,6 +90,38 @@ pub(super) fn read(document: &Document) -> Record {
             })
         }
     }
+}
+
+/// An invalid tenant that is to go. What it shall be like matters no longer, and a deletion must come to an end:
+/// what cannot be read is as it was when a reconcile last read it. A policy that cannot be read keeps the data.
+fn read_leaving(document: &Document) -> Option<Tenant> {
+    let (Bson::DateTime(_), Bson::ObjectId(id)) =
+        (document.get("deletionRequestedAt")?, document.get("_id")?)
+    else {
+        return None;
+    };
+    let mut document = document.clone();
+    let handled = document.get_document("lastHandledDesired").cloned().unwrap_or_default();
+    // One that no reconcile ever read has nothing anywhere, and may be called anything.
+    let name = format!("invalid-{}", id.to_hex());
+    for field in DESIRED.into_iter().chain(["reconcileRequestedAt"]) {
+        let is_readable = |value: Option<&Bson>| {
+            let mut trial = doc! { "_id": id, "slug": &name, "name": &name };
+            trial.extend(value.map(|value| (field.to_owned(), value.clone())));
+            read_tenant(&trial).is_ok()
+        };
+        let required = matches!(field, "slug" | "name");
+        let present = document.get(field).filter(|value| !required || **value != Bson::Null);
+        if is_readable(present) && !(required && present.is_none()) {
+            continue;
+        }
+        let before = handled.get(field).filter(|value| is_readable(Some(value))).cloned();
+        match before.or_else(|| required.then(|| name.clone().into())) {
+            Some(value) => document.insert(field, value),
+            None => document.remove(field),
+        };
+    }
+    read_tenant(&document).ok()
 }
 
 fn read_tenant(document: &Document) -> Result<Tenant, Vec<String>> {
@@ -166,7 +198,11 @@ fn requested_steps(document: &Document) -> Option<PerStep<bool>> {
 fn read_desired(document: &Document, problems: &mut Vec<String>) -> Option<Desired> {
     let before = problems.len();
     let name = required::<TenantName>(document, "name", problems);
-    let domain = optional::<MailDomain>(document, "domain", problems);
+    // A form sends an empty text for a field that was left empty.
+    let domain = match document.get_str("domain") {
+        Ok("") => None,
+        _ => optional::<MailDomain>(document, "domain", problems),
+    };
     let storage_bytes = match document.get("quota") {
         None | Some(Bson::Null) => None,
         Some(Bson::Document(quota)) => match quota.get("storageBytes") {

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
+use mongodb::IndexModel;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::{IndexOptions, ReturnDocument};
-use mongodb::{Collection, IndexModel};
 
+use super::collection::Collection;
 use super::document::{integer, object_id, timestamp};
 use super::lease::millis;
 use super::sweep::BATCH;
@@ -53,15 +54,14 @@ fn after(step: StepKind, tenant: Option<TenantId>) -> Document {
 }
 
 impl Store {
-    fn drift_collection(&self) -> Collection<Document> {
-        self.database.collection(DRIFT)
+    fn drift_collection(&self) -> Collection {
+        Collection::of(&self.database, DRIFT)
     }
 
     pub(super) async fn ensure_drift(&self) -> Result<(), OpenError> {
         let ends = IndexOptions::builder().name("tenantry_ends".to_owned()).expire_after(KEPT).build();
         let index = IndexModel::builder().keys(doc! { "seenAt": 1 }).options(ends).build();
-        self.bounded("createIndexes", self.drift_collection().create_index(index)).await?;
-        Ok(())
+        self.ensure_indexes(&self.drift_collection(), vec![index]).await
     }
 
     /// Records that a reconcile would repair the tenant's resource. Returns how many tenants, this one

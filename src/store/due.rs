@@ -88,7 +88,7 @@ impl Store {
                 Err(id) => match self.reject_misfit(&id, invalid_retry).await {
                     Ok(invalid) => scan.misfits.push(invalid),
                     // It must not keep the others from being found.
-                    Err(error) => tracing::warn!(%id, %error, "cannot put off a senseless document"),
+                    Err(error) => tracing::warn!(%id, %error, "cannot put off an invalid document"),
                 },
             }
         }

@@ -13,7 +13,7 @@ use mongodb::options::ReturnDocument;
 
 use super::document::{Record, WAITED_FOR, projection, read, snapshot};
 use super::due::{content_due, current_desired};
-use super::tenants::{DUPLICATE_KEY, NewTenant, by_slug, due_as_it_is, signed};
+use super::tenants::{NewTenant, by_slug, due_as_it_is, signed};
 use super::{Store, StoreError};
 use crate::tenant::{
     DeletionPolicy, Desired, EventKind, MailDomain, PerStep, Phase, Slug, StepKind, TenantName,
@@ -32,6 +32,8 @@ pub struct Edit {
     pub paused: Option<bool>,
     /// `Some(None)` leaves it to the fleet's default.
     pub adopt: Option<Option<bool>>,
+    /// Whether it is all that the tenant shall be, so that what cannot be read beside it is removed.
+    pub corrects: bool,
 }
 
 impl Edit {
@@ -44,6 +46,7 @@ impl Edit {
             services: PerStep::from_fn(|step| Some(desired.services.has(step))),
             paused: Some(desired.paused),
             adopt: Some(desired.adopt),
+            corrects: true,
         }
     }
 }
@@ -161,8 +164,8 @@ impl Store {
                 }
                 // An upsert that finds nothing makes something, and tells it.
                 Ok(None) if left > 0 => {}
-                // Somebody made it just now, or it is there and leaves.
-                Err(StoreError::Refused { code: Some(DUPLICATE_KEY), .. }) => {
+                // Another request made it just now, or it is there and leaves, or an index of others refuses it.
+                Err(duplicate @ StoreError::Duplicate { .. }) => {
                     let leaving =
                         doc! { "slug": new.slug.as_str(), "deletionRequestedAt": { "$type": "date" } };
                     let find = self.tenants.find_one(leaving).projection(doc! { "_id": 1 });
@@ -170,7 +173,7 @@ impl Store {
                         return Ok(None);
                     }
                     if left == 0 {
-                        return Err(contended());
+                        return Err(duplicate.unless_raced());
                     }
                 }
                 Ok(None) => return Err(contended()),
@@ -189,7 +192,8 @@ impl Store {
         self.find_and_set("pause", by_slug(slug), self.stage(&edit, kind)).await
     }
 
-    /// Asks for a tenant's deletion. Of several requests the one that removes the most counts.
+    /// Asks for a tenant's deletion. Of several requests the one that removes the most counts. One whose `_id`
+    /// is no ObjectId stays as it is: no reconcile could ever carry it out.
     ///
     /// # Errors
     /// As with [`Store::edit`].
@@ -213,7 +217,11 @@ impl Store {
             "status": Phase::Deleting.name(),
             "nextReconcileAt": when("$$REMOVE".into(), "$nextReconcileAt"),
         });
-        self.find_and_set("request deletion", by_slug(slug), doc! { "$set": fields }).await
+        let filter = doc! { "slug": slug.as_str(), "_id": { "$type": "objectId" } };
+        match self.find_and_set("request deletion", filter, doc! { "$set": fields }).await? {
+            Some(record) => Ok(Some(record)),
+            None => self.get(slug).await,
+        }
     }
 
     /// Takes a deletion back, for as long as the document is there.
@@ -285,7 +293,8 @@ impl Store {
         }
         if let Some(bytes) = edit.storage_bytes {
             let wanted = bytes.map_or(Bson::Null, Bson::from);
-            let changed = differs("$quota.storageBytes", Bson::Null, wanted.clone());
+            let differs = differs("$quota.storageBytes", Bson::Null, wanted.clone());
+            let changed = doc! { "$or": [differs, no_object("$quota")] }.into();
             let quota = match bytes {
                 Some(_) => doc! { "$mergeObjects": [object("$quota"), { "storageBytes": wanted }] },
                 None => doc! { "$unsetField": { "field": "storageBytes", "input": object("$quota") } },
@@ -298,7 +307,8 @@ impl Store {
             let differing = |(step, on): &(StepKind, bool)| {
                 differs(&format!("$services.{step}"), true.into(), (*on).into())
             };
-            let changed: Vec<_> = wanted.iter().map(differing).collect();
+            let mut changed: Vec<_> = wanted.iter().map(differing).collect();
+            changed.push(no_object("$services"));
             let switches: Document =
                 wanted.iter().map(|(step, on)| (step.name().to_owned(), Bson::from(*on))).collect();
             let services = doc! { "$mergeObjects": [object("$services"), switches] };
@@ -311,6 +321,24 @@ impl Store {
             let wanted = adopt.map(Bson::from);
             let changed = differs("$adopt", Bson::Null, wanted.clone().unwrap_or(Bson::Null));
             set("adopt", changed, wanted.unwrap_or_else(|| "$$REMOVE".into()));
+        }
+        if edit.corrects {
+            // Of a deletion or a request that cannot be read, nothing is known but that it makes the document
+            // invalid.
+            let date: [Bson; 3] = ["missing".into(), "null".into(), "date".into()];
+            for field in ["deletionRequestedAt", "reconcileRequestedAt"] {
+                set(field, not_of_type(&format!("${field}"), &date), "$$REMOVE".into());
+            }
+            // What was to be paused stays so until a client says otherwise.
+            if edit.paused.is_none() {
+                let flag: [Bson; 3] = ["missing".into(), "null".into(), "bool".into()];
+                set("paused", not_of_type("$paused", &flag), true.into());
+            }
+            let mut known: Vec<Bson> = vec![Bson::Null];
+            known.extend(DeletionPolicy::ALL.map(|policy| Bson::from(policy.name())));
+            let policy = doc! { "$ifNull": ["$deletionPolicy", Bson::Null] };
+            let unknown = doc! { "$not": { "$in": [policy, known] } };
+            set("deletionPolicy", unknown.into(), "$$REMOVE".into());
         }
         let changed = Bson::from(doc! { "$or": changes });
         fields.extend(self.edited(kind, &changed));
@@ -344,6 +372,16 @@ impl Store {
 /// Aggregation expression: the field, or `absent` where there is none, is not `wanted`.
 fn differs(field: &str, absent: Bson, wanted: Bson) -> Bson {
     doc! { "$ne": [{ "$ifNull": [field, absent] }, wanted] }.into()
+}
+
+/// Aggregation expression: the field has something else than these types.
+fn not_of_type(field: &str, types: &[Bson]) -> Bson {
+    doc! { "$not": { "$in": [{ "$type": field }, types] } }.into()
+}
+
+/// Aggregation expression: the field has something that is no object, so that what it should hold cannot be read.
+fn no_object(field: &str) -> Bson {
+    not_of_type(field, &["missing".into(), "null".into(), "object".into()])
 }
 
 /// Aggregation expression: the field if it is an object, else an empty one.

@@ -17,15 +17,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use mongodb::IndexModel;
 use mongodb::bson::{Bson, Document, doc, oid::ObjectId};
 use mongodb::options::IndexOptions;
-use mongodb::{Collection, IndexModel};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::collection::{Collection, simple_document};
 use super::document::{date, object_id, timestamp};
-use super::tenants::DUPLICATE_KEY;
-use super::{OpenError, Store, StoreError, TRANSIENT_CODES};
+use super::{DUPLICATE_KEY, OpenError, Store, StoreError, TRANSIENT_CODES};
 use crate::metrics::Metrics;
 use crate::tenant::{Event, EventKind, Reason, Slug, StepKind, Subject, TenantId};
 
@@ -163,19 +163,18 @@ impl Writer {
 }
 
 impl Store {
-    fn history(&self) -> Collection<Document> {
-        self.database.collection(HISTORY)
+    fn history(&self) -> Collection {
+        Collection::of(&self.database, HISTORY)
     }
 
     pub(super) async fn ensure_history(&self) -> Result<(), OpenError> {
         let expire = IndexOptions::builder().name("tenantry_expiry".to_owned()).expire_after(EXPIRES);
         let slug = IndexOptions::builder().name("tenantry_slug".to_owned());
-        let indexes = [
+        let indexes = vec![
             IndexModel::builder().keys(doc! { "updatedAt": 1 }).options(expire.build()).build(),
             IndexModel::builder().keys(doc! { "slug": 1 }).options(slug.build()).build(),
         ];
-        self.bounded("createIndexes", self.history().create_indexes(indexes)).await?;
-        Ok(())
+        self.ensure_indexes(&self.history(), indexes).await
     }
 
     /// Appends events, in their order, with one command for at most 500 tenants.
@@ -210,7 +209,7 @@ impl Store {
             let updates = subjects.iter().map(|subject| {
                 let events = by_subject.remove(subject).unwrap_or_default();
                 let append = append(events, (*subject).slug());
-                doc! { "q": { "_id": subject_id(subject) }, "u": [append], "upsert": true }
+                doc! { "q": { "_id": subject_id(subject) }, "u": [append], "upsert": true, "collation": simple_document() }
             });
             let command = doc! {
                 "update": HISTORY, "updates": updates.collect::<Vec<_>>(), "ordered": false,

@@ -14,7 +14,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::document::{Record, projection, read};
-use super::tenants::{DUPLICATE_KEY, NewTenant, by_slug};
+use super::tenants::{NewTenant, by_slug};
 use super::{Store, StoreError};
 use crate::tenant::StepKind;
 
@@ -57,7 +57,7 @@ pub enum Inserted {
     Repeated(Record),
     /// The key belongs to a creation of something else.
     KeyReused,
-    /// Somebody else's tenant has the slug.
+    /// Another tenant has the slug.
     SlugTaken,
 }
 
@@ -74,11 +74,11 @@ impl Store {
         let digest = digest(new);
         let mut document = self.new_document(new);
         document.insert("idempotency", doc! { "key": &key.0, "digest": &digest });
-        match self.bounded("insert", self.tenants.insert_one(&document)).await {
+        let duplicate = match self.bounded("insert", self.tenants.insert_one(&document)).await {
             Ok(_) => return Ok(Inserted::Created(read(&document))),
-            Err(StoreError::Refused { code: Some(DUPLICATE_KEY), .. }) => {}
+            Err(duplicate @ StoreError::Duplicate { .. }) => duplicate,
             Err(error) => return Err(error),
-        }
+        };
         let mut fields = projection();
         fields.insert("idempotency", 1);
         let find = async {
@@ -96,10 +96,7 @@ impl Store {
                 Ok(Inserted::Repeated(read(document)))
             }
             Some(_) => Ok(Inserted::KeyReused),
-            None if found.is_empty() => Err(StoreError::Unavailable {
-                operation: "look for a creation",
-                message: "the tenant went while it was looked for".into(),
-            }),
+            None if found.is_empty() => Err(duplicate.unless_raced()),
             None => Ok(Inserted::SlugTaken),
         }
     }

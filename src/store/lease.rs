@@ -101,7 +101,7 @@ pub enum ClaimAnswer {
     Claimed(Box<Claim>),
     /// Not due any more, held by somebody else, or gone: nothing to do here.
     NotDue,
-    /// The document makes no sense. That is recorded in it, and it is looked at again when it
+    /// The document is invalid. That is recorded in it, and it is looked at again when it
     /// changes, or after a while.
     Invalid(InvalidDocument),
 }
@@ -171,7 +171,7 @@ impl Store {
     /// Takes the lease of a tenant that is due and that nobody else holds, for `ttl`.
     ///
     /// A lease of our own that we do not know of (the answer to an earlier claim was lost) is taken
-    /// again. `invalid_retry` is when a document that makes no sense is looked at again.
+    /// again. `invalid_retry` is when an invalid document is looked at again.
     pub async fn claim(
         &self,
         id: TenantId,
@@ -361,7 +361,7 @@ impl Store {
         Ok(after.map_or(Commit::Fenced, |after| Commit::of(&after, plans)))
     }
 
-    /// Notes in a document that it makes no sense, and why. `held` selects it, `handled` is the
+    /// Notes in a document that it is invalid, and why. `held` selects it, `handled` is the
     /// snapshot of its desired state: a later change makes it due again. Fields that are `unused` go.
     async fn reject(
         &self,
@@ -385,7 +385,7 @@ impl Store {
             "lastHandledDesired": handled,
             "lastHandledReconcileAt": "$reconcileRequestedAt",
             "lease": { "$mergeObjects": [{ "epoch": "$lease.epoch" }] },
-            // Whoever made it senseless is not who mends it.
+            // Who made it invalid is not who corrects it.
             "changedBy": "$$REMOVE",
             WAITED_FOR: "$$REMOVE",
         };
@@ -398,7 +398,7 @@ impl Store {
         Ok(())
     }
 
-    /// As [`Store::claim`] does for a document that makes no sense, for one that cannot be claimed
+    /// As [`Store::claim`] does for an invalid document, for one that cannot be claimed
     /// because its `_id` is no ObjectId.
     pub(super) async fn reject_misfit(
         &self,

@@ -1,6 +1,8 @@
 //! MongoDB: the tenants' documents, and the only room that talks to the database.
 //!
-//! * [`schema`](self::schema): what is created at start: validator, indexes.
+//! * [`schema`](self::schema): what is created at start: the collection, its [`validator`](self::validator), its
+//!   [`indexes`](self::indexes).
+//! * [`collection`](self::collection): commands that compare by bytes.
 //! * [`document`](self::document): documents to tenants and back.
 //! * [`tenants`](self::tenants): insert, get, list, flag, count: what the HTTP layer needs.
 //! * [`edit`](self::edit), [`idempotency`](self::idempotency): changing a tenant, creating one only once.
@@ -17,16 +19,19 @@
 //! * [`controls`](self::controls): stops, guards, the sweep's lease.
 //! * [`fleet`](self::fleet): which fleet this is, and which upstreams it has.
 //! * [`refusals`](self::refusals): what credentials upstreams refuse.
-//! * [`connection`](self::connection): the client, and how another takes its place.
+//! * [`connection`](self::connection): the client, and how another takes its place; its
+//!   [`address`](self::address), and why none of its [`servers`](self::servers) can be used.
 //! * [`orphans`](self::orphans): orphans that are to be released.
 //! * [`follow`](self::follow): how tenants are, by change stream, for those who wait.
 //!
 //! Leases and due times come from the *server's* clock (`$$NOW`), so that controllers with different
 //! clocks agree on them.
 
+mod address;
 mod bulk;
 mod census;
 mod clock;
+mod collection;
 mod connection;
 mod controls;
 mod document;
@@ -37,19 +42,23 @@ mod fleet;
 mod follow;
 mod history;
 mod idempotency;
+mod indexes;
 mod lease;
 mod list;
 mod orphans;
 mod refusals;
 mod relist;
 mod schema;
+mod servers;
 mod slices;
 mod stream;
 mod sweep;
 mod tenants;
+mod validator;
 mod waiting;
 mod watch;
 
+pub use address::{check_uri, database_of};
 pub use census::{Census, Counting};
 pub use connection::{Connection, NotConnected};
 pub use controls::{ControlsWatch, Scope};
@@ -66,15 +75,15 @@ pub use list::{Page, PageQuery};
 pub use orphans::{Asked, ToRelease};
 pub use refusals::{Refusals, Refused};
 pub use relist::{Relist, Turn};
-pub use schema::SCHEMA_VERSION;
 pub use stream::{ResumeToken, WatchError};
 pub use sweep::{BATCH, MOST_ORPHANS, Orphan, SweptTenant, UnknownResource};
 pub use tenants::{NewTenant, Requested};
+pub use validator::{Rejection, SCHEMA_VERSION};
 pub use waiting::Woken;
 pub use watch::{Change, Watch};
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
@@ -94,6 +103,9 @@ pub enum StoreError {
     /// No answer, or no primary: worth trying again. Whether a write was applied is unknown.
     #[error("MongoDB is unavailable ({operation}): {message}")]
     Unavailable { operation: &'static str, message: String },
+    /// None of the servers can be used, each with what is known of it: worth trying again.
+    #[error("MongoDB is unavailable ({operation}): no server can be used{}", listed(servers))]
+    NoServer { operation: &'static str, servers: Vec<(String, String)> },
     /// No answer in time: the same, and perhaps it was too much at once.
     #[error("MongoDB is unavailable ({operation}): no answer within {limit:?}")]
     Late { operation: &'static str, limit: Duration },
@@ -103,12 +115,42 @@ pub enum StoreError {
     /// The server answered, and refused.
     #[error("MongoDB refused {operation}: {message}")]
     Refused { operation: &'static str, message: String, code: Option<i32> },
+    /// A document of the same value is there, in a field that is unique.
+    #[error("MongoDB refused {operation}, because of the unique index {index}: {message}")]
+    Duplicate { operation: &'static str, index: String, message: String },
+    /// The collection's validator does not allow the document.
+    #[error("MongoDB refused {operation}, because of the validator of the collection: {}", rules.join("; "))]
+    Invalid { operation: &'static str, rules: Vec<String> },
+}
+
+/// Servers as part of a sentence.
+fn listed(servers: &[(String, String)]) -> String {
+    let each: Vec<_> = servers.iter().map(|(server, what)| format!("{server}: {what}")).collect();
+    if each.is_empty() { String::new() } else { format!(": {}", each.join("; ")) }
 }
 
 impl StoreError {
     /// Whether nothing can be done for any tenant until the database works.
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Late { .. } | Self::CredentialsRefused { .. })
+        matches!(
+            self,
+            Self::Unavailable { .. }
+                | Self::NoServer { .. }
+                | Self::Late { .. }
+                | Self::CredentialsRefused { .. }
+        )
+    }
+
+    /// Of a duplicate that was not found when it was looked for: that one is gone already if the index is ours,
+    /// so that it is worth trying again.
+    fn unless_raced(self) -> Self {
+        match self {
+            Self::Duplicate { operation, index, .. } if index.starts_with(indexes::OURS) => {
+                let message = "the tenant came and went while it was written".to_owned();
+                Self::Unavailable { operation, message }
+            }
+            other => other,
+        }
     }
 }
 
@@ -152,15 +194,6 @@ pub struct StoreOptions {
     pub on_command: Option<CommandObserver>,
 }
 
-/// Checks the form of an address, without looking anything up.
-///
-/// # Errors
-/// When it cannot be one.
-pub fn check_uri(uri: &str) -> Result<(), Unsuitable> {
-    let parsed = mongodb::options::ConnectionString::parse(uri);
-    parsed.map(drop).map_err(|error| Unsuitable::Uri(uri_error(&error)))
-}
-
 /// The tenants in MongoDB. Cheap to clone: clones share one connection pool.
 #[derive(Clone)]
 pub struct Store {
@@ -172,6 +205,7 @@ pub struct Store {
     /// Whether a client waits for what becomes of them.
     waits: bool,
     backlog: history::Backlog,
+    validator: Arc<Mutex<validator::Known>>,
 }
 
 impl Store {
@@ -210,6 +244,7 @@ impl Store {
             by: None,
             waits: false,
             backlog: history::Backlog::default(),
+            validator: Arc::default(),
         }
     }
 
@@ -225,7 +260,10 @@ impl Store {
         self.ensure_schema().await?;
         self.remember_home().await?;
         self.ensure_history().await?;
-        self.ensure_drift().await
+        self.ensure_drift().await?;
+        // What it says of it, it logs.
+        self.rejection().await?;
+        Ok(())
     }
 
     /// Ends the client's background work.
@@ -273,7 +311,10 @@ impl Store {
         operation: &'static str,
         run: impl IntoFuture<Output = Result<T, DriverError>>,
     ) -> Result<T, StoreError> {
-        let done = within(self.timeout, operation, run.into_future()).await;
+        let mut done = within(self.timeout, operation, run.into_future()).await;
+        if let Err(StoreError::NoServer { servers, .. }) = &mut done {
+            *servers = self.servers.known();
+        }
         if matches!(&done, Err(StoreError::CredentialsRefused { .. })) {
             self.connections.refused.notify_one();
         }
@@ -316,6 +357,25 @@ const AUTHENTICATION_FAILED: i32 = 18;
 const UNAUTHORIZED: i32 = 13;
 const REMOVED: &str = "requires authentication";
 
+const DUPLICATE_KEY: i32 = 11000;
+/// The validator of the collection does not allow it.
+const INVALID_DOCUMENT: i32 = 121;
+
+/// What the server says of a document that a validator does not allow.
+fn info_of(error: &DriverError) -> Option<Document> {
+    if let ErrorKind::Write(WriteFailure::WriteError(write)) = error.kind.as_ref() {
+        return write.details.clone();
+    }
+    let response = Document::try_from(error.server_response()?).ok()?;
+    response.get_document("errInfo").ok().cloned()
+}
+
+/// The index that a duplicate was found in. Only the text says which: `… index: slug_1 dup key: …`.
+fn index_of(message: &str) -> String {
+    let index = message.split(" index: ").nth(1).and_then(|rest| rest.split(' ').next());
+    index.unwrap_or("of unknown name").to_owned()
+}
+
 fn code_of(error: &DriverError) -> Option<i32> {
     match error.kind.as_ref() {
         ErrorKind::Command(command) => Some(command.code),
@@ -344,21 +404,16 @@ fn classify(operation: &'static str, error: &DriverError) -> StoreError {
         || (code == Some(UNAUTHORIZED) && message.contains(REMOVED));
     if refused {
         StoreError::CredentialsRefused { operation, message }
+    } else if matches!(error.kind.as_ref(), ErrorKind::ServerSelection { .. }) {
+        StoreError::NoServer { operation, servers: Vec::new() }
+    } else if code == Some(DUPLICATE_KEY) {
+        StoreError::Duplicate { operation, index: index_of(&message), message }
+    } else if code == Some(INVALID_DOCUMENT) {
+        StoreError::Invalid { operation, rules: validator::rules(info_of(error).as_ref()) }
     } else if unavailable {
         StoreError::Unavailable { operation, message }
     } else {
         StoreError::Refused { operation, message, code }
-    }
-}
-
-/// Why an address is of no use, without quoting it: the driver takes half a password with an unescaped
-/// character in it for a host, and says so.
-fn uri_error(error: &DriverError) -> String {
-    match error.kind.as_ref() {
-        ErrorKind::DnsResolve { .. } => "its SRV record cannot be resolved".into(),
-        _ => "it must be of the form mongodb://user:password@host:port/?replicaSet=name, with special \
-              characters in user and password escaped (%40 for @)"
-            .into(),
     }
 }
 

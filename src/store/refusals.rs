@@ -6,10 +6,10 @@
 
 use std::time::Duration;
 
-use mongodb::Collection;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::ReturnDocument;
 
+use super::collection::Collection;
 use super::controls::CONTROLS;
 use super::document::integer;
 use super::lease::millis;
@@ -42,8 +42,8 @@ fn id(step: StepKind) -> String {
 }
 
 impl Store {
-    fn refusals_collection(&self) -> Collection<Document> {
-        self.database.collection(CONTROLS)
+    fn refusals_collection(&self) -> Collection {
+        Collection::of(&self.database, CONTROLS)
     }
 
     /// What is known of refusals by an upstream, together with the salt, which is made when there is none.

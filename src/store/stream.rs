@@ -21,6 +21,7 @@ use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::{SelectionCriteria, ServerAddress};
 use mongodb::{ClientSession, ServerType};
 
+use super::collection::simple_document;
 use super::{Store, StoreError, within};
 
 /// How long the server holds a `getMore` open for an event to come.
@@ -92,7 +93,8 @@ impl ChangeStream {
         let mut pipeline = vec![doc! { "$changeStream": stage }];
         pipeline.extend(stages);
         // A first batch of none: otherwise the server looks for events before it answers.
-        let open = doc! { "aggregate": collection, "pipeline": pipeline, "cursor": { "batchSize": 0 } };
+        let open = doc! { "aggregate": collection, "pipeline": pipeline, "cursor": { "batchSize": 0 },
+        "collation": simple_document() };
         let run =
             store.database.run_command(open).selection_criteria(selection.clone()).session(&mut session);
         let opened = store.bounded("open change stream", run).await;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
-use mongodb::Collection;
 use mongodb::bson::{Bson, Document, doc};
 
+use super::collection::Collection;
 use super::document::{date, object_id, other_document, read_others, timestamp};
 use super::due::{content_due, lease_held};
 use super::lease::millis;
@@ -161,8 +161,8 @@ impl Store {
         Ok(())
     }
 
-    pub(super) fn orphans_collection(&self) -> Collection<Document> {
-        self.database.collection(ORPHANS)
+    pub(super) fn orphans_collection(&self) -> Collection {
+        Collection::of(&self.database, ORPHANS)
     }
 
     /// Records what a sweep of one upstream, which began at `since` by the server's clock, found to be orphans,

@@ -8,9 +8,6 @@ use super::document::{Record, WAITED_FOR, desired_document, projection, read, ti
 use super::{Store, StoreError};
 use crate::tenant::{Desired, EventKind, Phase, Slug, StepKind, TenantId};
 
-/// Codes of a refused insert.
-pub(super) const DUPLICATE_KEY: i32 = 11000;
-
 /// A tenant to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewTenant {
@@ -43,7 +40,10 @@ impl Store {
         let document = self.new_document(new);
         match self.bounded("insert", self.tenants.insert_one(&document)).await {
             Ok(_) => Ok(Some(read(&document))),
-            Err(StoreError::Refused { code: Some(DUPLICATE_KEY), .. }) => Ok(None),
+            Err(duplicate @ StoreError::Duplicate { .. }) => match self.get(&new.slug).await? {
+                Some(_) => Ok(None),
+                None => Err(duplicate.unless_raced()),
+            },
             Err(error) => Err(error),
         }
     }

@@ -142,7 +142,7 @@ reasons! {
     Reconciling,
     /// The desired state changed after the step was last observed to match.
     DesiredStateChanged,
-    /// The document makes no sense as a tenant; the message names each field.
+    /// The document is no valid tenant; the message names each field.
     InvalidDocument,
     /// The process lacks the upstream's setting: the step is held if the fleet has the upstream, else
     /// skipped.

@@ -163,7 +163,7 @@ async fn a_document_that_makes_no_sense_is_reported_once_stops_nobody_and_heals_
 }
 
 #[tokio::test]
-async fn a_document_that_was_senseless_for_a_while_is_reconciled_to_what_it_says_now() {
+async fn a_document_that_was_invalid_for_a_while_is_reconciled_to_what_it_says_now() {
     let world = World::new().await;
     world.insert("acme").await;
     let controller = world.controller().await;

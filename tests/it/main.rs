@@ -20,6 +20,7 @@ mod edit;
 mod ends;
 mod fleet;
 mod foreign;
+mod found;
 mod guard;
 mod held;
 mod invariants;

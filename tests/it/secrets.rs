@@ -199,7 +199,7 @@ async fn a_secret_file_that_is_empty_for_a_while_takes_nothing_away_and_is_warne
 }
 
 /// A mongod that asks who one is.
-struct Locked {
+pub struct Locked {
     _mongod: Mongod,
     _key: tempfile::NamedTempFile,
     admin: Database,
@@ -207,7 +207,7 @@ struct Locked {
 }
 
 impl Locked {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         use std::io::Write;
         use std::os::unix::fs::PermissionsExt;
         let mut key = tempfile::NamedTempFile::new().unwrap();
@@ -227,7 +227,7 @@ impl Locked {
         format!("mongodb://{user}:{password}@{host}&authSource=admin")
     }
 
-    fn of(&self, user: &str, password: &str) -> String {
+    pub fn of(&self, user: &str, password: &str) -> String {
         Self::address(&self.host, user, password)
     }
 
@@ -236,7 +236,7 @@ impl Locked {
         self.run(doc! { "createUser": user, "pwd": password, "roles": roles }).await;
     }
 
-    async fn run(&self, command: Document) {
+    pub async fn run(&self, command: Document) {
         self.admin.run_command(command).await.expect("it is done");
     }
 }
