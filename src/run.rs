@@ -24,7 +24,7 @@ use crate::integration::{
     Authentik, BaseUrl, Credentials, HttpClient, HttpClientError, Integrations, Limits, Ocis, Stalwart,
     TokenSource, Upstream,
 };
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, MongoCommand, Worked};
 use crate::secret::Secret;
 use crate::store::{Holder, Journal, OpenError, Store, StoreError, StoreOptions, TENANTS, Unsuitable};
 use crate::tenant::{Controls, StepKind};
@@ -71,19 +71,23 @@ pub async fn run(
     listening: Option<oneshot::Sender<Addresses>>,
 ) -> Result<(), RunError> {
     let metrics = Arc::new(Metrics::new());
-    let commands = metrics.mongodb_commands.clone();
+    let (commands, answers) = (metrics.mongodb_commands.clone(), metrics.mongodb_seconds.clone());
     let workers = u32::try_from(config.workers).unwrap_or(u32::MAX);
     let store = Store::new(StoreOptions {
         uri: config.mongodb_uri.current().expose_secret().to_owned(),
         database: config.mongodb_database.clone(),
         operation_timeout: config.request_timeout,
         max_connections: workers.saturating_add(OTHER_CONNECTIONS),
-        on_command: Some(Arc::new(move |name, _| commands.with_label_values(&[name]).inc())),
+        on_command: Some(Arc::new(move |name, _| commands.of(MongoCommand::of(name)).inc())),
+        on_answer: Some(Arc::new(move |name, took, worked| {
+            answers.of((MongoCommand::of(name), Worked::of(worked))).observe(took.as_secs_f64());
+        })),
     })
     .await?;
     let client = HttpClient::new(config.extra_ca.clone(), config.request_timeout)?;
     let integrations = integrations(&config, &client, &metrics);
-    let authenticator = config.access.auth.clone().map(|auth| Authenticator::new(auth, &client));
+    let authenticator =
+        config.access.auth.clone().map(|auth| Authenticator::new(auth, &client, &metrics));
     let guard = Guard::new(
         authenticator.clone(),
         ApiLimits {
@@ -114,6 +118,7 @@ pub async fn run(
     tokio::spawn(hub.clone().run(store.clone(), shutdown.clone()));
     let api = Api {
         store: store.clone(),
+        metrics: Arc::clone(&metrics),
         hub,
         // The handler's own limits come first, and say more.
         timeout: RequestTimeout(config.request_timeout + config.request_timeout / 10),

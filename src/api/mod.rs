@@ -12,6 +12,7 @@ mod guard;
 mod health;
 mod hub;
 mod list;
+mod measure;
 pub mod openapi;
 mod plan;
 mod problem;
@@ -32,6 +33,7 @@ pub use serve::{Patience, serve};
 pub use telemetry::Telemetry;
 pub use upstreams::{CheckAnswer, CheckRequest, Upstreams};
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -43,6 +45,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::problem::Problem;
+use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::tenant::{Controls, PerStep, UpstreamHealth};
 
@@ -53,6 +56,7 @@ pub const MAX_BODY: usize = 64 << 10;
 #[derive(Clone, FromRef)]
 pub struct Api {
     pub store: Store,
+    pub metrics: Arc<Metrics>,
     /// Tells what becomes of tenants.
     pub hub: Hub,
     /// The longest that a request may take.
@@ -121,6 +125,7 @@ impl Api {
             Some(cross_origin) => router.layer(cross_origin),
             None => router,
         }
+        .layer(middleware::from_fn_with_state(Arc::clone(&self.metrics), measure::measure))
         .layer(middleware::from_fn(envelope::wrap))
         .with_state(self)
     }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::auth::{Principal, Role};
+use crate::metrics::Refusal;
 use crate::store::StoreError;
 
 /// One error. Titles are fixed per kind; the detail says what happened this time and what to do.
@@ -34,6 +35,16 @@ pub struct Problem {
     /// RFC 9110, section 12.5.3: tells a refused coding from a refused media type.
     #[serde(skip)]
     accepts_no_coding: bool,
+    /// What the metrics count it as.
+    #[serde(skip)]
+    pub(super) counts_as: Option<CountsAs>,
+}
+
+/// What the metrics count apart from other answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CountsAs {
+    Refused(Refusal),
+    Panic,
 }
 
 /// RFC 6750, section 3.
@@ -71,7 +82,13 @@ impl Problem {
             retry_after: None,
             challenge: None,
             accepts_no_coding: false,
+            counts_as: None,
         }
+    }
+
+    fn refused(mut self, refusal: Refusal) -> Self {
+        self.counts_as = Some(CountsAs::Refused(refusal));
+        self
     }
 
     pub fn status(&self) -> StatusCode {
@@ -250,13 +267,13 @@ impl Problem {
         let detail = "send an access token of a trusted issuer, as Authorization: Bearer …";
         let mut problem = Self::new(StatusCode::UNAUTHORIZED, "Not authenticated", detail);
         problem.challenge = Some(Challenge::NoToken);
-        problem
+        problem.refused(Refusal::Token)
     }
 
     pub fn bad_token(why: &str) -> Self {
         let mut problem = Self::new(StatusCode::UNAUTHORIZED, "Token not accepted", why);
         problem.challenge = Some(Challenge::BadToken);
-        problem
+        problem.refused(Refusal::Token)
     }
 
     pub fn lacks_role(needed: Role, principal: &Principal) -> Self {
@@ -273,7 +290,7 @@ impl Problem {
         };
         let mut problem = Self::new(StatusCode::FORBIDDEN, "Role missing", detail);
         problem.challenge = Some(Challenge::LacksRole);
-        problem
+        problem.refused(Refusal::Role)
     }
 
     /// The issuer's keys cannot be had.
@@ -287,7 +304,7 @@ impl Problem {
         let detail = "this client sends too many requests; see Retry-After";
         let mut problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "Too many requests", detail);
         problem.retry_after = Some(retry_in.max(SECOND));
-        problem
+        problem.refused(Refusal::Rate)
     }
 
     /// Others are being answered already, as many as can be.
@@ -295,7 +312,7 @@ impl Problem {
         let mut problem =
             Self::unavailable("too many requests are being answered at once; nothing was done");
         problem.retry_after = Some(SECOND);
-        problem
+        problem.refused(Refusal::Overload)
     }
 
     pub fn long_address(limit: usize) -> Self {
@@ -384,5 +401,7 @@ pub async fn unknown_method(method: Method, uri: Uri) -> Problem {
 /// Axum's catcher of panics wants a whole response.
 pub fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
     tracing::error!("a request handler panicked");
-    Problem::internal().into_response()
+    let mut problem = Problem::internal();
+    problem.counts_as = Some(CountsAs::Panic);
+    problem.into_response()
 }

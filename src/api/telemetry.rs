@@ -5,16 +5,16 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::Mutex;
 
 use super::{envelope, health, problem};
-use crate::metrics::Metrics;
+use crate::metrics::{Format, Metrics, ReadyStatus};
 use crate::store::{Census, Counting, Store, StoreError};
-use crate::tenant::{Phase, StepKind, StepState};
+use crate::tenant::{Phase, Reason, StepKind, StepState};
 
 /// The census reads every document, so it is taken at most this often, and only if the metrics are read.
 const CENSUS_AGE: Duration = Duration::from_secs(60);
@@ -83,19 +83,30 @@ impl Telemetry {
     fn show(&self, census: &Census) {
         let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         for (phase, count) in Phase::ALL.into_iter().zip(census.phases) {
-            self.metrics.tenants.with_label_values(&[phase.name()]).set(gauge(count));
+            self.metrics.tenants.of(phase).set(gauge(count));
         }
+        for reason in Reason::ALL.iter().copied() {
+            for (ready, status) in [(true, ReadyStatus::True), (false, ReadyStatus::False)] {
+                let count = census.ready.get(&(ready, reason.name())).copied().unwrap_or_default();
+                self.metrics.tenants_by_ready.of((status, reason)).set(gauge(count));
+            }
+        }
+        self.metrics.tenants_failing_long.set(gauge(census.failing_long));
+        self.metrics.tenants_due.set(gauge(census.due));
+        self.metrics.oldest_due_age_seconds.set(census.oldest_due.as_secs_f64());
         for step in StepKind::ALL {
             for (state, count) in StepState::ALL.into_iter().zip(census.steps[step]) {
-                let labels = [step.name(), state.name()];
-                self.metrics.steps.with_label_values(&labels).set(gauge(count));
+                self.metrics.steps.of((step, state)).set(gauge(count));
             }
         }
     }
 }
 
-async fn scrape(State(telemetry): State<Telemetry>) -> Response {
+async fn scrape(State(telemetry): State<Telemetry>, headers: HeaderMap) -> Response {
     telemetry.refresh_census().await;
-    let text = telemetry.metrics.render();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+    telemetry.metrics.mongodb_up.set(i64::from(telemetry.store.is_up()));
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = Format::of(accept);
+    let text = telemetry.metrics.render_as(format);
+    ([(header::CONTENT_TYPE, format.content_type())], text).into_response()
 }

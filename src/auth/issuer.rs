@@ -105,7 +105,7 @@ mod tests {
         let without_slash = document(issuer.trim_end_matches('/'), "https://id.acme.test/jwks/");
         assert!(without_slash.unwrap_err().contains("calls itself"));
         assert!(document(issuer, "http://id.acme.test/jwks/").unwrap_err().contains("https"));
-        assert!(config.read_discovery(b"<html>").unwrap_err().contains("no sense"));
+        assert!(config.read_discovery(b"<html>").unwrap_err().contains("cannot be read"));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use url::Url;
 use super::issuer::IssuerConfig;
 use super::verify::algorithm;
 use crate::integration::{HttpClient, page};
+use crate::metrics::{Counters, Worked};
 
 /// Unless a test is in a hurry.
 pub const KEY_REFRESH: Duration = Duration::from_secs(60);
@@ -227,6 +228,7 @@ pub struct Keys {
     issuer: Arc<IssuerConfig>,
     http: HttpClient,
     refresh: Duration,
+    refreshes: Counters<Worked>,
     state: Arc<Mutex<State>>,
 }
 
@@ -253,8 +255,13 @@ struct Jwks {
 }
 
 impl Keys {
-    pub fn new(issuer: IssuerConfig, http: HttpClient, refresh: Duration) -> Self {
-        Self { issuer: Arc::new(issuer), http, refresh, state: Arc::default() }
+    pub fn new(
+        issuer: IssuerConfig,
+        http: HttpClient,
+        refresh: Duration,
+        refreshes: Counters<Worked>,
+    ) -> Self {
+        Self { issuer: Arc::new(issuer), http, refresh, refreshes, state: Arc::default() }
     }
 
     /// Fetches the keys unless they are there.
@@ -319,10 +326,11 @@ impl Keys {
         }
         let (issuer, http, shared) =
             (Arc::clone(&self.issuer), self.http.clone(), Arc::clone(&self.state));
-        let discovered = state.discovered.clone();
+        let (discovered, refreshes) = (state.discovered.clone(), self.refreshes.clone());
         // Whoever waits may give up; the others, and those who come later, must not.
         let fetching = tokio::spawn(async move {
             let fetched = request(&issuer, &http, discovered).await;
+            refreshes.of(Worked::of(fetched.is_ok())).inc();
             lock(&shared).learn(&issuer, fetched)
         });
         let fetch = fetching.map(|ended| match ended {

@@ -22,6 +22,7 @@ use futures_util::future::join_all;
 
 use self::keys::{Keys, Missing};
 use crate::integration::HttpClient;
+use crate::metrics::{Counters, Metrics, Worked};
 
 /// Whom the API trusts, and what it makes of what they say.
 #[derive(Debug, Clone)]
@@ -57,6 +58,7 @@ pub struct Authenticator {
     roles: Arc<RoleMapping>,
     http: HttpClient,
     key_refresh: Duration,
+    refreshes: Counters<Worked>,
 }
 
 #[derive(Clone)]
@@ -69,10 +71,11 @@ struct Trusted {
 const MAX_TOKEN: usize = 16 << 10;
 
 impl Authenticator {
-    pub fn new(config: AuthConfig, http: &HttpClient) -> Self {
+    pub fn new(config: AuthConfig, http: &HttpClient, metrics: &Metrics) -> Self {
         let AuthConfig { issuers, roles, key_refresh } = config;
         let (issuers_of_nobody, roles, http) = (Arc::default(), Arc::new(roles), http.clone());
-        let authenticator = Self { issuers: issuers_of_nobody, roles, http, key_refresh };
+        let refreshes = metrics.jwks_refreshes.clone();
+        let authenticator = Self { issuers: issuers_of_nobody, roles, http, key_refresh, refreshes };
         authenticator.trust(issuers);
         authenticator
     }
@@ -83,7 +86,12 @@ impl Authenticator {
         let issuers = issuers.into_iter().map(|config| {
             let known = before.iter().find(|trusted| trusted.config == config);
             known.cloned().unwrap_or_else(|| {
-                let keys = Keys::new(config.clone(), self.http.clone(), self.key_refresh);
+                let keys = Keys::new(
+                    config.clone(),
+                    self.http.clone(),
+                    self.key_refresh,
+                    self.refreshes.clone(),
+                );
                 Trusted { config, keys: Arc::new(keys) }
             })
         });

@@ -13,9 +13,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::relist::Gaps;
-use crate::metrics::Metrics;
-use crate::store::{Change, Gone, ResumeToken, Store, Urgency, Watch, WatchError};
-use crate::tenant::TenantId;
+use crate::metrics::{Metrics, WatchEnd};
+use crate::store::{Change, Gone, ResumeToken, Store, Watch, WatchError};
+use crate::tenant::{TenantId, Urgency};
 
 /// Says that a tenant may need work, or, without one, that any may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ enum End {
     /// The same, but it took too long to get further.
     Slow(Option<ResumeToken>),
     StartOver {
-        cause: &'static str,
+        cause: WatchEnd,
     },
     Shutdown,
 }
@@ -83,7 +83,7 @@ impl Feed {
                 End::Shutdown => return,
                 End::Resume(token) => {
                     resume = token;
-                    "interrupted"
+                    WatchEnd::Interrupted
                 }
                 End::Slow(token) => {
                     lost.vain += 1;
@@ -93,14 +93,14 @@ impl Feed {
                         tracing::warn!("giving up to go on from where the change stream was");
                         lost.events = true;
                     }
-                    "slow"
+                    WatchEnd::Slow
                 }
                 End::StartOver { cause } => {
                     lost = Lost { collection: true, events: true, vain: 0 };
                     cause
                 }
             };
-            self.metrics.watch_restarts.with_label_values(&[cause]).inc();
+            self.metrics.watch_restarts.of(cause).inc();
             if opened.elapsed() >= HEALTHY_AFTER {
                 delay = FIRST_DELAY;
             }
@@ -160,6 +160,7 @@ impl Feed {
                 Ok(changes) => changes,
                 Err(error) => return ended(error, watch.token()),
             };
+            self.metrics.watch_events.inc_by(changes.len() as u64);
             for change in changes {
                 match change {
                     Change::Tenant { id, urgency, at } => {
@@ -175,7 +176,7 @@ impl Feed {
                     Change::Gone(gone) => drop(self.gone.try_send(gone)),
                     Change::Gap => {
                         tracing::warn!("the collection was dropped or renamed");
-                        return End::StartOver { cause: "collection_gone" };
+                        return End::StartOver { cause: WatchEnd::CollectionGone };
                     }
                 }
             }
@@ -200,7 +201,7 @@ fn ended(error: WatchError, token: Option<ResumeToken>) -> End {
         }
         WatchError::Unresumable(error) => {
             tracing::warn!(%error, "the change stream cannot be resumed; asking the database instead");
-            End::StartOver { cause: "history_lost" }
+            End::StartOver { cause: WatchEnd::HistoryLost }
         }
     }
 }

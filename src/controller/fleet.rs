@@ -181,7 +181,7 @@ impl Member {
     fn tell(&self, lacked: &[StepKind], before: &[StepKind]) {
         for step in StepKind::ALL {
             let lacks = lacked.contains(&step);
-            let gauge = self.metrics.upstream_not_configured.with_label_values(&[step.name()]);
+            let gauge = self.metrics.upstream_not_configured.of(step);
             gauge.set(i64::from(lacks));
             if lacks && !before.contains(&step) {
                 tracing::error!(upstream = %step, "{}", lacking(step));

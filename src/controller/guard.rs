@@ -220,10 +220,13 @@ impl Guards {
 
     fn learn(&self, controls: Controls) {
         for step in StepKind::ALL {
-            let label = [step.name()];
-            self.metrics.stopped.with_label_values(&label).set(i64::from(controls.is_stopped(step)));
+            self.metrics.stopped.of(step).set(i64::from(controls.is_stopped(step)));
             let tripped = controls.guards[step].is_tripped();
-            self.metrics.guard_tripped.with_label_values(&label).set(i64::from(tripped));
+            self.metrics.guard_tripped.of(step).set(i64::from(tripped));
+            // Of whichever process swept.
+            if let Some(at) = controls.sweeps[step].as_ref().and_then(|swept| swept.compared_at) {
+                self.metrics.sweep_last_success.of(step).set(at.as_duration().as_secs_f64());
+            }
         }
         let mut owed = Vec::new();
         if !*self.known.borrow() {
@@ -343,7 +346,7 @@ impl RepairGuard for Guards {
                 }
             };
             if !may {
-                self.metrics.repairs_refused.with_label_values(&[step.name()]).inc();
+                self.metrics.repairs_refused.of(step).inc();
             }
             may
         }

@@ -43,9 +43,9 @@ use self::relist::{Gaps, Relister};
 use self::sweep::Sweeper;
 use self::vanished::Vanished;
 use crate::integration::{Integrations, Permission};
-use crate::metrics::Metrics;
-use crate::store::{DueScan, Holder, Journal, Store, StoreError, Urgency};
-use crate::tenant::{Controls, GuardPolicy, Policy, TenantId};
+use crate::metrics::{Metrics, PanicPlace};
+use crate::store::{DueScan, Holder, Journal, Store, StoreError};
+use crate::tenant::{Controls, GuardPolicy, Policy, TenantId, Urgency};
 
 /// How the loop runs.
 #[derive(Debug, Clone)]
@@ -322,13 +322,18 @@ impl Dispatcher {
         }
         self.paused_until = None;
         while self.running.len() < self.settings.workers
-            && let Some(id) = self.queue.pop(now)
+            && let Some((id, urgency, waited)) = self.queue.pop(now)
         {
-            let reconciler = Arc::clone(&self.reconciler);
+            self.metrics.queue_wait_seconds.of(urgency).observe(waited.as_secs_f64());
+            let (reconciler, metrics) = (Arc::clone(&self.reconciler), Arc::clone(&self.metrics));
             self.running.spawn(async move {
                 // A bug that only one tenant meets must not be tried at full speed, nor stop others.
                 let reconcile = AssertUnwindSafe(reconciler.reconcile(id)).catch_unwind();
-                (id, reconcile.await.unwrap_or(Verdict::Refused))
+                let verdict = reconcile.await.unwrap_or_else(|_| {
+                    metrics.panics.of(PanicPlace::Reconcile).inc();
+                    Verdict::Refused
+                });
+                (id, verdict)
             });
         }
         self.metrics.workers_busy.set(i64::try_from(self.running.len()).unwrap_or(i64::MAX));
@@ -435,11 +440,10 @@ impl Dispatcher {
         let now = Instant::now();
         for urgency in Urgency::ALL {
             let (depth, oldest) = self.queue.waiting(urgency, now);
-            let label = [urgency.name()];
             let depth = i64::try_from(depth).unwrap_or(i64::MAX);
-            self.metrics.queue_depth.with_label_values(&label).set(depth);
+            self.metrics.queue_depth.of(urgency).set(depth);
             let oldest = oldest.as_secs_f64();
-            self.metrics.queue_oldest_seconds.with_label_values(&label).set(oldest);
+            self.metrics.queue_oldest_seconds.of(urgency).set(oldest);
         }
     }
 }

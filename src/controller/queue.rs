@@ -11,8 +11,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use crate::store::Urgency;
-use crate::tenant::TenantId;
+use crate::tenant::{TenantId, Urgency};
 
 /// See the module.
 #[derive(Debug)]
@@ -131,8 +130,9 @@ impl Queue {
         self.places.insert(id, Place::Delayed(key));
     }
 
-    /// Hands out the next tenant. It stays out until [`Queue::finish`].
-    pub fn pop(&mut self, now: Instant) -> Option<TenantId> {
+    /// Hands out the next tenant, and tells how urgent it was and how long it waited. It stays out until
+    /// [`Queue::finish`].
+    pub fn pop(&mut self, now: Instant) -> Option<(TenantId, Urgency, Duration)> {
         while let Some(entry) = self.delayed.first_entry()
             && entry.key().0 <= now
         {
@@ -141,9 +141,9 @@ impl Queue {
             self.ready.insert(key, Waiting { id, since: at });
             self.places.insert(id, Place::Ready(key));
         }
-        let (_, Waiting { id, .. }) = self.ready.pop_first()?;
+        let ((urgency, _), Waiting { id, since }) = self.ready.pop_first()?;
         self.places.insert(id, Place::Running { again: None });
-        Some(id)
+        Some((id, urgency, now.saturating_duration_since(since)))
     }
 
     /// Ends the work on a tenant; queues it again if something arrived for it meanwhile.
@@ -223,7 +223,7 @@ mod tests {
     }
 
     fn drain(queue: &mut Queue, now: Instant) -> Vec<TenantId> {
-        std::iter::from_fn(|| queue.pop(now)).collect()
+        std::iter::from_fn(|| queue.pop(now).map(|(id, ..)| id)).collect()
     }
 
     #[test]
@@ -256,13 +256,13 @@ mod tests {
         let now = Instant::now();
         let mut queue = Queue::new(10);
         queue.push(id(1), Urgency::New, now);
-        assert_eq!(queue.pop(now), Some(id(1)));
+        assert_eq!(queue.pop(now).map(|(id, ..)| id), Some(id(1)));
         queue.push(id(1), Urgency::Resync, now);
         queue.push(id(1), Urgency::Requested, now);
         assert_eq!(queue.pop(now), None);
         queue.finish(id(1), now);
         assert_eq!(queue.waiting(Urgency::Requested, now).0, 1);
-        assert_eq!(queue.pop(now), Some(id(1)));
+        assert_eq!(queue.pop(now).map(|(id, ..)| id), Some(id(1)));
         queue.finish(id(1), now);
         assert_eq!(queue.pop(now), None);
     }

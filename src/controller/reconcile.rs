@@ -12,11 +12,13 @@ use super::report::Report;
 use super::steps::Steps;
 use crate::failpoint;
 use crate::integration::Integrations;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ReconcileEnd};
 use crate::store::{
-    Claim, ClaimAnswer, Commit, Holder, InvalidDocument, Journal, Plans, Store, StoreError, Urgency,
+    Claim, ClaimAnswer, Commit, Holder, InvalidDocument, Journal, Plans, Store, StoreError,
 };
-use crate::tenant::{Basis, Fleet, Jitter, Policy, Status, StepKind, Tenant, TenantId, transition};
+use crate::tenant::{
+    Basis, Fleet, Jitter, Policy, Status, StepKind, Tenant, TenantId, Urgency, transition,
+};
 
 /// What reconciling needs; shared by all workers.
 pub struct Reconciler {
@@ -61,21 +63,22 @@ impl Reconciler {
         // A process takes no tenants before it has read the fleet.
         let Some(fleet) = self.guards.fleet() else { return Verdict::Unavailable };
         let answer = self.store.claim(id, &self.holder, self.lease_ttl, self.policy.terminal()).await;
-        let (result, verdict) = match answer {
+        let (end, verdict) = match answer {
             Ok(ClaimAnswer::Claimed(claim)) => {
                 failpoint::reach(failpoint::CLAIMED);
+                self.metrics.leases_taken_over.inc_by(u64::from(claim.tenant.interrupted));
                 let ended = self.work(&claim, &fleet, started).await;
                 self.metrics.reconcile_seconds.observe(started.elapsed().as_secs_f64());
                 ended
             }
-            Ok(ClaimAnswer::NotDue) => ("not_due", Verdict::Done),
+            Ok(ClaimAnswer::NotDue) => (ReconcileEnd::NotDue, Verdict::Done),
             Ok(ClaimAnswer::Invalid(invalid)) => {
                 self.report(&invalid);
-                ("invalid", Verdict::Done)
+                (ReconcileEnd::Invalid, Verdict::Done)
             }
             Err(error) => self.store_failed(id, &error),
         };
-        self.metrics.reconciles.with_label_values(&[result]).inc();
+        self.metrics.reconciles.of(end).inc();
         verdict
     }
 
@@ -90,7 +93,7 @@ impl Reconciler {
         }
     }
 
-    async fn work(&self, claim: &Claim, fleet: &Fleet, started: Instant) -> (&'static str, Verdict) {
+    async fn work(&self, claim: &Claim, fleet: &Fleet, started: Instant) -> (ReconcileEnd, Verdict) {
         let (integrations, guards) = (&self.integrations, &self.guards);
         let adopt = self.adopt_unmarked;
         let mut steps =
@@ -108,7 +111,7 @@ impl Reconciler {
         steps: &mut Steps<'_>,
         report: &mut Report<'_>,
         started: Instant,
-    ) -> (&'static str, Verdict) {
+    ) -> (ReconcileEnd, Verdict) {
         // Our own, cautious idea of how long the lease lasts: counted from before it was asked for.
         let mut held_until = started + self.lease_ttl;
         let renewal = self.lease_ttl / 3;
@@ -160,7 +163,7 @@ impl Reconciler {
         claim: &Claim,
         steps: &Steps<'_>,
         report: &mut Report<'_>,
-    ) -> (&'static str, Verdict) {
+    ) -> (ReconcileEnd, Verdict) {
         let plans = self.plans(claim, steps);
         let given_up = if steps.runs().is_empty() {
             self.store.release(claim).await
@@ -171,7 +174,7 @@ impl Reconciler {
             Ok(Commit::Done { superseded, .. }) => {
                 report.tell(plans.written(superseded), steps.take_acts());
                 self.wake(claim, steps).await;
-                ("abandoned", Verdict::Done)
+                (ReconcileEnd::Abandoned, Verdict::Done)
             }
             Ok(Commit::Fenced) => self.fenced(claim),
             Err(error) => self.store_failed(claim.tenant.id, &error),
@@ -212,7 +215,7 @@ impl Reconciler {
         steps: &Steps<'_>,
         report: &mut Report<'_>,
         held_until: Instant,
-    ) -> (&'static str, Verdict) {
+    ) -> (ReconcileEnd, Verdict) {
         let plans = self.plans(claim, steps);
         if nothing_left(claim, &plans.current.status) {
             report.tell_acts(steps.take_acts());
@@ -226,8 +229,8 @@ impl Reconciler {
             failpoint::reach(failpoint::REMOVING);
             match self.store.remove(claim).await {
                 Ok(Commit::Done { .. }) => {
-                    tracing::info!(slug = %claim.tenant.slug, "tenant is gone");
-                    return ("removed", Verdict::Done);
+                    report.gone();
+                    return (ReconcileEnd::Removed, Verdict::Done);
                 }
                 // It was taken back, which the commit finds out, or it is gone already.
                 Ok(Commit::Fenced) => {}
@@ -242,15 +245,15 @@ impl Reconciler {
                 report.tell_asked();
                 report.tell(plans.written(superseded), steps.take_acts());
                 if self.wake(claim, steps).await || interrupted {
-                    return ("interrupted", Verdict::Again);
+                    return (ReconcileEnd::Interrupted, Verdict::Again);
                 }
                 let wait =
                     next.and_then(|next| Duration::try_from(next.duration_since(claim.now())).ok());
                 let wait = wait.unwrap_or_default();
                 if steps.runs().iter().any(|run| run.outcome.is_failure()) {
-                    ("error", Verdict::DueIn { wait, urgency: Urgency::Retry })
+                    (ReconcileEnd::Error, Verdict::DueIn { wait, urgency: Urgency::Retry })
                 } else {
-                    ("ok", Verdict::DueIn { wait, urgency: Urgency::Resync })
+                    (ReconcileEnd::Ok, Verdict::DueIn { wait, urgency: Urgency::Resync })
                 }
             }
         }
@@ -283,22 +286,22 @@ impl Reconciler {
         }
     }
 
-    fn fenced(&self, claim: &Claim) -> (&'static str, Verdict) {
+    fn fenced(&self, claim: &Claim) -> (ReconcileEnd, Verdict) {
         self.metrics.claims_lost.inc();
         tracing::warn!(
             slug = %claim.tenant.slug,
             "the lease went to somebody else, or the document is gone; dropping this outcome"
         );
-        ("fenced", Verdict::Done)
+        (ReconcileEnd::Fenced, Verdict::Done)
     }
 
-    fn store_failed(&self, id: TenantId, error: &StoreError) -> (&'static str, Verdict) {
+    fn store_failed(&self, id: TenantId, error: &StoreError) -> (ReconcileEnd, Verdict) {
         if error.is_unavailable() {
             tracing::debug!(%id, %error, "cannot reconcile while MongoDB is away");
-            ("unavailable", Verdict::Unavailable)
+            (ReconcileEnd::Unavailable, Verdict::Unavailable)
         } else {
             tracing::error!(%id, %error, "cannot reconcile this tenant");
-            ("refused", Verdict::Refused)
+            (ReconcileEnd::Refused, Verdict::Refused)
         }
     }
 }

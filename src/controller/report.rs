@@ -7,7 +7,7 @@ use super::history;
 use crate::metrics::Metrics;
 use crate::store::{Claim, Journal};
 use crate::tenant::{
-    Act, Phase, Reason, Status, StepKind, StepState, StepStatus, Transition, starts_afresh,
+    Act, ActKind, Phase, Reason, Status, StepKind, StepState, StepStatus, Transition, starts_afresh,
 };
 
 /// See the module.
@@ -52,6 +52,7 @@ impl<'a> Report<'a> {
             self.metrics.time_to_active_seconds.observe(age);
             tracing::info!(slug = %tenant.slug, after_seconds = age, "tenant is active");
         }
+        self.measure_edit(recorded);
         self.told = recorded.clone();
     }
 
@@ -59,15 +60,52 @@ impl<'a> Report<'a> {
     pub fn tell_acts(&self, acts: Vec<(StepKind, Act)>) {
         let slug = &self.claim.tenant.slug;
         for (step, act) in &acts {
-            let name = act.deed.name();
-            self.metrics.acts.with_label_values(&[step.name(), name]).inc();
+            let kind = act.deed.act();
+            self.metrics.acts.of((*step, kind)).inc();
+            self.measure_drift(*step, kind);
             if act.deed.is_alarming() {
-                tracing::warn!(%slug, upstream = %step, act = name, "{act}");
+                tracing::warn!(%slug, upstream = %step, act = kind.name(), "{act}");
             } else {
-                tracing::info!(%slug, upstream = %step, act = name, "{act}");
+                tracing::info!(%slug, upstream = %step, act = kind.name(), "{act}");
             }
         }
         history::of_acts(&acts).into_iter().for_each(|event| self.note(event));
+    }
+
+    /// Tells that the tenant is gone, as was asked.
+    pub fn gone(&self) {
+        let tenant = &self.claim.tenant;
+        let asked = tenant.deletion_requested_at;
+        let age = asked.map(|at| self.claim.now().duration_since(at).as_secs_f64().max(0.0));
+        if let Some(age) = age {
+            self.metrics.time_to_delete_seconds.observe(age);
+        }
+        tracing::info!(slug = %tenant.slug, after_seconds = age, "tenant is gone");
+    }
+
+    /// An edit of a tenant that was reconciled before has arrived everywhere.
+    fn measure_edit(&self, recorded: &Status) {
+        let tenant = &self.claim.tenant;
+        let is_ready = recorded.ready.as_ref().is_some_and(|ready| ready.ready);
+        let arrived = self.told.observed_generation != recorded.observed_generation
+            && recorded.observed_generation == Some(tenant.generation);
+        // Only the API says when it edited.
+        if let (true, true, Some(_), Some(at)) =
+            (is_ready, arrived, self.told.observed_generation, tenant.updated_at)
+        {
+            let took = self.claim.now().duration_since(at).as_secs_f64().max(0.0);
+            self.metrics.time_to_ready_seconds.observe(took);
+        }
+    }
+
+    /// A resource that was as it should be is not any more.
+    fn measure_drift(&self, step: StepKind, kind: ActKind) {
+        let before = &self.claim.tenant.status.steps[step];
+        let is_drift = matches!(kind, ActKind::Repaired | ActKind::Recreated);
+        if let (true, StepState::Ok, Some(at)) = (is_drift, before.state, before.last_attempt_at) {
+            let age = self.claim.now().duration_since(at).as_secs_f64().max(0.0);
+            self.metrics.drift_age_seconds.of(step).observe(age);
+        }
     }
 
     fn tell_step(&self, step: StepKind, old: &StepStatus, new: &StepStatus) {
@@ -78,7 +116,7 @@ impl<'a> Report<'a> {
             && let (Some(at), Some(next)) = (new.last_attempt_at, new.next_attempt_at)
         {
             let delay = next.duration_since(at).as_secs_f64();
-            self.metrics.backoff_seconds.with_label_values(&[step.name()]).observe(delay);
+            self.metrics.backoff_seconds.of(step).observe(delay);
         }
         let asked_anew = tried && starts_afresh(&self.claim.tenant, step);
         if (old.state, old.reason) == (new.state, new.reason) && !asked_anew {

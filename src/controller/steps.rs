@@ -12,11 +12,11 @@ use tokio::task::JoinSet;
 
 use super::guard::Guards;
 use crate::integration::{Deeds, Integrations, Mode, Target};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, StepEnd};
 use crate::store::Claim;
 use crate::tenant::{
     Act, Failure, FailureKind, Fleet, Jitter, Outcome, PerStep, Policy, Reason, StepKind, StepRun,
-    StepState, due_steps, steps_to_observe,
+    due_steps, steps_to_observe,
 };
 
 /// Repetitions in one reconcile. What is still free then is left to the next one.
@@ -193,19 +193,19 @@ impl<'a> Steps<'a> {
     }
 
     fn ended(&mut self, step: StepKind, outcome: Outcome, took: Duration) {
-        let label = match &outcome {
-            Outcome::Ok { .. } => StepState::Ok.name(),
-            Outcome::Skipped(_) | Outcome::Released { .. } => StepState::Skipped.name(),
-            Outcome::Held { .. } | Outcome::Lacking => "held",
-            Outcome::Observed(_) => "observed",
-            Outcome::Failed(_) if !outcome.is_failure() => "paced",
-            Outcome::Adopting { .. } => "adopting",
+        let end = match &outcome {
+            Outcome::Ok { .. } => StepEnd::Ok,
+            Outcome::Skipped(_) | Outcome::Released { .. } => StepEnd::Skipped,
+            Outcome::Held { .. } | Outcome::Lacking => StepEnd::Held,
+            Outcome::Observed(_) => StepEnd::Observed,
+            Outcome::Failed(_) if !outcome.is_failure() => StepEnd::Paced,
+            Outcome::Adopting { .. } => StepEnd::Adopting,
             Outcome::Failed(failure) => {
-                self.metrics.step_errors.with_label_values(&[step.name(), failure.reason.name()]).inc();
-                StepState::Error.name()
+                self.metrics.step_errors.of((step, failure.reason)).inc();
+                StepEnd::Error
             }
         };
-        self.metrics.step_seconds.with_label_values(&[step.name(), label]).observe(took.as_secs_f64());
+        self.metrics.step_seconds.of((step, end)).observe(took.as_secs_f64());
         let jitter = Jitter::new(rand::random());
         self.runs.push(StepRun { step, outcome, at: self.claim.now(), jitter });
     }

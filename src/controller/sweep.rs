@@ -27,7 +27,7 @@ use super::feed::Hint;
 use super::guard::{Guards, PACE, WITHIN};
 use crate::failpoint;
 use crate::integration::Integrations;
-use crate::metrics::Metrics;
+use crate::metrics::{Differing, Metrics};
 use crate::store::{
     BATCH, Gone, Holder, Journal, MOST_ORPHANS, Store, StoreError, SweptTenant, UnknownResource,
 };
@@ -69,7 +69,7 @@ struct Findings {
     seen: u64,
     size: u64,
     /// Tenants and their slugs by what differs.
-    drifted: BTreeMap<String, Vec<(TenantId, String)>>,
+    drifted: BTreeMap<Vec<Differing>, Vec<(TenantId, String)>>,
     /// Tenants of which other resources than those recorded are newly seen: these are looked for.
     twins: BTreeSet<TenantId>,
     /// Of tenants where that has changed, all other resources with their marks.
@@ -110,8 +110,6 @@ struct Listed {
     /// Of those the ones that are marked as another fleet's.
     foreign: u64,
 }
-
-const MISSING: &str = "missing or unmarked";
 
 impl Sweeper {
     /// Runs until `shutdown`.
@@ -163,7 +161,7 @@ impl Sweeper {
 
     /// Tells of resources that are marked as another fleet's, where there are others than `before`.
     fn tell_foreign(&self, step: StepKind, foreign: u64, before: u64) {
-        let gauge = self.metrics.foreign_marks.with_label_values(&[step.name()]);
+        let gauge = self.metrics.foreign_marks.of(step);
         gauge.set(i64::try_from(foreign).unwrap_or(i64::MAX));
         if foreign > 0 && foreign != before {
             tracing::error!(
@@ -202,7 +200,7 @@ impl Sweeper {
                     }),
                     None => SweepEnd::Failed,
                 };
-                self.metrics.sweeps.with_label_values(&[step.name(), end.name()]).inc();
+                self.metrics.sweeps.of((step, end)).inc();
                 ended.push((step, end, seen));
             }
             if let Err(error) = self.store.record_sweeps(&ended).await {
@@ -274,8 +272,7 @@ impl Sweeper {
             // It may have shifted while it was read.
             listed = self.list(step, expected, &mut comparison).await;
         }
-        let label = [step.name()];
-        self.metrics.sweep_seconds.with_label_values(&label).observe(started.elapsed().as_secs_f64());
+        self.metrics.sweep_seconds.of(step).observe(started.elapsed().as_secs_f64());
         let Some(Listed { seen, foreign }) = listed else { return false };
         (findings.seen, findings.foreign) = (seen, foreign);
         findings.size += expected.size(step);
@@ -298,7 +295,7 @@ impl Sweeper {
     ) -> Option<Listed> {
         let fleet = self.guards.fleet()?.id;
         let (mut seen, mut foreign) = (0_u64, 0_u64);
-        let gauge = self.metrics.sweep_seen.with_label_values(&[step.name()]);
+        let gauge = self.metrics.sweep_seen.of(step);
         gauge.set(0);
         let listed = self
             .integrations
@@ -341,7 +338,7 @@ impl Sweeper {
             let recorded: BTreeMap<TenantId, u64> = missing.iter().copied().collect();
             for tenant in self.settled_still(recorded.keys()).await? {
                 if tenant.prints[step].map(Fingerprint::short) == recorded.get(&tenant.id).copied() {
-                    let of = findings.drifted.entry(MISSING.to_owned()).or_default();
+                    let of = findings.drifted.entry(vec![Differing::Missing]).or_default();
                     of.push((tenant.id, tenant.slug));
                 }
             }
@@ -436,11 +433,11 @@ impl Sweeper {
         let guard = self.guards.guard(step);
         if drifting > bound && !matches!(guard, Guard::Lifted { .. }) {
             for (what, tenants) in &drifted {
-                let tenants = tenants.iter().map(|(id, slug)| (*id, slug.clone(), what.clone()));
+                let tenants = tenants.iter().map(|(id, slug)| (*id, slug.clone(), in_words(what)));
                 self.store.record_drift(step, &tenants.collect::<Vec<_>>()).await?;
             }
             let what: Vec<_> =
-                drifted.iter().map(|(what, ids)| format!("{} {what}", ids.len())).collect();
+                drifted.iter().map(|(what, ids)| format!("{} {}", ids.len(), in_words(what))).collect();
             let message = format!(
                 "a sweep saw {seen} resources where {size} were expected; {drifting} tenants differ \
                  ({}), and no more than {bound} are believed to",
@@ -460,10 +457,7 @@ impl Sweeper {
         }
         if !twins.is_empty() {
             tracing::warn!(upstream = %step, tenants = twins.len(), "a sweep found second resources");
-            self.metrics
-                .drift_found
-                .with_label_values(&[step.name(), "twin"])
-                .inc_by(twins.len() as u64);
+            self.metrics.drift_found.of((step, Differing::Twin)).inc_by(twins.len() as u64);
         }
         if drifting > 0 || !twins.is_empty() || !outdated.is_empty() {
             // Other processes find them by their own scans.
@@ -477,12 +471,14 @@ impl Sweeper {
     async fn flag(
         &self,
         step: StepKind,
-        drifted: &BTreeMap<String, Vec<(TenantId, String)>>,
+        drifted: &BTreeMap<Vec<Differing>, Vec<(TenantId, String)>>,
     ) -> Result<(), StoreError> {
         for (what, tenants) in drifted {
-            tracing::info!(upstream = %step, tenants = tenants.len(), differs = %what, "a sweep found drift");
-            let found = self.metrics.drift_found.with_label_values(&[step.name(), what]);
-            found.inc_by(tenants.len() as u64);
+            for part in what {
+                self.metrics.drift_found.of((step, *part)).inc_by(tenants.len() as u64);
+            }
+            let what = in_words(what);
+            tracing::info!(upstream = %step, tenants = tenants.len(), differs = what, "a sweep found drift");
             for (id, _) in tenants {
                 let event = Event::now(EventKind::DriftFound, format!("a sweep saw: {what}"));
                 let subject = Subject::Tenant { id: *id, slug: None };
@@ -517,10 +513,7 @@ impl Sweeper {
             let told = vanished.iter().filter(|(_, slug)| slug.is_some()).count();
             self.metrics.vanished.inc_by(told as u64);
         }
-        self.metrics
-            .orphans
-            .with_label_values(&[step.name()])
-            .set(i64::try_from(found.len()).unwrap_or(i64::MAX));
+        self.metrics.orphans.of(step).set(i64::try_from(found.len()).unwrap_or(i64::MAX));
         if !found.is_empty() {
             tracing::warn!(
                 upstream = %step, orphans = found.len(),
@@ -545,7 +538,15 @@ fn note_others(findings: &mut Findings, tenant: &SweptTenant, recorded: Fingerpr
         findings.outdated.push(tenant.id);
         return;
     }
-    let parts: Vec<_> = differences.into_iter().map(Part::name).collect();
-    let of = findings.drifted.entry(parts.join("+")).or_default();
+    let parts: Vec<_> = differences.into_iter().map(Differing::from).collect();
+    let of = findings.drifted.entry(parts).or_default();
     of.push((tenant.id, tenant.slug.clone()));
+}
+
+/// In what a resource differs, for people.
+fn in_words(what: &[Differing]) -> String {
+    match what {
+        [Differing::Missing] => "missing or unmarked".to_owned(),
+        parts => parts.iter().map(|part| part.name()).collect::<Vec<_>>().join("+"),
+    }
 }

@@ -90,7 +90,7 @@ impl Vanished {
                 .collect();
             self.store.add_orphans(step, &found).await?;
             let known = self.store.count_orphans(step).await?;
-            let gauge = self.metrics.orphans.with_label_values(&[step.name()]);
+            let gauge = self.metrics.orphans.of(step);
             gauge.set(i64::try_from(known).unwrap_or(i64::MAX));
         }
         Ok(())

@@ -109,8 +109,14 @@ impl Dev {
 
 /// Adds the sample tenants that are not there yet.
 async fn seed(uri: String, database: String, operation_timeout: Duration) -> anyhow::Result<()> {
-    let options =
-        StoreOptions { uri, database, operation_timeout, max_connections: 2, on_command: None };
+    let options = StoreOptions {
+        uri,
+        database,
+        operation_timeout,
+        max_connections: 2,
+        on_command: None,
+        on_answer: None,
+    };
     let store = Store::new(options).await?;
     store.prepare().await?;
     for (slug, name, domain, storage_bytes) in SAMPLES {

@@ -24,6 +24,7 @@ use super::adopt::Owner;
 use super::converge::{Checked, DUPLICATE, Integration, Marked, Release, Released, Seen, Target, Usage};
 use super::deeds::note;
 use super::upstream::{Answer, Call, Dialect, Purpose, To, Upstream};
+use crate::metrics::Operation;
 use crate::tenant::{Before, Deed, Fate, Field, Fingerprint, FleetId, Reason, StepKind, TenantId};
 
 /// The attributes that we own. All strings: a number beyond 64 bits would make every list that holds
@@ -118,7 +119,7 @@ impl Authentik {
     /// all pages. No more than a page of the others is ever kept.
     async fn list(
         &self,
-        operation: &'static str,
+        operation: Operation,
         filter: (&str, &str),
         mut wanted: impl FnMut(&Group) -> bool,
     ) -> Result<Vec<Group>, Error> {
@@ -169,7 +170,7 @@ impl Authentik {
         // One whose name cannot be read may be it.
         let wanted =
             |group: &Group| group.name == name || group.fault.is_some() && group.name.is_empty();
-        self.list("find_group_by_name", ("name", name), wanted).await
+        self.list(Operation::FindGroupByName, ("name", name), wanted).await
     }
 
     async fn marked(&self, id: TenantId) -> Result<Vec<Group>, Error> {
@@ -179,12 +180,12 @@ impl Authentik {
             let unreadable = group.fault.is_some() && group.attributes.is_empty();
             unreadable || group.text(MARK).as_deref() == Some(&mark)
         };
-        self.list("find_group_by_mark", ("attributes", &filter), wanted).await
+        self.list(Operation::FindGroupByMark, ("attributes", &filter), wanted).await
     }
 
     async fn get(&self, pk: &str) -> Result<Option<Group>, Error> {
         let path = group_path(pk);
-        let call = Call::get("get_group", &path).query(&[("include_users", "false")]);
+        let call = Call::get(Operation::GetGroup, &path).query(&[("include_users", "false")]);
         let answer = self.upstream.read(&call).await?;
         match answer.status {
             StatusCode::OK => self.parse(&call, &answer).map(Some),
@@ -202,7 +203,7 @@ impl Authentik {
     ) -> Result<(), Error> {
         let path = group_path(&group.pk);
         let body = GroupBody { name, attributes };
-        let call = Call::new("release_group", Method::PATCH, &path).json(&body);
+        let call = Call::new(Operation::ReleaseGroup, Method::PATCH, &path).json(&body);
         let answer = self.upstream.write(&call).await?;
         match answer.status {
             StatusCode::OK => Ok(()),
@@ -226,7 +227,7 @@ impl Authentik {
     /// Removes a second group of ours that nobody is in.
     async fn remove_twin(&self, twin: &Group) -> Result<(), Error> {
         let path = group_path(&twin.pk);
-        let call = Call::new("delete_duplicate_group", Method::DELETE, &path);
+        let call = Call::new(Operation::DeleteDuplicateGroup, Method::DELETE, &path);
         let answer = self.upstream.write(&call).await?;
         match answer.status {
             StatusCode::NO_CONTENT => {
@@ -439,7 +440,7 @@ impl Integration for Authentik {
         let attributes =
             Self::our_attributes(target).map(|(key, value)| (key.to_owned(), raw_string(&value))).into();
         let body = GroupBody { name: Some(&name), attributes };
-        let call = Call::new("create_group", Method::POST, &GROUPS).json(&body);
+        let call = Call::new(Operation::CreateGroup, Method::POST, &GROUPS).json(&body);
         let answer = self.upstream.write(&call).await?;
         match answer.status {
             StatusCode::CREATED => {
@@ -494,7 +495,7 @@ impl Integration for Authentik {
             attributes.insert(key.to_owned(), raw_string(&value));
         }
         let body = GroupBody { name: (group.name != name).then_some(&*name), attributes };
-        let call = Call::new("update_group", Method::PATCH, &path).json(&body);
+        let call = Call::new(Operation::UpdateGroup, Method::PATCH, &path).json(&body);
         let answer = self.upstream.write(&call).await?;
         match answer.status {
             StatusCode::OK => self.parse(&call, &answer),
@@ -577,7 +578,7 @@ impl Integration for Authentik {
             // Seen, and not to be kept.
             false
         };
-        self.list("sweep_groups", ("ordering", "name"), not_ours).await.map(drop)
+        self.list(Operation::SweepGroups, ("ordering", "name"), not_ours).await.map(drop)
     }
 
     async fn marked_as(&self, tenants: &HashSet<TenantId>) -> Result<Vec<Marked>, Error> {
@@ -619,7 +620,7 @@ impl Integration for Authentik {
         }
         let Release::Keep(usage) = how else {
             let path = group_path(&group.pk);
-            let call = Call::new("delete_group", Method::DELETE, &path);
+            let call = Call::new(Operation::DeleteGroup, Method::DELETE, &path);
             let answer = self.upstream.write(&call).await?;
             return match answer.status {
                 StatusCode::NO_CONTENT => {
@@ -637,7 +638,7 @@ impl Integration for Authentik {
 
     async fn check(&self) -> Result<Checked, Error> {
         let query = [("include_users", "false"), ("page_size", "1")];
-        let call = Call::get("check", &GROUPS).query(&query);
+        let call = Call::get(Operation::Check, &GROUPS).query(&query);
         let answer = self.upstream.read(&call).await?;
         // What it may change shows only when it does: nothing in the API tells (observed).
         let remedy = PERMISSIONS.to_owned();

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use super::circuit::{By, Circuit, News};
 use super::{Checked, Error};
-use crate::metrics::Metrics;
+use crate::metrics::{BreakerState, Metrics};
 use crate::tenant::{Breaker, PerStep, Reason, StepKind, UpstreamHealth};
 
 /// The health of all integrations, to be shown.
@@ -78,8 +78,9 @@ pub(super) struct Leave {
 impl Gate {
     pub fn new(step: StepKind, metrics: Arc<Metrics>, board: HealthBoard) -> Self {
         board.send_modify(|board| board[step] = Some(UpstreamHealth::default()));
-        metrics.integration_healthy.with_label_values(&[step.name()]).set(1);
-        metrics.upstream_down.with_label_values(&[step.name()]).set(0);
+        metrics.integration_healthy.of(step).set(1);
+        metrics.upstream_down.of(step).set(0);
+        show_breaker(&metrics, step, Breaker::Unproven);
         let state = State {
             circuit: Circuit::new(),
             probing: false,
@@ -342,19 +343,18 @@ impl Gate {
             (News::Works, _) => tracing::info!(%upstream, "the integration works again"),
             _ => {}
         }
-        let label = [upstream.name()];
         let believed = shut.as_ref().is_some_and(|(believed, ..)| *believed);
         if shut.is_some() || working {
-            self.metrics.integration_healthy.with_label_values(&label).set(i64::from(!believed));
+            self.metrics.integration_healthy.of(upstream).set(i64::from(!believed));
             let down = shut.is_some() && !believed;
-            self.metrics.upstream_down.with_label_values(&label).set(i64::from(down));
+            self.metrics.upstream_down.of(upstream).set(i64::from(down));
         }
     }
 
     /// What a check found.
     pub(super) fn checked(&self, checked: &Checked) {
         let lacks = i64::try_from(checked.lacks.len()).unwrap_or(i64::MAX);
-        self.metrics.integration_lacks.with_label_values(&[self.step.name()]).set(lacks);
+        self.metrics.integration_lacks.of(self.step).set(lacks);
         let problem = (!checked.lacks.is_empty()).then(|| {
             let lacks = checked.lacks.join(", ");
             (Reason::Forbidden, format!("{}: our account lacks {lacks}. {}", self.step, checked.remedy))
@@ -437,6 +437,7 @@ impl Gate {
         self.board.send_if_modified(|board| {
             let before = board[self.step].clone().unwrap_or_default();
             let mut after = before.clone();
+            show_breaker(&self.metrics, self.step, self.breaker());
             after.breaker = match (before.breaker, self.breaker()) {
                 (Breaker::Open { probe_at: old }, Breaker::Open { probe_at: new })
                     if old.duration_since(new).unsigned_abs() < SAME =>
@@ -475,6 +476,14 @@ fn is_check() -> bool {
 fn parked(mut error: Error) -> Error {
     error.failure.parked = true;
     error
+}
+
+/// One of the states is 1, the others are 0.
+fn show_breaker(metrics: &Metrics, step: StepKind, breaker: Breaker) {
+    let now = BreakerState::from(breaker);
+    for state in BreakerState::ALL {
+        metrics.breaker_state.of((step, *state)).set(i64::from(*state == now));
+    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@
 //! the configuration's and which will pass is the point of it.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -30,6 +30,7 @@ use url::Url;
 
 use super::Error;
 use super::upstream::{Answer, Call, Purpose, To, Upstream};
+use crate::metrics::Operation;
 use crate::secret::Secret;
 use crate::tenant::Reason;
 
@@ -82,6 +83,8 @@ pub struct TokenSource {
     issuer: Arc<Upstream>,
     credentials: Arc<ClientCredentials>,
     state: Arc<Mutex<State>>,
+    /// Told of each request for a token whether there was one.
+    count: Arc<OnceLock<Box<dyn Fn(bool) + Send + Sync>>>,
 }
 
 #[derive(Default)]
@@ -119,7 +122,14 @@ struct Discovery {
 impl TokenSource {
     /// `issuer` sends the requests; it needs no credentials of its own.
     pub fn new(issuer: Upstream, credentials: ClientCredentials) -> Self {
-        Self { issuer: Arc::new(issuer), credentials: Arc::new(credentials), state: Arc::default() }
+        let (issuer, credentials) = (Arc::new(issuer), Arc::new(credentials));
+        Self { issuer, credentials, state: Arc::default(), count: Arc::default() }
+    }
+
+    /// Counts each request for a token from now on.
+    pub(super) fn count_with(&self, count: impl Fn(bool) + Send + Sync + 'static) {
+        // A source belongs to one upstream.
+        let _ = self.count.set(Box::new(count));
     }
 
     /// The token to use now.
@@ -260,10 +270,13 @@ impl TokenSource {
         }
         let (issuer, credentials, shared) =
             (Arc::clone(&self.issuer), Arc::clone(&self.credentials), Arc::clone(&self.state));
-        let discovered = state.discovered.clone();
+        let (discovered, count) = (state.discovered.clone(), Arc::clone(&self.count));
         let fetch = async move {
             let version = credentials.version();
             let fetched = request(&issuer, &credentials, discovered).await;
+            if let Some(count) = count.get() {
+                count(fetched.is_ok());
+            }
             let mut state = lock(&shared);
             match fetched {
                 // It says nothing about those that are there now.
@@ -351,7 +364,7 @@ async fn request(
     if let Some((user, password)) = &account {
         form.extend([("username", user.as_str()), ("password", password.expose_secret())]);
     }
-    let mut call = Call::new("get_token", Method::POST, &[]).form(&form);
+    let mut call = Call::new(Operation::GetToken, Method::POST, &[]).form(&form);
     call.to = To::Url(&endpoint);
     let asked = Instant::now();
     // A token more than needed harms nobody, so it may be asked for again.
@@ -455,7 +468,7 @@ async fn discover(issuer: &Upstream, url: &Url) -> Result<Url, Error> {
     let mut document = url.clone();
     let path = format!("{}/.well-known/openid-configuration", url.path().trim_end_matches('/'));
     document.set_path(&path);
-    let mut call = Call::get("discover_issuer", &[]);
+    let mut call = Call::get(Operation::DiscoverIssuer, &[]);
     call.to = To::Url(&document);
     let answer: Answer = issuer.read(&call).await?;
     let discovery = answer.json::<Discovery>().filter(|_| answer.status == StatusCode::OK);

@@ -30,7 +30,7 @@ use super::permission::{Permission, Permit, Refusal};
 use super::proxy::Through;
 use super::recent::Recent;
 use super::{Effect, Error};
-use crate::metrics::Metrics;
+use crate::metrics::{CallEnd, Metrics, Operation, StatusCode as Status, Worked};
 use crate::secret::Secret;
 use crate::tenant::{Failure, FailureKind, Reason, StepKind, Traffic};
 
@@ -91,7 +91,7 @@ const MOST_PAUSES: u32 = 3;
 /// A request to an upstream.
 pub struct Call<'a> {
     /// Names the request in metrics and messages: `create_group`.
-    pub operation: &'static str,
+    pub operation: Operation,
     pub method: Method,
     pub to: To<'a>,
     pub query: &'a [(&'a str, &'a str)],
@@ -116,12 +116,12 @@ pub struct Body {
 }
 
 impl<'a> Call<'a> {
-    pub fn new(operation: &'static str, method: Method, path: &'a [&'a str]) -> Self {
+    pub fn new(operation: Operation, method: Method, path: &'a [&'a str]) -> Self {
         let to = To::Path(path);
         Self { operation, method, to, query: &[], header: None, body: None, unhurried: false }
     }
 
-    pub fn get(operation: &'static str, path: &'a [&'a str]) -> Self {
+    pub fn get(operation: Operation, path: &'a [&'a str]) -> Self {
         Self::new(operation, Method::GET, path)
     }
 
@@ -237,6 +237,11 @@ impl Upstream {
         limits: Limits,
         metrics: Arc<Metrics>,
     ) -> Self {
+        if let Credentials::Tokens(tokens) = &credentials {
+            let metrics = Arc::clone(&metrics);
+            tokens
+                .count_with(move |worked| metrics.token_refreshes.of((step, Worked::of(worked))).inc());
+        }
         let (limiter, pace, gate) = (Limiter::new(limits), Pace::default(), OnceLock::new());
         let (permit, dialect, recent) = (Permit::default(), Dialect::PLAIN, Recent::default());
         Self { step, http, base, credentials, limiter, recent, pace, gate, permit, dialect, metrics }
@@ -302,7 +307,7 @@ impl Upstream {
         loop {
             let answer = match self.begin(call, Purpose::Read).await {
                 Ok(begun) if begun.status() == StatusCode::OK => {
-                    self.measure(call, begun.started, "200");
+                    self.measure(call, begun.started, status_of(&begun));
                     self.well_answered();
                     return Ok(Ok(begun));
                 }
@@ -335,7 +340,7 @@ impl Upstream {
         if is_refusal(&begun)
             && let Some(another) = tokens.after_refusal(&token).await?
         {
-            self.measure(call, begun.started, "401");
+            self.measure(call, begun.started, status_of(&begun));
             drop(begun);
             token = another;
             begun = self.send(call, purpose, Some(&token)).await?;
@@ -345,13 +350,13 @@ impl Upstream {
         }
         if is_empty_500(&begun) && purpose == Purpose::Read {
             // Two first requests of a new account at once, perhaps.
-            self.measure(call, begun.started, "500");
+            self.measure(call, begun.started, status_of(&begun));
             drop(begun);
             begun = self.send(call, purpose, Some(&token)).await?;
             if is_empty_500(&begun)
                 && let Some(error) = tokens.discard(&token)
             {
-                self.measure(call, begun.started, "500");
+                self.measure(call, begun.started, status_of(&begun));
                 return Err(error.into());
             }
         }
@@ -436,7 +441,7 @@ impl Upstream {
             call,
             begun.started,
             match &body {
-                Ok(_) => status.as_str(),
+                Ok(_) => CallEnd::Status(Status(status.as_u16())),
                 Err(broken) => broken.label(),
             },
         );
@@ -466,13 +471,10 @@ impl Upstream {
         }
     }
 
-    fn measure(&self, call: &Call<'_>, started: Instant, status: &str) {
+    fn measure(&self, call: &Call<'_>, started: Instant, end: CallEnd) {
         let took = started.elapsed();
         self.recent.note(took);
-        self.metrics
-            .upstream_seconds
-            .with_label_values(&[self.step.name(), call.operation, status])
-            .observe(took.as_secs_f64());
+        self.metrics.upstream_seconds.of((self.step, call.operation, end)).observe(took.as_secs_f64());
     }
 
     /// How requests fare now.
@@ -604,16 +606,16 @@ impl Upstream {
 
     /// An element of a list could not be understood, and the others are read all the same.
     pub fn skipped(&self, call: &Call<'_>, id: &str, why: &str) {
-        self.metrics.unreadable.with_label_values(&[self.step.name()]).inc();
+        self.metrics.unreadable.of(self.step).inc();
         let id = if id.is_empty() { "(without a readable id)" } else { id };
         tracing::warn!(
-            upstream = %self.step, operation = call.operation, id,
+            upstream = %self.step, operation = call.operation.name(), id,
             "an element of a list cannot be understood and is passed over: {}", self.printable(why)
         );
     }
 
     pub fn what(&self, call: &Call<'_>) -> String {
-        format!("{}: {}", self.step, call.operation.replace('_', " "))
+        format!("{}: {}", self.step, call.operation.name().replace('_', " "))
     }
 
     /// What the upstream said, shortened, on one line, and without our secrets should it echo them.
@@ -735,6 +737,10 @@ async fn whole(begun: &mut Begun) -> Result<Vec<u8>, Broken> {
     Ok(body)
 }
 
+fn status_of(begun: &Begun) -> CallEnd {
+    CallEnd::Status(Status(begun.status().as_u16()))
+}
+
 /// What kept a request from being answered.
 pub enum Broken {
     /// Nothing was sent.
@@ -754,15 +760,15 @@ pub enum Broken {
 }
 
 impl Broken {
-    const fn label(&self) -> &'static str {
+    const fn label(&self) -> CallEnd {
         match self {
-            Self::Connect(_) => "connect",
-            Self::Tls(_) | Self::NotTls => "tls",
-            Self::Timeout => "timeout",
-            Self::Connection(_) => "broken",
-            Self::TooLong => "too_long",
-            Self::Paused(_) => "paused",
-            Self::Unprintable | Self::Means(_) => "credential",
+            Self::Connect(_) => CallEnd::Connect,
+            Self::Tls(_) | Self::NotTls => CallEnd::Tls,
+            Self::Timeout => CallEnd::Timeout,
+            Self::Connection(_) => CallEnd::Broken,
+            Self::TooLong => CallEnd::TooLong,
+            Self::Paused(_) => CallEnd::Paused,
+            Self::Unprintable | Self::Means(_) => CallEnd::Credential,
         }
     }
 

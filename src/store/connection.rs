@@ -41,10 +41,18 @@ impl Connection {
         let mut client = client_options(options).await?;
         let servers = Servers::default();
         client.sdam_event_handler = Some(servers.watch(client.repl_set_name.clone()));
-        if let Some(observe) = options.on_command.clone() {
+        let (sent, answered) = (options.on_command.clone(), options.on_answer.clone());
+        if sent.is_some() || answered.is_some() {
             client.command_event_handler = Some(EventHandler::callback(move |event| {
-                if let CommandEvent::Started(started) = event {
-                    observe(&started.command_name, &started.command);
+                let told =
+                    |name: &str, took, worked| answered.iter().for_each(|tell| tell(name, took, worked));
+                match event {
+                    CommandEvent::Started(it) => {
+                        sent.iter().for_each(|tell| tell(&it.command_name, &it.command));
+                    }
+                    CommandEvent::Succeeded(it) => told(&it.command_name, it.duration, true),
+                    CommandEvent::Failed(it) => told(&it.command_name, it.duration, false),
+                    _ => {}
                 }
             }));
         }

@@ -64,7 +64,7 @@ pub use connection::{Connection, NotConnected};
 pub use controls::{ControlsWatch, Scope};
 pub use document::{InvalidDocument, Record};
 pub use drift::{Drifted, MOST as MOST_DRIFT};
-pub use due::{DueScan, DueTenant, Urgency};
+pub use due::{DueScan, DueTenant};
 pub use edit::{Edit, Edited, Put};
 pub use fleet::{Pass, Retired};
 pub use follow::{Follow, Told};
@@ -183,6 +183,9 @@ pub enum OpenError {
 /// Called with the name and content of each command sent to the server, for metrics and for counting in tests.
 pub type CommandObserver = Arc<dyn Fn(&str, &Document) + Send + Sync>;
 
+/// Called with the name of each command that the server answered, how long that took, and whether it worked.
+pub type AnswerObserver = Arc<dyn Fn(&str, Duration, bool) + Send + Sync>;
+
 /// Where the tenants live and how long an operation may take.
 #[derive(Clone)]
 pub struct StoreOptions {
@@ -192,6 +195,7 @@ pub struct StoreOptions {
     pub operation_timeout: Duration,
     pub max_connections: u32,
     pub on_command: Option<CommandObserver>,
+    pub on_answer: Option<AnswerObserver>,
 }
 
 /// The tenants in MongoDB. Cheap to clone: clones share one connection pool.
@@ -264,6 +268,11 @@ impl Store {
         // What it says of it, it logs.
         self.rejection().await?;
         Ok(())
+    }
+
+    /// Whether a server is known that takes writes.
+    pub fn is_up(&self) -> bool {
+        self.servers.has_primary()
     }
 
     /// Ends the client's background work.

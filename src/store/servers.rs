@@ -1,8 +1,10 @@
 //! The database's servers as the driver last saw them, to say why none can be used.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mongodb::ServerType;
 use mongodb::bson::Document;
 use mongodb::event::EventHandler;
 use mongodb::event::sdam::SdamEvent;
@@ -11,7 +13,10 @@ use super::without_labels;
 
 /// What each server said of itself, or why it said nothing, by address.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Servers(Arc<Mutex<BTreeMap<String, String>>>);
+pub(super) struct Servers {
+    known: Arc<Mutex<BTreeMap<String, String>>>,
+    primary: Arc<AtomicBool>,
+}
 
 impl Servers {
     /// Learns from what the driver tells. `set` is the replica set that the address names.
@@ -24,17 +29,32 @@ impl Servers {
             SdamEvent::ServerHeartbeatSucceeded(beat) => {
                 servers.note(&beat.server_address, described(&beat.reply, set.as_deref()));
             }
+            SdamEvent::TopologyDescriptionChanged(changed) => {
+                let takes_writes = |server: mongodb::ServerInfo<'_>| {
+                    matches!(
+                        server.server_type(),
+                        ServerType::RsPrimary | ServerType::Mongos | ServerType::LoadBalancer
+                    )
+                };
+                let primary = changed.new_description.servers().into_values().any(takes_writes);
+                servers.primary.store(primary, Ordering::Relaxed);
+            }
             _ => {}
         })
     }
 
     fn note(&self, server: &mongodb::options::ServerAddress, what: String) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(server.to_string(), what);
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(server.to_string(), what);
+    }
+
+    /// Whether one of them takes writes.
+    pub(super) fn has_primary(&self) -> bool {
+        self.primary.load(Ordering::Relaxed)
     }
 
     /// Each server and what is known of it.
     pub(super) fn known(&self) -> Vec<(String, String)> {
-        let servers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let servers = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         servers.iter().map(|(server, what)| (server.clone(), what.clone())).collect()
     }
 }

@@ -10,11 +10,11 @@ use jiff::Timestamp;
 use mongodb::bson::{Document, doc};
 
 use super::document::{WAITED_FOR, timestamp};
-use super::due::{Urgency, content_due};
+use super::due::content_due;
 use super::history::Gone;
 use super::stream::{ChangeStream, ResumeToken, WatchError};
 use super::{Store, TENANTS};
-use crate::tenant::TenantId;
+use crate::tenant::{TenantId, Urgency};
 
 /// One thing that the stream says.
 #[derive(Debug, Clone, PartialEq, Eq)]

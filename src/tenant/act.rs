@@ -55,20 +55,65 @@ pub enum Fate {
     Deleted,
 }
 
-impl Deed {
-    /// The name in logs and metrics.
-    pub const fn name(&self) -> &'static str {
+/// The kinds of what is done to a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActKind {
+    Created,
+    Recreated,
+    Adopted,
+    Restored,
+    Repaired,
+    Updated,
+    Released,
+    Disabled,
+    Deleted,
+    TwinDisabled,
+}
+
+impl ActKind {
+    pub const ALL: [Self; 10] = [
+        Self::Created,
+        Self::Recreated,
+        Self::Adopted,
+        Self::Restored,
+        Self::Repaired,
+        Self::Updated,
+        Self::Released,
+        Self::Disabled,
+        Self::Deleted,
+        Self::TwinDisabled,
+    ];
+
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
-            Self::Recreated { .. } => "recreated",
-            Self::Adopted(_) => "adopted",
-            Self::Restored(_) => "restored",
-            Self::Repaired(_) => "repaired",
-            Self::Updated(_) => "updated",
-            Self::LetGo(Fate::Kept(_) | Fate::PutBack) => "released",
-            Self::LetGo(Fate::Disabled) => "disabled",
-            Self::LetGo(Fate::Deleted) => "deleted",
-            Self::TwinLetGo(_) => "twin_disabled",
+            Self::Recreated => "recreated",
+            Self::Adopted => "adopted",
+            Self::Restored => "restored",
+            Self::Repaired => "repaired",
+            Self::Updated => "updated",
+            Self::Released => "released",
+            Self::Disabled => "disabled",
+            Self::Deleted => "deleted",
+            Self::TwinDisabled => "twin_disabled",
+        }
+    }
+}
+
+impl Deed {
+    /// Its kind, in logs and metrics.
+    pub const fn act(&self) -> ActKind {
+        match self {
+            Self::Created => ActKind::Created,
+            Self::Recreated { .. } => ActKind::Recreated,
+            Self::Adopted(_) => ActKind::Adopted,
+            Self::Restored(_) => ActKind::Restored,
+            Self::Repaired(_) => ActKind::Repaired,
+            Self::Updated(_) => ActKind::Updated,
+            Self::LetGo(Fate::Kept(_) | Fate::PutBack) => ActKind::Released,
+            Self::LetGo(Fate::Disabled) => ActKind::Disabled,
+            Self::LetGo(Fate::Deleted) => ActKind::Deleted,
+            Self::TwinLetGo(_) => ActKind::TwinDisabled,
         }
     }
 

@@ -27,8 +27,9 @@ mod tests;
 mod traffic;
 mod transition;
 mod tries;
+mod urgency;
 
-pub use act::{Act, Deed, Fate, Resource};
+pub use act::{Act, ActKind, Deed, Fate, Resource};
 pub use adoption::{Adopted, Before, MayAdopt, Origin};
 pub use backoff::{Backoff, Jitter};
 pub use controls::{Controls, Guard, GuardPolicy};
@@ -49,6 +50,7 @@ pub use step::{CreateIntent, OtherResource, PerStep, Reason, StepKind, StepState
 pub use traffic::{Latency, SweepEnd, SweepFound, Swept, Traffic};
 pub use transition::{Basis, Failure, FailureKind, Outcome, Policy, StepRun, Transition, transition};
 pub use tries::TryLimits;
+pub use urgency::Urgency;
 
 use jiff::Timestamp;
 

@@ -117,6 +117,7 @@ impl World {
             operation_timeout: Duration::from_secs(30),
             max_connections: 4,
             on_command: None,
+            on_answer: None,
         };
         let store = Store::new(options).await?;
         store.prepare().await?;

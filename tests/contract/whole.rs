@@ -293,6 +293,7 @@ async fn a_tenant_is_created_repaired_renamed_moved_and_kept_apart_on_every_give
         operation_timeout: Duration::from_secs(10),
         max_connections: 20,
         on_command: None,
+        on_answer: None,
     })
     .await
     .unwrap();

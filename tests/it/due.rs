@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use mongodb::bson::{Bson, DateTime, doc, oid::ObjectId};
-use tenantry::store::{Relist, Urgency};
+use tenantry::store::Relist;
+use tenantry::tenant::Urgency;
 
 use crate::support::{World, eventually};
 

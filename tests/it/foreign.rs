@@ -101,7 +101,7 @@ async fn another_database_on_the_same_upstreams_conflicts_changes_nothing_and_is
             found.is_some_and(|found| found.foreign == 1 && found.orphans == 0)
         };
         eventually(&format!("{step} is told"), async || swept(&staging.controls.borrow())).await;
-        assert_eq!(metrics.foreign_marks.with_label_values(&[step.name()]).get(), 1, "{step}");
+        assert_eq!(metrics.foreign_marks.of(step).get(), 1, "{step}");
     }
     assert!(store.orphans().await.unwrap().is_empty());
     staging.stop().await;

@@ -56,7 +56,7 @@ fn found_drift(controller: &Running) -> Vec<String> {
 }
 
 fn repairs(controller: &Running, step: StepKind) -> u64 {
-    controller.metrics.acts.with_label_values(&[step.name(), "repaired"]).get()
+    controller.metrics.acts.of((step, tenantry::tenant::ActKind::Repaired)).get()
 }
 
 #[tokio::test]

@@ -86,7 +86,8 @@ async fn a_start_during_the_commit_of_a_hold_leaves_nothing_held() {
     let fault = ServerFault::delaying(&suite.world, "tenants", &commit, SLOW, Some(1)).await;
     let Some(fault) = fault else { return };
     eventually("its last step has ended", async || {
-        let held = controller.metrics.step_seconds.with_label_values(&["authentik", "held"]);
+        let held =
+            controller.metrics.step_seconds.of((StepKind::Authentik, tenantry::metrics::StepEnd::Held));
         held.get_sample_count() > 0
     })
     .await;

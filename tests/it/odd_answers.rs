@@ -93,7 +93,7 @@ async fn a_space_that_cannot_be_understood_spoils_no_list_and_is_not_taken_for_g
     files.server.faults.add(Fault { method: Some("GET".into()), path, answer, ..Fault::default() });
 
     assert_eq!(swept(&ocis).await, all(&targets));
-    assert_eq!(metrics.unreadable.with_label_values(&["ocis"]).get(), 3);
+    assert_eq!(metrics.unreadable.of(StepKind::Ocis).get(), 3);
     files.server.faults.forget_requests();
     let open = |target: &Target| {
         let intent = target.intent.map(|intent| Intent { open: true, ..intent });

@@ -241,7 +241,7 @@ impl Suite {
         let held = self.world.step_of("acme", step.name()).await;
         assert_eq!(held.get_str("state").unwrap(), "pending", "{held}");
         assert!(held.get_str("message").unwrap().contains("would change"), "{held}");
-        assert_eq!(controller.metrics.step_errors.with_label_values(&[step.name(), "Stopped"]).get(), 0);
+        assert_eq!(controller.metrics.step_errors.of((step, Reason::Stopped)).get(), 0);
         faults.clear();
         self.world.store.start(Scope::Upstream(step)).await.unwrap();
         controls.wait_for(|controls| !controls.is_stopped(step)).await.unwrap();

@@ -59,12 +59,13 @@ async fn a_change_stream_that_cannot_be_resumed_in_time_is_a_gap_after_two_attem
     let Some(fault) = ServerFault::doing(&world, "tenants", &["getMore"], slow, None).await else {
         return;
     };
-    let restarts = |cause| controller.metrics.watch_restarts.with_label_values(&[cause]).get();
+    let restarts = |cause| controller.metrics.watch_restarts.of(cause).get();
     world.set("acme", doc! { "name": "The last to be told" }).await;
-    eventually("the stream has ended", async || restarts("interrupted") == 1).await;
+    eventually("the stream has ended", async || restarts(tenantry::metrics::WatchEnd::Interrupted) == 1)
+        .await;
     world.set("acme", doc! { "name": "Nobody is told" }).await;
     renamed(&world, "Nobody is told").await;
-    assert_eq!(restarts("slow"), 2, "it was tried twice");
+    assert_eq!(restarts(tenantry::metrics::WatchEnd::Slow), 2, "it was tried twice");
     fault.off().await;
     controller.stop().await;
 }

@@ -315,6 +315,7 @@ pub async fn open_hasty_store(
         database: database.to_owned(),
         operation_timeout,
         max_connections: 40,
+        on_answer: None,
         on_command: Some(Arc::new(move |name, command| {
             let on = command.get_str(name).unwrap_or_default();
             let is_due_scan =
@@ -445,7 +446,10 @@ impl Running {
     }
 
     pub fn reconciles(&self, result: &str) -> u64 {
-        self.metrics.reconciles.with_label_values(&[result]).get()
+        let ends = tenantry::metrics::ReconcileEnd::ALL.iter().copied();
+        let end =
+            ends.into_iter().find(|end| end.name() == result).expect("it is an end of a reconcile");
+        self.metrics.reconciles.of(end).get()
     }
 }
 

@@ -10,7 +10,7 @@ use tenantry::controller::Settings;
 use tenantry::dev::faults::Fault;
 use tenantry::failpoint::SWEEPING;
 use tenantry::store::Scope;
-use tenantry::tenant::{Guard, StepKind};
+use tenantry::tenant::{Guard, StepKind, SweepEnd};
 
 use crate::support::{Running, ServerFault, eventually, holds_for};
 use crate::three::{STEPS, Suite};
@@ -38,9 +38,10 @@ impl Suite {
     }
 
     pub async fn sweeps(&self, controller: &Running, result: &str, more: u64) {
+        let end = SweepEnd::ALL.into_iter().find(|end| end.name() == result).unwrap();
         let count = || -> Vec<u64> {
             let sweeps = &controller.metrics.sweeps;
-            STEPS.map(|step| sweeps.with_label_values(&[step, result]).get()).to_vec()
+            StepKind::ALL.map(|step| sweeps.of((step, end)).get()).to_vec()
         };
         let before = count();
         eventually(&format!("{more} sweeps end {result}"), async || {
@@ -394,7 +395,7 @@ async fn an_empty_list_of_a_storage_that_is_away_is_no_list() {
     suite.sweeps(&controller, "ok", 1).await;
     let before = suite.world.step_of("t001", "ocis").await;
     suite.files.server.storage_away(true);
-    let failed = || controller.metrics.sweeps.with_label_values(&["ocis", "failed"]).get();
+    let failed = || controller.metrics.sweeps.of((StepKind::Ocis, SweepEnd::Failed)).get();
     eventually("two sweeps of it fail", async || failed() >= 2).await;
     assert_eq!(suite.guard(StepKind::Ocis).await, Guard::Armed, "nothing was seen, so nothing is wrong");
     assert_eq!(suite.drift_found(&controller), Vec::<String>::new());

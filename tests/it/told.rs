@@ -5,7 +5,7 @@ use std::time::Duration;
 use mongodb::bson::doc;
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::store::{ClaimAnswer, Gone, Holder};
-use tenantry::tenant::{Event, EventKind, Subject, TenantId};
+use tenantry::tenant::{Event, EventKind, StepKind, Subject, TenantId};
 
 use crate::support::{ServerFault, World, eventually, holds_for};
 use crate::three::{STEPS, Suite};
@@ -255,9 +255,10 @@ async fn what_is_done_to_a_resource_is_told_by_its_name_and_id() {
         let deleted = suite.told_of("acme", EventKind::ResourceDeleted, step, name).await;
         assert_eq!(deleted, format!("{name:?} ({id}) was deleted"));
     }
-    let acts = |step: &str, act: &str| controller.metrics.acts.with_label_values(&[step, act]).get();
-    assert_eq!(["created", "recreated", "deleted"].map(|act| acts("authentik", act)), [1, 1, 1]);
-    assert_eq!(["disabled", "deleted"].map(|act| acts("ocis", act)), [1, 1]);
+    use tenantry::tenant::ActKind::{Created, Deleted, Disabled, Recreated};
+    let acts = |step, act| controller.metrics.acts.of((step, act)).get();
+    assert_eq!([Created, Recreated, Deleted].map(|act| acts(StepKind::Authentik, act)), [1, 1, 1]);
+    assert_eq!([Disabled, Deleted].map(|act| acts(StepKind::Ocis, act)), [1, 1]);
     controller.stop().await;
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mongodb::bson::doc;
 use tenantry::dev::authentik::Release;
-use tenantry::metrics::Metrics;
+use tenantry::metrics::{Metrics, WatchEnd};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +33,7 @@ async fn a_new_tenant_is_noticed_at_once() {
         world.group("tenant-acme")["attributes"]["tenantry_name"] == "Renamed by a shell"
     })
     .await;
-    assert!(controller.metrics.watch_restarts.with_label_values(&["interrupted"]).get() == 0);
+    assert!(controller.metrics.watch_restarts.of(WatchEnd::Interrupted).get() == 0);
     controller.stop().await;
 }
 
@@ -79,7 +79,7 @@ async fn lost_history_is_made_good_by_asking_once() {
     else {
         return;
     };
-    let restarts = || controller.metrics.watch_restarts.with_label_values(&["history_lost"]).get();
+    let restarts = || controller.metrics.watch_restarts.of(WatchEnd::HistoryLost).get();
     // This wakes the stream, which then finds its history gone.
     world.set("acme", doc! { "name": "Nobody is told" }).await;
     eventually("the stream is lost", async || restarts() > 0).await;
@@ -131,7 +131,7 @@ async fn a_dropped_collection_is_prepared_again_and_watched() {
     .await;
     world.insert("globex").await;
     world.active("globex").await;
-    let gone = controller.metrics.watch_restarts.with_label_values(&["collection_gone"]).get();
+    let gone = controller.metrics.watch_restarts.of(WatchEnd::CollectionGone).get();
     assert!((1..=3).contains(&gone), "{gone}");
     controller.stop().await;
 }

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::{graph_code, refused};
 use crate::integration::upstream::{Call, Purpose, Upstream};
 use crate::integration::{Error, GroupTemplate};
+use crate::metrics::Operation;
 use crate::tenant::{Reason, Slug};
 
 /// What the group may do in the space.
@@ -151,7 +152,7 @@ impl Members {
             return Ok(api);
         }
         let path = ["graph", "v1beta1", "roleManagement", "permissions", "roleDefinitions"];
-        let call = Call::get("find_member_api", &path);
+        let call = Call::get(Operation::FindMemberApi, &path);
         let answer = upstream.read(&call).await?;
         let api = match answer.status {
             StatusCode::OK => Api::Invitations,
@@ -184,8 +185,9 @@ impl Members {
         // An unknown role would be taken without a word (observed); ours is one of three.
         let role = self.membership.role.name();
         let form = [("space_ref", drive), ("shareType", "8"), ("shareWith", group), ("role", role)];
-        let call =
-            Call::new("add_group", Method::POST, &SHARES).query(&[("format", "json")]).form(&form);
+        let call = Call::new(Operation::AddGroup, Method::POST, &SHARES)
+            .query(&[("format", "json")])
+            .form(&form);
         let answer = upstream.write(&call).await?;
         let meta = answer.json::<Reply>().map(|reply| reply.ocs.meta);
         match (answer.status, meta) {
@@ -215,7 +217,7 @@ impl Members {
             "recipients": [{ "objectId": id, "@libre.graph.recipient.type": "group" }],
             "roles": [role],
         });
-        let call = Call::new("invite_group", Method::POST, &path).json(&body);
+        let call = Call::new(Operation::InviteGroup, Method::POST, &path).json(&body);
         let answer = upstream.write(&call).await?;
         match answer.status {
             StatusCode::OK | StatusCode::CREATED => return Ok(Some(Added::Given)),
@@ -229,8 +231,8 @@ impl Members {
         }
         let permission = format!("g:{id}");
         let path = ["graph", "v1beta1", "drives", drive, "root", "permissions", &permission];
-        let call =
-            Call::new("change_group_role", Method::PATCH, &path).json(&json!({ "roles": [role] }));
+        let call = Call::new(Operation::ChangeGroupRole, Method::PATCH, &path)
+            .json(&json!({ "roles": [role] }));
         let answer = upstream.write(&call).await?;
         match answer.status {
             StatusCode::OK => Ok(Some(Added::Given)),
@@ -259,7 +261,7 @@ async fn find_group(upstream: &Upstream, name: &str) -> Result<Option<String>, E
     }
     let search = format!("\"{}\"", name.replace('"', ""));
     let query = [("$search", search.as_str())];
-    let call = Call::get("find_group", &["graph", "v1.0", "groups"]).query(&query);
+    let call = Call::get(Operation::FindGroup, &["graph", "v1.0", "groups"]).query(&query);
     let answer = upstream.read(&call).await?;
     match answer.status {
         StatusCode::OK => {}

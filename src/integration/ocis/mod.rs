@@ -40,7 +40,7 @@ use super::converge::{
 use super::deeds::note;
 use super::upstream::{Answer, Call, Credentials, Dialect, Purpose, Upstream};
 use crate::failpoint;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Operation};
 use crate::tenant::{Before, Deed, Fate, Field, Fingerprint, Reason, StepKind, TenantId};
 
 /// The integration with one oCIS or OpenCloud.
@@ -95,7 +95,7 @@ impl Ocis {
 
     async fn get(&self, id: &str) -> Result<Option<Drive>, Error> {
         let path = drive_path(id);
-        let call = Call::get("get_space", &path);
+        let call = Call::get(Operation::GetSpace, &path);
         let answer = self.upstream.read(&call).await?;
         match answer.status {
             StatusCode::OK => self.parse(&call, Purpose::Read, &answer).map(Some),
@@ -110,7 +110,7 @@ impl Ocis {
     /// # Errors
     /// [`Reason::StorageAway`].
     pub async fn see_our_own(&self) -> Result<(), Error> {
-        let call = Call::get("see_own_drive", &["graph", "v1.0", "me", "drive"]);
+        let call = Call::get(Operation::SeeOwnDrive, &["graph", "v1.0", "me", "drive"]);
         let answer = self.upstream.read(&call).await?;
         match answer.status {
             StatusCode::OK => Ok(()),
@@ -228,7 +228,7 @@ impl Ocis {
             return Err(Error::terminal(Reason::Duplicate, message).about(&kept.id));
         }
         let path = drive_path(&twin.id);
-        let call = Call::new("disable_duplicate_space", Method::DELETE, &path);
+        let call = Call::new(Operation::DisableDuplicateSpace, Method::DELETE, &path);
         let answer = self.upstream.write(&call).await?;
         match answer.status {
             StatusCode::NO_CONTENT => note(Deed::TwinLetGo(Fate::Disabled), &twin.name, &twin.id),
@@ -263,7 +263,7 @@ impl Ocis {
             return Ok(false);
         }
         let path = drive_path(&drive.id);
-        let call = Call::new("release_space", Method::PATCH, &path).json(&Value::Object(body));
+        let call = Call::new(Operation::ReleaseSpace, Method::PATCH, &path).json(&Value::Object(body));
         let answer = self.upstream.write(&call).await?;
         match answer.status {
             StatusCode::OK => Ok(true),
@@ -275,7 +275,7 @@ impl Ocis {
     /// Whether it was there.
     async fn disable(&self, drive: &Drive) -> Result<bool, Error> {
         let path = drive_path(&drive.id);
-        let call = Call::new("disable_space", Method::DELETE, &path);
+        let call = Call::new(Operation::DisableSpace, Method::DELETE, &path);
         let answer = self.upstream.write(&call).await?;
         match answer.status {
             StatusCode::NO_CONTENT => Ok(true),
@@ -349,7 +349,7 @@ impl Ocis {
             return Ok(drive.clone());
         }
         let path = drive_path(&drive.id);
-        let operation = if restores { "restore_space" } else { "update_space" };
+        let operation = if restores { Operation::RestoreSpace } else { Operation::UpdateSpace };
         let mut call = Call::new(operation, Method::PATCH, &path).json(&Value::Object(body));
         if restores {
             // With a body, even an empty one (observed).
@@ -492,7 +492,7 @@ impl Integration for Ocis {
         if let Some(total) = target.desired.storage_bytes {
             body["quota"] = json!({ "total": total });
         }
-        let call = Call::new("create_space", Method::POST, &DRIVES).json(&body);
+        let call = Call::new(Operation::CreateSpace, Method::POST, &DRIVES).json(&body);
         let answer = self.upstream.write(&call).await?;
         match answer.status {
             StatusCode::CREATED => {
@@ -635,7 +635,7 @@ impl Integration for Ocis {
 
     async fn sweep(&self, mut each: impl FnMut(Seen<'_>) + Send) -> Result<(), Error> {
         self.search
-            .each_project("sweep_spaces", |drive| {
+            .each_project(Operation::SweepSpaces, |drive| {
                 let marks = drive.marks();
                 if marks.usage() == Usage::InUse
                     && let Some(tenant) = marks.tenants().next()
@@ -654,7 +654,7 @@ impl Integration for Ocis {
     async fn marked_as(&self, tenants: &HashSet<TenantId>) -> Result<Vec<Marked>, Error> {
         let mut found = Vec::new();
         self.search
-            .each_project("find_marked_spaces", |drive| {
+            .each_project(Operation::FindMarkedSpaces, |drive| {
                 let marks = drive.marks();
                 let Some(tenant) = marks.tenants().find(|named| tenants.contains(named)) else { return };
                 if marks.usage() != Usage::InUse {
@@ -709,7 +709,7 @@ impl Integration for Ocis {
             let note = format!("ocis: the space {:?} is disabled; it can be restored", drive.name);
             return Ok(Released { external_id: Some(drive.id), note: noted(note) });
         }
-        let call = Call::new("purge_space", Method::DELETE, &path).header("purge", "T");
+        let call = Call::new(Operation::PurgeSpace, Method::DELETE, &path).header("purge", "T");
         let answer = self.upstream.write(&call).await?;
         match answer.status {
             StatusCode::NO_CONTENT => {
@@ -735,7 +735,7 @@ impl Integration for Ocis {
             app_role_id: String,
         }
         let query = [("$expand", "appRoleAssignments")];
-        let call = Call::get("check", &["graph", "v1.0", "me"]).query(&query);
+        let call = Call::get(Operation::Check, &["graph", "v1.0", "me"]).query(&query);
         let answer = self.upstream.read(&call).await?;
         if answer.status != StatusCode::OK {
             return Err(refused(&self.upstream, &call, Purpose::Read, answer));

@@ -17,6 +17,7 @@ use super::{DRIVES, refused};
 use crate::integration::Error;
 use crate::integration::asked;
 use crate::integration::upstream::{Broken, Call, Purpose, Upstream};
+use crate::metrics::Operation;
 use crate::tenant::{Reason, Slug, TenantId};
 
 /// The only filter that works for lists (observed). A disabled space is listed too.
@@ -159,7 +160,7 @@ impl Search {
             let mut tenants = HashSet::new();
             let mut found = vec![Vec::new(); searches.len()];
             let listed = self
-                .each_project("find_space", |drive| {
+                .each_project(Operation::FindSpace, |drive| {
                     tenants.extend(drive.marks().tenants());
                     for ((wanted, _), found) in searches.iter().zip(&mut found) {
                         if wanted.as_ref().is_some_and(|wanted| wanted.is(&drive)) {
@@ -200,7 +201,7 @@ impl Search {
     /// may be others. One that cannot be understood is passed on with its fault.
     pub async fn each_project(
         &self,
-        operation: &'static str,
+        operation: Operation,
         mut each: impl FnMut(Drive),
     ) -> Result<(), Error> {
         let call = Call::get(operation, &DRIVES).query(&PROJECTS).without_time_limit();

@@ -19,17 +19,18 @@ use serde_json::{Value, json};
 
 use super::super::upstream::{Answer, Call, Dialect, Purpose, Upstream};
 use super::super::{Effect, Error};
+use crate::metrics::Operation;
 use crate::tenant::Reason;
 
 /// Several method calls in one HTTP request.
 pub struct Batch {
-    operation: &'static str,
+    operation: Operation,
     purpose: Purpose,
     calls: Vec<Value>,
 }
 
 impl Batch {
-    pub fn new(operation: &'static str, purpose: Purpose) -> Self {
+    pub fn new(operation: Operation, purpose: Purpose) -> Self {
         Self { operation, purpose, calls: Vec::new() }
     }
 
@@ -43,7 +44,7 @@ impl Batch {
 /// The answers to a batch.
 pub struct Answers {
     responses: Vec<(String, Value, String)>,
-    operation: &'static str,
+    operation: Operation,
     purpose: Purpose,
 }
 
@@ -106,14 +107,14 @@ pub async fn send(upstream: &Upstream, batch: &Batch) -> Result<Answers, Error> 
         "using": ["urn:ietf:params:jmap:core", "urn:stalwart:jmap"],
         "methodCalls": calls,
     });
-    let call = Call::new(operation, Method::POST, &["jmap"]).json(&body);
+    let call = Call::new(*operation, Method::POST, &["jmap"]).json(&body);
     let answer = upstream.ask(&call, *purpose).await?;
     let answer = accepted(upstream, &call, *purpose, answer)?;
     let Some(Responses { method_responses }) = answer.json() else {
         let message = format!("{}: the answer is not JMAP", upstream.what(&call));
         return Err(Error::transient(Reason::UnexpectedAnswer, message).after(*purpose));
     };
-    Ok(Answers { responses: method_responses, operation, purpose: *purpose })
+    Ok(Answers { responses: method_responses, operation: *operation, purpose: *purpose })
 }
 
 /// What Stalwart says of us, and of its limits, whatever was asked.
@@ -291,7 +292,7 @@ impl Answers {
     }
 
     pub fn what(&self) -> String {
-        format!("stalwart: {}", self.operation.replace('_', " "))
+        format!("stalwart: {}", self.operation.name().replace('_', " "))
     }
 
     pub fn unexpected(&self, why: &str) -> Error {

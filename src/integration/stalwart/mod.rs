@@ -33,6 +33,7 @@ use super::converge::{
 };
 use super::deeds::note;
 use super::upstream::{Call, Purpose, Upstream};
+use crate::metrics::Operation;
 use crate::tenant::{
     Before, Deed, Fate, Field, Fingerprint, FleetId, MailDomain, Presence, Reason, StepKind, TenantId,
 };
@@ -175,7 +176,7 @@ impl Stalwart {
             ids: Vec<String>,
             total: usize,
         }
-        let mut batch = Batch::new("list_domains", Purpose::Read);
+        let mut batch = Batch::new(Operation::ListDomains, Purpose::Read);
         let mut arguments = json!({ "limit": PAGE, "calculateTotal": true });
         if let Some(after) = after {
             arguments["filter"] = json!({ "nameIsGreaterThan": after });
@@ -200,7 +201,7 @@ impl Stalwart {
     fn read_object(&self, object: &Value) -> Domain {
         Domain::deserialize(object).unwrap_or_else(|error| {
             let domain = Domain::of_odd(object, error.to_string());
-            let call = Call::get("list_domains", &[]);
+            let call = Call::get(Operation::ListDomains, &[]);
             self.upstream.skipped(&call, &domain.id, &error.to_string());
             domain
         })
@@ -208,14 +209,14 @@ impl Stalwart {
 
     /// Whether domains can be listed now.
     async fn look_for_any(&self) -> Result<(), Error> {
-        let mut batch = Batch::new("check", Purpose::Read);
+        let mut batch = Batch::new(Operation::Check, Purpose::Read);
         query(&mut batch, json!({ "limit": 1 }), "any");
         send(&self.upstream, &batch).await?.list::<Domain>("any.get").map(drop)
     }
 
     /// Asks for everything that could be the tenant's, in one request.
     async fn look(&self, target: &Target, name: Option<&MailDomain>) -> Result<Look, Error> {
-        let mut batch = Batch::new("find_domain", Purpose::Read);
+        let mut batch = Batch::new(Operation::FindDomain, Purpose::Read);
         if let Some(id) = &target.recorded {
             batch.call("x:Domain/get", json!({ "ids": [id], "properties": PROPERTIES }), "recorded");
         }
@@ -261,7 +262,7 @@ impl Stalwart {
     async fn await_keys(&self, id: &str) -> Result<(), Error> {
         let until = Instant::now() + KEYS_COME_WITHIN;
         loop {
-            let mut batch = Batch::new("find_keys", Purpose::Read);
+            let mut batch = Batch::new(Operation::FindKeys, Purpose::Read);
             let read = json!({ "ids": [id], "properties": ["dkimManagement"] });
             batch.call("x:Domain/get", read, "domain").call(
                 "x:DkimSignature/query",
@@ -283,7 +284,7 @@ impl Stalwart {
         if keys.is_empty() {
             return Ok(());
         }
-        let mut batch = Batch::new("drop_keys", Purpose::Write);
+        let mut batch = Batch::new(Operation::DropKeys, Purpose::Write);
         batch.call("x:DkimSignature/set", json!({ "destroy": keys }), "drop");
         send(&self.upstream, &batch).await?.of("drop").map(drop)
     }
@@ -312,7 +313,7 @@ impl Stalwart {
         if patches.is_empty() {
             return Ok(());
         }
-        let mut batch = Batch::new("release_domain", Purpose::Write);
+        let mut batch = Batch::new(Operation::ReleaseDomain, Purpose::Write);
         let update: serde_json::Map<_, _> =
             patches.iter().map(|(one, patch)| (one.id.clone(), patch.clone())).collect();
         batch.call("x:Domain/set", json!({ "update": update }), "update");
@@ -342,7 +343,7 @@ impl Stalwart {
             #[serde(default)]
             default_domain_id: Option<String>,
         }
-        let mut batch = Batch::new("find_default_domain", Purpose::Read);
+        let mut batch = Batch::new(Operation::FindDefaultDomain, Purpose::Read);
         let arguments = json!({ "ids": ["singleton"], "properties": ["defaultDomainId"] });
         batch.call("x:SystemSettings/get", arguments, "settings");
         match send(&self.upstream, &batch).await?.list::<Settings>("settings") {
@@ -371,7 +372,7 @@ impl Stalwart {
     async fn remove(&self, domain: &Domain) -> Result<Option<String>, Error> {
         let id = domain.id.as_str();
         self.await_keys(id).await?;
-        let mut batch = Batch::new("remove_domain", Purpose::Write);
+        let mut batch = Batch::new(Operation::RemoveDomain, Purpose::Write);
         // As it is, first: only the answer tells for certain what is in it.
         batch.call("x:Domain/set", json!({ "destroy": [id] }), "remove").call(
             "x:DkimSignature/query",
@@ -399,7 +400,7 @@ impl Stalwart {
         if linked.is_empty() || linked.iter().any(|object| object.object != "DkimSignature") {
             return Ok(Some(what_is_in(&domain.name, linked)));
         }
-        let mut batch = Batch::new("remove_domain", Purpose::Write);
+        let mut batch = Batch::new(Operation::RemoveDomain, Purpose::Write);
         batch
             .call("x:DkimSignature/query", json!({ "filter": { "domainId": id } }), "keys")
             .call(
@@ -658,7 +659,7 @@ impl Integration for Stalwart {
             "description": new_description(target, Usage::InUse),
             "dkimManagement": { "@type": self.dkim.name() },
         });
-        let mut batch = Batch::new("create_domain", Purpose::Write);
+        let mut batch = Batch::new(Operation::CreateDomain, Purpose::Write);
         batch.call("x:Domain/set", json!({ "create": { "new": domain } }), "create");
         let read = json!({ "ids": ["#new"], "properties": PROPERTIES });
         batch.call("x:Domain/get", read, "read");
@@ -702,7 +703,7 @@ impl Integration for Stalwart {
         }
         if !patch.is_empty() {
             let id = domain.id.as_str();
-            let mut batch = Batch::new("update_domain", Purpose::Write);
+            let mut batch = Batch::new(Operation::UpdateDomain, Purpose::Write);
             batch.call("x:Domain/set", json!({ "update": { id: patch } }), "update");
             batch.call("x:Domain/get", json!({ "ids": [id], "properties": PROPERTIES }), "read");
             let answers = send(&self.upstream, &batch).await?;
@@ -839,7 +840,7 @@ impl Integration for Stalwart {
     async fn marked_as(&self, tenants: &HashSet<TenantId>) -> Result<Vec<Marked>, Error> {
         let mut found = Vec::new();
         for tenant in tenants {
-            let mut batch = Batch::new("find_marked_domains", Purpose::Read);
+            let mut batch = Batch::new(Operation::FindMarkedDomains, Purpose::Read);
             let mark = tenant.to_string();
             query(&mut batch, json!({ "filter": { "text": mark }, "limit": FEW }), "marked");
             let domains: Vec<Domain> = send(&self.upstream, &batch).await?.list("marked.get")?;
@@ -904,7 +905,7 @@ impl Integration for Stalwart {
             #[serde(default)]
             edition: String,
         }
-        let call = Call::get("check", &["api", "account"]);
+        let call = Call::get(Operation::Check, &["api", "account"]);
         let answer = self.upstream.read(&call).await?;
         let answer = accepted(&self.upstream, &call, Purpose::Read, answer)?;
         let account: Account = answer.json().ok_or_else(|| {
