@@ -83,9 +83,11 @@ pub struct TokenSource {
     issuer: Arc<Upstream>,
     credentials: Arc<ClientCredentials>,
     state: Arc<Mutex<State>>,
-    /// Told of each request for a token whether there was one.
-    count: Arc<OnceLock<Box<dyn Fn(bool) + Send + Sync>>>,
+    count: Arc<OnceLock<Count>>,
 }
+
+/// Told of each request for a token whether there was one.
+type Count = Box<dyn Fn(bool) + Send + Sync>;
 
 #[derive(Default)]
 struct State {

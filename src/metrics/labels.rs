@@ -302,7 +302,7 @@ impl HttpMethod {
 pub struct StatusCode(pub u16);
 
 impl StatusCode {
-    const fn text(self) -> &'static str {
+    const fn name(self) -> &'static str {
         match self.0 {
             200 => "200",
             201 => "201",
@@ -335,12 +335,14 @@ impl StatusCode {
             503 => "503",
             504 => "504",
             507 => "507",
-            100..=199 => "1xx",
-            203..=299 => "2xx",
-            300..=399 => "3xx",
-            400..=499 => "4xx",
-            500..=599 => "5xx",
-            _ => "other",
+            other => match other / 100 {
+                1 => "1xx",
+                2 => "2xx",
+                3 => "3xx",
+                4 => "4xx",
+                5 => "5xx",
+                _ => "other",
+            },
         }
     }
 }
@@ -362,7 +364,7 @@ pub enum CallEnd {
 impl CallEnd {
     const fn name(self) -> &'static str {
         match self {
-            Self::Status(status) => status.text(),
+            Self::Status(status) => status.name(),
             Self::Connect => "connect",
             Self::Tls => "tls",
             Self::Timeout => "timeout",
@@ -371,12 +373,6 @@ impl CallEnd {
             Self::Paused => "paused",
             Self::Credential => "credential",
         }
-    }
-}
-
-impl StatusCode {
-    const fn name(self) -> &'static str {
-        self.text()
     }
 }
 
