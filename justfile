@@ -27,3 +27,13 @@ bench *names:
 # The binary for production: no simulators, no failpoints
 release:
     cargo build --release --locked --no-default-features
+
+# Write the dashboards, and the runbook's address into the alerts, from dashboards/generate.py
+dashboards:
+    python3 dashboards/generate.py
+
+# Check the alerts, and try each of them (needs promtool and amtool)
+alerts:
+    promtool check rules manifests/prometheus/tenantry.rules.yaml
+    promtool test rules manifests/prometheus/tests/*.test.yaml
+    amtool check-config manifests/prometheus/alertmanager.example.yaml
