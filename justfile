@@ -24,6 +24,21 @@ lint:
 bench *names:
     cargo bench --bench bench -- {{names}}
 
+# Write the dashboards from their source
+dashboards:
+    python3 dashboards/generate.py
+
+# Check the alerts: rules, their test cases, and the example of Alertmanager
+alerts:
+    promtool check rules manifests/prometheus/tenantry.rules.yaml
+    promtool check config manifests/prometheus/prometheus.example.yaml
+    promtool test rules manifests/prometheus/tests/tenantry.test.yaml
+    amtool check-config manifests/prometheus/alertmanager.example.yaml
+
+# Write the docs that the program itself prints
+docs:
+    cargo run --quiet -- metrics -o markdown > docs/metrics.md
+
 # The binary for production: no simulators, no failpoints
 release:
     cargo build --release --locked --no-default-features

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tenantry::config::{Given, Mistakes};
+use tenantry::metrics::{GuideFormat, guide};
 use tenantry::terminal::{print, say};
 use tenantry::{environment, signals, telemetry};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +41,15 @@ enum Command {
     Sim(tenantry::dev::upstreams::Sim),
     #[command(flatten)]
     Client(Box<tenantry::cli::Command>),
+    /// What each metric means, with its labels, and the alerts and panels that use it
+    #[command(
+        after_help = "Examples:\n  tenantry metrics | less -S\n  tenantry metrics -o json | jq -r '.[].name'"
+    )]
+    Metrics {
+        /// How it is printed; docs/metrics.md is the second
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: GuideFormat,
+    },
     /// Print a script that lets a shell complete tenantry's commands
     ///
     /// bash: source <(tenantry completions bash); zsh: the same in ~/.zshrc after compinit;
@@ -74,6 +84,7 @@ fn main() -> ExitCode {
     };
     let command = match cli.command {
         Command::Client(client) => return runtime.block_on(client.execute()),
+        Command::Metrics { output } => return printed(&guide(output), ExitCode::SUCCESS),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tenantry", &mut script);
@@ -150,6 +161,6 @@ async fn execute(command: Command) -> anyhow::Result<()> {
             sim.execute(shutdown).await
         }
         // They have been carried out: they need no clean end.
-        Command::Client(_) | Command::Completions { .. } => Ok(()),
+        Command::Client(_) | Command::Metrics { .. } | Command::Completions { .. } => Ok(()),
     }
 }

@@ -16,8 +16,11 @@ use crate::metrics::{Format, Metrics, ReadyStatus};
 use crate::store::{Census, Counting, Store, StoreError};
 use crate::tenant::{Phase, Reason, StepKind, StepState};
 
-/// The census reads every document, so it is taken at most this often, and only if the metrics are read.
-const CENSUS_AGE: Duration = Duration::from_secs(60);
+/// The census reads every document, so it is taken only if the metrics are read, and no sooner after the one
+/// before than this many times what that took; within bounds.
+const CENSUS_REST: u32 = 50;
+const LEAST_REST: Duration = Duration::from_secs(5);
+const MOST_REST: Duration = Duration::from_secs(60);
 /// A scrape does not wait longer for it; the gauges then have their last values.
 const CENSUS_WAIT: Duration = Duration::from_secs(3);
 
@@ -26,13 +29,13 @@ const CENSUS_WAIT: Duration = Duration::from_secs(3);
 pub struct Telemetry {
     metrics: Arc<Metrics>,
     store: Store,
-    /// When the latest census was begun; held while it is taken.
-    begun: Arc<Mutex<Option<Instant>>>,
+    /// From when on another census may be taken; held while one is.
+    rests: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Telemetry {
     pub fn new(metrics: Arc<Metrics>, store: Store) -> Self {
-        Self { metrics, store, begun: Arc::default() }
+        Self { metrics, store, rests: Arc::default() }
     }
 
     pub fn router(self) -> Router {
@@ -47,17 +50,18 @@ impl Telemetry {
 
     /// Begins a census if it is time for one, and waits for it a little.
     async fn refresh_census(&self) {
-        let Ok(mut begun) = Arc::clone(&self.begun).try_lock_owned() else { return };
-        if begun.is_some_and(|at| at.elapsed() < CENSUS_AGE) {
+        let Ok(mut rests) = Arc::clone(&self.rests).try_lock_owned() else { return };
+        if rests.is_some_and(|until| Instant::now() < until) {
             return;
         }
-        *begun = Some(Instant::now());
         let telemetry = self.clone();
         let census = tokio::spawn(async move {
+            let begun = Instant::now();
             if let Err(error) = telemetry.take_census().await {
                 tracing::warn!(%error, "cannot count the tenants for the metrics");
             }
-            drop(begun);
+            let rest = (begun.elapsed() * CENSUS_REST).clamp(LEAST_REST, MOST_REST);
+            *rests = Some(Instant::now() + rest);
         });
         // It goes on without us.
         let _ = tokio::time::timeout(CENSUS_WAIT, census).await;

@@ -117,7 +117,9 @@ impl Maker<'_> {
 
     pub fn counters<L: Labels>(&mut self, name: &str, help: &str) -> Counters<L> {
         self.enter::<L>(name, Kind::Counter, help);
-        Counters(self.add(IntCounterVec::new(Opts::new(name, help), &L::names())), PhantomData)
+        let family = self.add(IntCounterVec::new(Opts::new(name, help), &L::names()));
+        combinations::<L>(MOST_COUNTERS, |values| drop(family.with_label_values(values)));
+        Counters(family, PhantomData)
     }
 
     pub fn gauge(&mut self, name: &str, help: &str) -> IntGauge {
@@ -148,7 +150,9 @@ impl Maker<'_> {
     pub fn histograms<L: Labels>(&mut self, name: &str, help: &str, buckets: &[f64]) -> Histograms<L> {
         self.enter::<L>(name, Kind::Histogram, help);
         let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-        Histograms(self.add(HistogramVec::new(options, &L::names())), PhantomData)
+        let family = self.add(HistogramVec::new(options, &L::names()));
+        combinations::<L>(MOST_HISTOGRAMS, |values| drop(family.with_label_values(values)));
+        Histograms(family, PhantomData)
     }
 
     /// The version, whose label has one value in each process.
@@ -159,6 +163,28 @@ impl Maker<'_> {
         let family = self.add(IntGaugeVec::new(Opts::new("build_info", help), &["version"]));
         family.with_label_values(&[version]).set(1);
     }
+}
+
+/// So many series are shown from the start, at zero: an increase from nothing to one is none to Prometheus.
+const MOST_COUNTERS: usize = 100;
+/// A histogram is many series.
+const MOST_HISTOGRAMS: usize = 5;
+
+/// Each combination of the labels' values, unless there are more than `most` or they are not listed.
+fn combinations<L: Labels>(most: usize, mut each: impl FnMut(&[&str])) {
+    let values = L::values();
+    if values.iter().any(Vec::is_empty) || values.iter().map(Vec::len).product::<usize>() > most {
+        return;
+    }
+    let none: Vec<Vec<&'static str>> = vec![Vec::new()];
+    let all = values.iter().fold(none, |begun, values| {
+        let with = |begun: &Vec<&'static str>| {
+            let begun = begun.clone();
+            values.iter().map(move |value| [begun.as_slice(), &[*value]].concat())
+        };
+        begun.iter().flat_map(with).collect()
+    });
+    all.iter().for_each(|values| each(values));
 }
 
 /// The unit that a name ends with.

@@ -5,10 +5,12 @@
 //! differ.
 
 mod family;
+mod guide;
 mod labels;
 mod text;
 
 pub use family::{Counters, Entry, FloatGauges, Gauges, Histograms, Kind, LabelEntry};
+pub use guide::{Described, GuideFormat, describe, guide};
 pub use labels::{
     BreakerState, CallEnd, Differing, HttpMethod, Label, Labels, MongoCommand, Operation, PanicPlace,
     ReadyStatus, ReconcileEnd, Refusal, Route, StatusCode, StepEnd, WatchEnd, Worked,

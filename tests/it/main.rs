@@ -39,6 +39,7 @@ mod ocis;
 mod odd_answers;
 mod once;
 mod openapi;
+mod operable;
 mod outage;
 mod permission;
 mod plan;

@@ -658,3 +658,22 @@ impl Process {
         self.log()
     }
 }
+
+/// With which a missing tool fails a test instead of skipping it; `.ci/run` sets it.
+const REQUIRED: &str = "TENANTRY_REQUIRE_TOOLS";
+
+/// Says that a test is skipped because a tool is not installed, or fails it where tools must be.
+pub fn missing(tool: &str) {
+    assert!(std::env::var_os(REQUIRED).is_none(), "{tool} is not installed");
+    eprintln!("skipped: {tool} is not installed");
+}
+
+/// A program on `PATH`.
+pub fn tool(name: &str) -> Option<PathBuf> {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|it| it.is_file());
+    if found.is_none() {
+        missing(name);
+    }
+    found
+}
