@@ -24,17 +24,6 @@ lint:
 bench *names:
     cargo bench --bench bench -- {{names}}
 
-# Write the dashboards from their source
-dashboards:
-    python3 dashboards/generate.py
-
-# Check the alerts: rules, their test cases, and the example of Alertmanager
-alerts:
-    promtool check rules manifests/prometheus/tenantry.rules.yaml
-    promtool check config manifests/prometheus/prometheus.example.yaml
-    promtool test rules manifests/prometheus/tests/tenantry.test.yaml
-    amtool check-config manifests/prometheus/alertmanager.example.yaml
-
 # Write the docs that the program itself prints
 docs:
     cargo run --quiet -- metrics -o markdown > docs/metrics.md
@@ -50,5 +39,6 @@ dashboards:
 # Check the alerts, and try each of them (needs promtool and amtool)
 alerts:
     promtool check rules manifests/prometheus/tenantry.rules.yaml
+    promtool check config manifests/prometheus/prometheus.example.yaml
     promtool test rules manifests/prometheus/tests/*.test.yaml
     amtool check-config manifests/prometheus/alertmanager.example.yaml

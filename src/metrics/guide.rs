@@ -61,25 +61,38 @@ pub fn guide(format: GuideFormat) -> String {
 
 /// The names of metrics that each alert asks for, by itself or through recording rules.
 fn alerts() -> BTreeMap<String, BTreeSet<String>> {
-    let (mut alerts, mut recorded) = (BTreeMap::new(), BTreeMap::new());
+    let mut alerts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut recorded: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for rule in RULES.split("\n      - ").skip(1) {
         let Some((kind, rest)) = rule.split_once(": ") else { continue };
         let (name, body) = rest.split_once('\n').unwrap_or((rest, ""));
-        let expression = body.split("expr: ").nth(1).unwrap_or_default();
-        let end =
-            ["\n        for:", "\n        labels:"].iter().filter_map(|end| expression.find(end)).min();
-        let names = names(&expression[..end.unwrap_or(expression.len())]);
+        let names = names(&expression(body));
         match kind {
             "alert" => alerts.insert(name.to_owned(), names),
             _ => recorded.insert(name.to_owned(), names),
         };
     }
     for names in alerts.values_mut() {
-        let through: Vec<String> =
-            names.iter().filter_map(|name| recorded.get(name)).flatten().cloned().collect();
-        names.extend(through);
+        // A recorded series may be made of others.
+        loop {
+            let through = names.iter().filter_map(|name| recorded.get(name)).flatten();
+            let new: Vec<String> = through.filter(|name| !names.contains(*name)).cloned().collect();
+            if new.is_empty() {
+                break;
+            }
+            names.extend(new);
+        }
     }
     alerts
+}
+
+/// The expression of a rule: up to the next key, comment or rule.
+fn expression(body: &str) -> String {
+    let after = body.split("expr: ").nth(1).unwrap_or_default();
+    let inside = |line: &&str| line.starts_with("          ");
+    let (first, rest) = after.split_once('\n').unwrap_or((after, ""));
+    let lines = std::iter::once(first).chain(rest.lines().take_while(inside));
+    lines.collect::<Vec<_>>().join(" ")
 }
 
 /// The same of each panel.
@@ -197,7 +210,7 @@ mod tests {
 
     #[test]
     fn an_alert_uses_what_its_recording_rule_asks_for() {
-        let burn = &alerts()["TenantryTimeToActiveBurnsFast"];
+        let burn = &alerts()["TenantryErrorBudgetBurnsFast"];
         assert!(burn.contains("tenantry_time_to_active_seconds"), "{burn:?}");
     }
 }

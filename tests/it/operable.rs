@@ -24,6 +24,24 @@ fn read(path: &str) -> String {
 }
 
 const RULES: &str = "manifests/prometheus/tenantry.rules.yaml";
+/// The files with cases in which alerts fire and do not.
+fn cases() -> Vec<String> {
+    let folder = "manifests/prometheus/tests";
+    let files = std::fs::read_dir(root().join(folder)).unwrap();
+    files.map(|file| format!("{folder}/{}", file.unwrap().file_name().to_str().unwrap())).collect()
+}
+
+/// The alerts of the cases, and whether they fire in them.
+fn tested() -> BTreeSet<(String, bool)> {
+    let text = cases().iter().map(|file| read(file)).collect::<String>();
+    let case = |case: &str| {
+        let (name, rest) = case.split_once('\n').unwrap();
+        let expected = rest.split("exp_alerts:").nth(1).unwrap();
+        (name.trim().to_owned(), !expected.trim_start().starts_with("[]"))
+    };
+    text.split("alertname: ").skip(1).map(case).collect()
+}
+
 const DASHBOARDS: [&str; 3] = ["fleet", "upstreams", "controller"];
 
 fn dashboard(name: &str) -> Value {
@@ -54,14 +72,17 @@ fn rules() -> Vec<Rule> {
     let rule = |rule: &str| {
         let (kind, rest) = rule.split_once(": ").unwrap();
         let (name, body) = rest.split_once('\n').unwrap();
-        let expression = body.split("expr: ").nth(1).unwrap();
-        let ends = ["\n        for:", "\n        labels:", "\n      #", "\n\n"];
-        let end = ends.iter().filter_map(|end| expression.find(end)).min().unwrap_or(expression.len());
-        let expression = expression[..end].trim_start_matches(">-").split_whitespace();
+        // Up to the next key, comment or rule.
+        let after = body.split("expr: ").nth(1).unwrap();
+        let (first, rest) = after.split_once('\n').unwrap_or((after, ""));
+        let inside = |line: &&str| line.starts_with("          ");
+        let lines =
+            std::iter::once(first.trim_start_matches('|')).chain(rest.lines().take_while(inside));
+        let expression = lines.collect::<Vec<_>>().join(" ");
         Rule {
             kind: kind.to_owned(),
             name: name.to_owned(),
-            expression: expression.collect::<Vec<_>>().join(" "),
+            expression: expression.split_whitespace().collect::<Vec<_>>().join(" "),
             body: body.to_owned(),
         }
     };
@@ -150,10 +171,10 @@ fn panels_are_described_and_do_not_overlap() {
 
 #[test]
 fn every_alert_says_what_it_is_and_the_runbook_what_to_do() {
-    let (runbook, tests) =
-        (read("docs/runbook.md"), read("manifests/prometheus/tests/tenantry.test.yaml"));
+    let runbook = read("docs/runbook.md");
+    let tested = tested();
     let mut sections: BTreeMap<&str, &str> = BTreeMap::new();
-    for section in runbook.split("\n### ").skip(1) {
+    for section in runbook.split("\n## ").skip(1) {
         let (title, text) = section.split_once('\n').unwrap();
         sections.insert(title, text);
     }
@@ -165,16 +186,16 @@ fn every_alert_says_what_it_is_and_the_runbook_what_to_do() {
         for annotation in ["summary: ", "description: ", "runbook_url: "] {
             assert!(body.contains(annotation), "{name} has no {annotation}");
         }
-        let link = format!("/runbook.md#{}'", name.to_lowercase());
+        let link = format!("/runbook.md#{}\n", name.to_lowercase());
         assert!(body.contains(&link), "{name} does not link to its own section");
         let section = sections.get(name.as_str()).unwrap_or_else(|| panic!("{name} has no section"));
-        for part in ["**Means** ", "**Look at** ", "**Do** ", "**Do not** "] {
+        for part in ["**Means.**", "**Look.**", "**Do.**", "**Do not**"] {
             assert!(section.contains(part), "the section of {name} lacks {part}");
         }
-        for case in ["fires", "is quiet"] {
+        for fires in [true, false] {
             assert!(
-                tests.contains(&format!("name: {name} {case}\n")),
-                "{name} has no case in which it {case}"
+                tested.contains(&(name.clone(), fires)),
+                "no case says whether {name} fires: {fires}"
             );
         }
     }
@@ -212,10 +233,15 @@ fn every_label_and_value_that_an_expression_names_exists() {
         .collect();
     // What Prometheus or Kubernetes adds, and the bounds of histograms.
     let of_scrapes = ["namespace", "job", "instance", "pod", "le"];
+    let recorded: BTreeSet<String> = rules().into_iter().map(|rule| rule.name).collect();
     let of_rules = rules().into_iter().map(|rule| (rule.name, rule.expression));
     let mut checked = 0;
     for (place, expression) in of_rules.chain(expressions()) {
         for (metric, matchers) in selectors(&expression) {
+            if metric.contains(':') {
+                assert!(recorded.contains(&metric), "{place}: nothing records {metric}");
+                continue;
+            }
             let base = ["_bucket", "_count", "_sum"].iter().find_map(|end| metric.strip_suffix(end));
             let labels = known.get(&metric).or_else(|| known.get(base?));
             let labels = labels.unwrap_or_else(|| panic!("{place}: there is no metric {metric}"));
@@ -234,7 +260,7 @@ fn every_label_and_value_that_an_expression_names_exists() {
             }
         }
     }
-    assert!(checked >= 15, "the expressions name values: {checked}");
+    assert!(checked >= 10, "the expressions name values: {checked}");
 }
 
 #[tokio::test]
@@ -242,7 +268,10 @@ async fn prometheus_takes_the_rules_and_each_alert_fires_when_it_shall() {
     let Some(promtool) = tool("promtool") else { return };
     succeeds(&promtool, &["check", "rules", RULES]).await;
     succeeds(&promtool, &["check", "config", "manifests/prometheus/prometheus.example.yaml"]).await;
-    succeeds(&promtool, &["test", "rules", "manifests/prometheus/tests/tenantry.test.yaml"]).await;
+    let cases = cases();
+    let mut arguments = vec!["test", "rules"];
+    arguments.extend(cases.iter().map(String::as_str));
+    succeeds(&promtool, &arguments).await;
 }
 
 #[tokio::test]
@@ -342,9 +371,9 @@ async fn a_live_scrape_has_nothing_that_promtool_complains_of() {
         "tenantry_http_request_duration_seconds_count{method=\"GET\",route=\"other\",status=\"404\"} 1",
         "tenantry_tenants_by_ready{ready=\"true\",reason=\"InSync\"} 1",
         "tenantry_breaker_state{state=\"closed\",upstream=\"authentik\"} 1",
-        "tenantry_queue_wait_seconds_count{priority=\"new\"} 1",
+        "tenantry_queue_wait_seconds_count{priority=\"new\"} ",
     ] {
-        assert!(text.lines().any(|line| line == expected), "{expected}: {text}");
+        assert!(text.lines().any(|line| line.starts_with(expected)), "{expected}: {text}");
     }
     let mut check = Command::new(promtool)
         .args(["check", "metrics"])
