@@ -168,7 +168,7 @@ impl Maker<'_> {
 /// So many series are shown from the start, at zero: an increase from nothing to one is none to Prometheus.
 const MOST_COUNTERS: usize = 100;
 /// A histogram is many series.
-const MOST_HISTOGRAMS: usize = 5;
+const MOST_HISTOGRAMS: usize = 30;
 
 /// Each combination of the labels' values, unless there are more than `most` or they are not listed.
 fn combinations<L: Labels>(most: usize, mut each: impl FnMut(&[&str])) {

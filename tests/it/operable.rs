@@ -97,15 +97,17 @@ fn expressions() -> Vec<(String, String)> {
             for target in panel["targets"].as_array().into_iter().flatten() {
                 let place = format!("{name}: {}", panel["title"].as_str().unwrap());
                 let mut expression = target["expr"].as_str().unwrap().to_owned();
-                for (variable, value) in [
+                let variables = [
                     ("$__rate_interval", "15s"),
                     ("$__range", "5m"),
-                    ("$namespace", ".*"),
-                    ("$job", ".*"),
-                ] {
+                    ("$namespace", ""),
+                    ("$job", "tenantry"),
+                    ("$instance", ".*"),
+                    ("$upstream", ".*"),
+                ];
+                for (variable, value) in variables {
                     expression = expression.replace(variable, value);
                 }
-                expression = expression.replace("$instance", ".*").replace("$upstream", ".*");
                 assert!(!expression.contains('$'), "{place}: {expression}");
                 all.push((place, expression));
             }
@@ -164,8 +166,8 @@ fn panels_are_described_and_do_not_overlap() {
                 );
             }
         }
-        assert_eq!(panels[0]["type"], "row");
-        assert_eq!(panels[1]["type"], "stat", "{name} begins with what reads green, amber or red");
+        let first = panels.iter().find(|panel| panel["type"] != "row").unwrap();
+        assert_eq!(first["type"], "stat", "{name} begins with what reads green, amber or red");
     }
 }
 
@@ -211,10 +213,11 @@ fn selectors(expression: &str) -> Vec<(String, Vec<(String, String)>)> {
         let before = &expression[..at];
         let name = &before[before.rfind(|c| !is_part(c)).map_or(0, |end| end + 1)..];
         let inside = &expression[at + 1..at + expression[at..].find('}').unwrap()];
+        // label, operator, quoted value, and so on.
         let mut matchers = Vec::new();
-        for part in inside.split("\", ").filter(|part| !part.trim().is_empty()) {
-            let (label, value) = part.trim_end_matches('"').split_once('"').unwrap();
-            let label = label.trim_end_matches(['=', '!', '~']).trim();
+        let mut parts = inside.split('"');
+        while let (Some(label), Some(value)) = (parts.next(), parts.next()) {
+            let label = label.trim_matches([',', ' ', '=', '!', '~']);
             matchers.push((label.to_owned(), value.to_owned()));
         }
         found.push((name.to_owned(), matchers));
