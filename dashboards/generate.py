@@ -221,8 +221,10 @@ NOTHING_NEW = {
 READY = of("tenantry_tenants_by_ready", 'ready="true"')
 BY_READY = of("tenantry_tenants_by_ready")
 BY_REASON = of("tenantry_tenants_by_ready", 'ready="false"')
-DOWN = f"max by (upstream) ({of('tenantry_upstream_down')})"
-REFUSES = f"max by (upstream) ({of('tenantry_integration_healthy')} == bool 0)"
+# Only while the breaker is open: a process that has nothing to do after an outage keeps its gauges as they were.
+OPEN = "* on (namespace, job, instance, upstream) " + of("tenantry_breaker_state", 'state="open"')
+DOWN = f"max by (upstream) ({of('tenantry_upstream_down')} {OPEN})"
+REFUSES = f"max by (upstream) (({of('tenantry_integration_healthy')} == bool 0) {OPEN})"
 STOPPED = most("tenantry_stopped", by="upstream")
 TRIPPED = most("tenantry_guard_tripped", by="upstream")
 HELD = f"sum({STOPPED}) + sum({TRIPPED})"
@@ -444,7 +446,7 @@ FLEET = [
 
 AGE = f"time() - {most('tenantry_sweep_last_success_timestamp_seconds', by='upstream')}"
 UNPROVEN = of("tenantry_breaker_state", UPSTREAM, 'state="unproven"')
-OPEN = of("tenantry_breaker_state", UPSTREAM, 'state="open"')
+OPENED = of("tenantry_breaker_state", UPSTREAM, 'state="open"')
 REQUESTS = "tenantry_upstream_request_duration_seconds"
 
 UPSTREAMS = [
@@ -531,8 +533,8 @@ UPSTREAMS = [
                 "Whether the upstream works for each process, is taken to be down, or refuses us.",
                 [
                     (
-                        f"max by (instance) ({of('tenantry_upstream_down', UPSTREAM)} "
-                        f"+ 2 * ({of('tenantry_integration_healthy', UPSTREAM)} == bool 0))",
+                        f"max by (instance) (({of('tenantry_upstream_down', UPSTREAM)} "
+                        f"+ 2 * ({of('tenantry_integration_healthy', UPSTREAM)} == bool 0)) {OPEN})",
                         "{{instance}}",
                     )
                 ],
@@ -544,7 +546,7 @@ UPSTREAMS = [
                 "Whether each process lets steps through: closed lets all, unproven one at a time, open none.",
                 [
                     (
-                        f"max by (instance) ({UNPROVEN} + ignoring (state) 2 * {OPEN})",
+                        f"max by (instance) ({UNPROVEN} + ignoring (state) 2 * {OPENED})",
                         "{{instance}}",
                     )
                 ],
@@ -971,14 +973,14 @@ def page(title, about, bands):
         variables.append(choice("upstream", "Upstream", query, several=True))
     link = {"asDropdown": False, "includeVars": True, "keepTime": True, "tags": [], "tooltip": "", "icon": "dashboard"}
     others = [
-        link | {"title": f"tenantry: {other}", "type": "link", "url": f"/d/tenantry-{other.lower()}", "targetBlank": False}
+        link | {"title": f"tenantry / {other}", "type": "link", "url": f"/d/tenantry-{other.lower()}", "targetBlank": False}
         for other in PAGES
         if other != title
     ]
     runbook = link | {"title": "Runbook", "type": "link", "url": RUNBOOK, "icon": "doc", "targetBlank": True}
     return {
         "uid": f"tenantry-{title.lower()}",
-        "title": f"tenantry: {title}",
+        "title": f"tenantry / {title}",
         "description": about,
         "tags": ["tenantry"],
         "schemaVersion": 39,
