@@ -133,8 +133,10 @@ def stat(title, about, expr, unit, limits, *, runbook=None, mappings=(), decimal
     return panel("stat", title, about, expr, unit, width, 4, limits=limits, options=options, runbook=runbook, **more)
 
 
-def graph(title, about, targets, unit, *, width=8, height=8, stack=False, limits=None, legend="bottom", log=False):
-    """Lines over time; where there are limits, they are drawn."""
+def graph(title, about, targets, unit, *, width=8, height=8, stack=False, limits=None, sparse=False):
+    """Lines over time; where there are limits, they are drawn. A `sparse` one shows only what is not zero."""
+    if sparse:
+        targets = [(f"{expr} > 0", name) for expr, name in targets]
     custom = {
         "drawStyle": "line",
         "lineWidth": 1,
@@ -143,15 +145,12 @@ def graph(title, about, targets, unit, *, width=8, height=8, stack=False, limits
         "spanNulls": False,
         "stacking": {"mode": "normal" if stack else "none", "group": "A"},
         "thresholdsStyle": {"mode": "dashed" if limits else "off"},
-        "scaleDistribution": {"type": "log", "log": 10} if log else {"type": "linear"},
     }
     options = {
-        "legend": {"displayMode": "table" if legend == "right" else "list", "placement": legend, "showLegend": True}
-        | {"calcs": ["lastNotNull", "max"] if legend == "right" else []},
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
-    more = {"min": None if log else 0, "color": {"mode": "palette-classic"}}
-    more = {key: value for key, value in more.items() if value is not None}
+    more = {"min": 0, "color": {"mode": "palette-classic"}, "noValue": "none" if sparse else "no data"}
     return panel(
         "timeseries", title, about, targets, unit, width, height, limits=limits, custom=custom, options=options, **more
     )
@@ -251,8 +250,8 @@ FLEET = [
                 runbook="TenantryTenantsStuck",
             ),
             stat(
-                "Too slow to become active",
-                "The share of the tenants created within the last hour that took longer than 60 seconds; the objective is 1 %.",
+                "Active too late",
+                "The share of those that became active within the last hour that took longer than 60 seconds; at most 1 %.",
                 slow("1h"),
                 "percentunit",
                 thresholds(GREEN, (0.01, AMBER), (0.06, RED)),
@@ -299,9 +298,10 @@ FLEET = [
             graph(
                 "Not ready, by reason",
                 "Tenants that do not match their desired state now, by the first reason why.",
-                [(f"max by (reason) ({BY_REASON}) > 0", "{{reason}}")],
+                [(f"max by (reason) ({BY_REASON})", "{{reason}}")],
                 "short",
                 stack=True,
+                sparse=True,
             ),
             graph(
                 "Steps in error, by upstream",
@@ -322,11 +322,18 @@ FLEET = [
                 width=12,
                 height=6,
             ),
-            graph(
-                "Failing for long",
-                "Tenants that have not been ready for more than 15 minutes, but for those that people hold or delete.",
-                [(most("tenantry_tenants_failing_long"), "tenants")],
-                "short",
+            timeline(
+                "Alerts",
+                "Alerts that fire (red) or are pending (amber), where Prometheus evaluates the rules.",
+                [
+                    (
+                        'max by (alertname, upstream) (ALERTS{alertname=~"Tenantry.+", namespace="$namespace", job="$job", '
+                        'alertstate="firing"} * 2 or on (alertname, upstream) '
+                        'ALERTS{alertname=~"Tenantry.+", namespace="$namespace", job="$job", alertstate="pending"})',
+                        "{{alertname}} {{upstream}}",
+                    )
+                ],
+                {1: ("pending", AMBER), 2: ("fires", RED)},
                 width=12,
                 height=6,
             ),
@@ -384,6 +391,7 @@ FLEET = [
                 "Claims of tenants by how they ended, a second.",
                 [(rate("tenantry_reconciles_total", by="result"), "{{result}}")],
                 "ops",
+                sparse=True,
             ),
         ],
     ),
@@ -396,13 +404,14 @@ FLEET = [
                 [(increase("tenantry_drift_found_total", by="upstream, differs"), "{{upstream}}: {{differs}}")],
                 "short",
                 stack=True,
+                sparse=True,
             ),
             graph(
                 "Repairs",
                 "Resources that were repaired, recreated or restored, and repairs that a change guard refused.",
                 [
                     (
-                        increase("tenantry_acts_total", 'act=~"repaired|recreated|restored"', by="upstream, act"),
+                        increase("tenantry_acts_total", 'act=~"repaired|recreated|restored"', by="upstream, act") + " > 0",
                         "{{upstream}}: {{act}}",
                     ),
                     (increase("tenantry_repairs_refused_total", by="upstream"), "{{upstream}}: refused"),
@@ -439,6 +448,7 @@ FLEET = [
                 [(increase("tenantry_acts_total", 'act=~"released|disabled|deleted"', by="upstream, act"), "{{upstream}}: {{act}}")],
                 "short",
                 stack=True,
+                sparse=True,
             ),
         ],
     ),
@@ -527,6 +537,7 @@ UPSTREAMS = [
                 "short",
                 width=6,
                 stack=True,
+                sparse=True,
             ),
             timeline(
                 "Health",

@@ -21,8 +21,8 @@ use crate::three::Suite;
 const RULES: &str = "manifests/prometheus/tenantry.rules.yaml";
 const RULE_TESTS: &str = "manifests/prometheus/tests";
 const DASHBOARDS: [&str; 3] = ["fleet", "upstreams", "controller"];
-/// Labels that a series has from where it was scraped.
-const TARGET: [&str; 3] = ["namespace", "job", "instance"];
+/// Labels that a series has from where it was scraped, and an alert from its rule.
+const TARGET: [&str; 4] = ["namespace", "job", "instance", "alertname"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
