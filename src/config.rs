@@ -595,7 +595,7 @@ impl Given {
     pub fn log_as_given(&self) {
         if some(&self.log_format).map(str::parse) == Some(Ok(LogFormat::Json)) {
             let filter = some(&self.log_level).and_then(|level| level.parse().ok());
-            telemetry::init(LogFormat::Json, filter.unwrap_or_default());
+            telemetry::init(LogFormat::Json, filter.unwrap_or_default(), None);
         }
     }
 

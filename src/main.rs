@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tenantry::config::{Given, Mistakes};
 use tenantry::metrics::{GuideFormat, guide};
+use tenantry::telemetry::traces::TRACES_END;
 use tenantry::terminal::{print, say};
-use tenantry::{environment, signals, telemetry};
+use tenantry::{environment, signals};
 use tokio_util::sync::CancellationToken;
 
 /// Makes Authentik, Stalwart and oCIS match the tenants in MongoDB, and keeps them so.
@@ -66,7 +67,10 @@ Example:
   OCIS_API_URL=https://files.acme.test OCIS_OIDC_CLIENT_ID=web \\
   OCIS_OIDC_TOKEN_URL=https://id.acme.test/application/o/token/ \\
   OCIS_OIDC_USERNAME=tenantry OCIS_OIDC_PASSWORD_FILE=/run/secrets/ocis \\
-    tenantry run";
+    tenantry run
+
+Traces are sent by OTLP/HTTP if OTEL_EXPORTER_OTLP_ENDPOINT is set, such as http://127.0.0.1:4318; the other
+standard OTEL_* variables count as well.";
 
 fn main() -> ExitCode {
     // Lives as long as the process; without the feature `failpoints` it does nothing.
@@ -147,8 +151,12 @@ async fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(given) => {
             let config = given.check().inspect_err(|_| given.log_as_given())?;
-            telemetry::init(config.log_format, config.log_filter.clone());
-            Ok(tenantry::run::run(config, shutdown, None).await?)
+            let traces = tenantry::run::observe(&config)?;
+            let ended = tenantry::run::run(config, shutdown, None).await;
+            if let Some(traces) = traces {
+                traces.end(TRACES_END).await;
+            }
+            Ok(ended?)
         }
         #[cfg(feature = "dev")]
         Command::Dev(dev) => {

@@ -27,6 +27,8 @@ use crate::integration::{
 use crate::metrics::{Metrics, MongoCommand, Worked};
 use crate::secret::Secret;
 use crate::store::{Holder, Journal, OpenError, Store, StoreError, StoreOptions, TENANTS, Unsuitable};
+use crate::telemetry;
+use crate::telemetry::traces::{Traces, TracesError};
 use crate::tenant::{Controls, StepKind};
 
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,8 @@ pub enum RunError {
     Http(#[from] HttpClientError),
     #[error(transparent)]
     Unsuitable(#[from] Unsuitable),
+    #[error(transparent)]
+    Traces(#[from] TracesError),
 }
 
 /// Where a process listens, once it does; port 0 in the settings is a free one here.
@@ -152,7 +156,8 @@ pub async fn run(
     let ended = CancellationToken::new();
     let config::Patience { connections, headers, reading } = config.access.patience;
     let patience = Patience { connections: connections.min(affordable()), headers, reading };
-    let telemetry_router = Telemetry::new(Arc::clone(&metrics), store.clone()).router();
+    let telemetry_router =
+        Telemetry::new(Arc::clone(&metrics), store.clone(), api.guard.clone()).router();
     let servers = [
         tokio::spawn(serve(http, api.router(), patience, ended.clone())),
         tokio::spawn(serve(telemetry, telemetry_router, patience, ended.clone())),
@@ -196,6 +201,17 @@ pub async fn run(
     let _ = tokio::time::timeout(linger / 2, store.close()).await;
     tracing::info!("tenantry has ended");
     prepared.map_err(RunError::from)
+}
+
+/// Sets up logs and traces. Traces are sent with the roots and proxies that everything else is sent with.
+///
+/// # Errors
+/// When the environment asks for traces in a way that is not supported.
+pub fn observe(config: &Config) -> Result<Option<Traces>, RunError> {
+    let client = HttpClient::new(config.extra_ca.clone(), config.request_timeout)?;
+    let traces = Traces::start(client.client())?;
+    telemetry::init(config.log_format, config.log_filter.clone(), traces.as_ref());
+    Ok(traces)
 }
 
 fn integrations(config: &Config, http: &HttpClient, metrics: &Arc<Metrics>) -> Arc<Integrations> {

@@ -2,7 +2,7 @@
 //! to be careful.
 
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -11,6 +11,7 @@ use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::problem::Problem;
+use crate::telemetry::traces;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id that is taken over from a client, in bytes.
@@ -44,10 +45,17 @@ const CAREFUL: [(HeaderName, HeaderValue); 5] = [
 pub async fn wrap(mut request: Request, next: Next) -> Response {
     let id = taken_over(request.headers()).unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
     request.extensions_mut().insert(RequestId(id.clone()));
+    let route = request.extensions().get::<MatchedPath>();
+    let name = route.map(|route| format!("{} {}", request.method(), route.as_str()));
     let span = tracing::info_span!(
         "request", request_id = id, method = %request.method(), path = request.uri().path(),
-        sub = Empty, client = Empty, role = Empty
+        sub = Empty, client = Empty, role = Empty, trace_id = Empty, otel.kind = "server", otel.name = name,
+        http.response.status_code = Empty,
     );
+    let traced = request.headers().get(traces::TRACEPARENT).and_then(|traced| traced.to_str().ok());
+    traces::continue_from(&span, traced);
+    traces::note_trace(&span);
+    let ended = span.clone();
     let answer = async {
         match named_host(&request) {
             Ok(()) => next.run(request).await,
@@ -55,6 +63,7 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
         }
     };
     let mut response = answer.instrument(span).await;
+    ended.record("http.response.status_code", response.status().as_u16());
     if let Some(problem) = response.extensions_mut().remove::<Problem>()
         && let Ok(body) = serde_json::to_vec(&Named { problem, request_id: &id })
     {

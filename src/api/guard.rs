@@ -18,7 +18,7 @@ use super::access;
 use super::problem::Problem;
 use super::rates::Rates;
 use super::serve::Peer;
-use crate::auth::{Authenticator, Principal, Refusal};
+use crate::auth::{Authenticator, Principal, Refusal, Role};
 
 /// Bounds on what clients may do.
 #[derive(Debug, Clone)]
@@ -147,6 +147,15 @@ impl Guard {
             }
             Refusal::Unavailable { why, retry_in } => Problem::issuer_away(why, retry_in),
         })
+    }
+
+    /// Lets a caller through who has the role, outside the API.
+    ///
+    /// # Errors
+    /// Why the caller is not let through.
+    pub async fn admits(&self, headers: &HeaderMap, needed: Role) -> Result<(), Problem> {
+        let principal = self.principal(headers).await?;
+        if principal.may(needed) { Ok(()) } else { Err(Problem::lacks_role(needed, &principal)) }
     }
 
     /// Counts the request against whoever sent it.

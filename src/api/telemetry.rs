@@ -1,9 +1,11 @@
-//! `/metrics`, on an address of its own.
+//! `/metrics` and `/log-level`, on an address of their own.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Extension;
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::middleware;
@@ -11,9 +13,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::Mutex;
 
+use super::guard::Guard;
+use super::problem::{FieldError, Problem};
+use super::serve::Peer;
 use super::{envelope, health, problem};
+use crate::auth::Role;
 use crate::metrics::{Format, Metrics, ReadyStatus};
 use crate::store::{Census, Counting, Store, StoreError};
+use crate::telemetry::{self as logs, LogFilter};
 use crate::tenant::{Phase, Reason, StepKind, StepState};
 
 /// The census reads every document, so it is taken only if the metrics are read, and no sooner after the one
@@ -29,19 +36,21 @@ const CENSUS_WAIT: Duration = Duration::from_secs(3);
 pub struct Telemetry {
     metrics: Arc<Metrics>,
     store: Store,
+    guard: Guard,
     /// From when on another census may be taken; held while one is.
     rests: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Telemetry {
-    pub fn new(metrics: Arc<Metrics>, store: Store) -> Self {
-        Self { metrics, store, rests: Arc::default() }
+    pub fn new(metrics: Arc<Metrics>, store: Store, guard: Guard) -> Self {
+        Self { metrics, store, guard, rests: Arc::default() }
     }
 
     pub fn router(self) -> Router {
         Router::new()
             .route("/metrics", get(scrape))
             .route("/livez", get(health::live))
+            .route("/log-level", get(log_level).put(set_log_level))
             .fallback(problem::unknown_path)
             .method_not_allowed_fallback(problem::unknown_method)
             .layer(middleware::from_fn(envelope::wrap))
@@ -103,6 +112,56 @@ impl Telemetry {
                 self.metrics.steps.of((step, state)).set(gauge(count));
             }
         }
+    }
+}
+
+/// The longest level that is understood, in bytes: a level for each of many modules.
+const LONGEST_LEVEL: usize = 2 << 10;
+
+/// Who asks: where from, and with what.
+type Asking = (Option<Extension<Peer>>, HeaderMap);
+
+/// Which lines are logged: the form of `LOG_LEVEL`.
+async fn log_level(
+    State(telemetry): State<Telemetry>,
+    peer: Option<Extension<Peer>>,
+    headers: HeaderMap,
+) -> Result<String, Problem> {
+    telemetry.may_set_level((peer, headers)).await?;
+    Ok(format!("{}\n", logs::filter().unwrap_or_default()))
+}
+
+/// Logs other lines until the process ends.
+async fn set_log_level(
+    State(telemetry): State<Telemetry>,
+    peer: Option<Extension<Peer>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<String, Problem> {
+    telemetry.may_set_level((peer, headers)).await?;
+    if body.len() > LONGEST_LEVEL {
+        return Err(Problem::too_large(LONGEST_LEVEL));
+    }
+    let wrong = |message| Problem::invalid(vec![FieldError { field: "log-level".into(), message }]);
+    let filter = String::from_utf8_lossy(&body).trim().parse::<LogFilter>();
+    let filter = filter.map_err(|error| wrong(error.to_string()))?;
+    let before = logs::filter().unwrap_or_default();
+    if !logs::set_filter(filter.clone()) {
+        return Err(Problem::unavailable(
+            "this process logs in a way of its own, which cannot be changed",
+        ));
+    }
+    tracing::warn!(%before, now = %filter, "the log level was changed until the process ends");
+    Ok(format!("{filter}\n"))
+}
+
+impl Telemetry {
+    /// From the machine itself, or by an administrator.
+    async fn may_set_level(&self, (peer, headers): Asking) -> Result<(), Problem> {
+        if peer.is_some_and(|Extension(peer)| peer.address.is_loopback()) {
+            return Ok(());
+        }
+        self.guard.admits(&headers, Role::Admin).await
     }
 }
 

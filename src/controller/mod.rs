@@ -328,7 +328,7 @@ impl Dispatcher {
             let (reconciler, metrics) = (Arc::clone(&self.reconciler), Arc::clone(&self.metrics));
             self.running.spawn(async move {
                 // A bug that only one tenant meets must not be tried at full speed, nor stop others.
-                let reconcile = AssertUnwindSafe(reconciler.reconcile(id)).catch_unwind();
+                let reconcile = AssertUnwindSafe(reconciler.reconcile(id, urgency)).catch_unwind();
                 let verdict = reconcile.await.unwrap_or_else(|_| {
                     metrics.panics.of(PanicPlace::Reconcile).inc();
                     Verdict::Refused

@@ -10,12 +10,16 @@ use super::guard::Guards;
 use super::history;
 use super::report::Report;
 use super::steps::Steps;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
+
 use crate::failpoint;
 use crate::integration::Integrations;
 use crate::metrics::{Metrics, ReconcileEnd};
 use crate::store::{
     Claim, ClaimAnswer, Commit, Holder, InvalidDocument, Journal, Plans, Store, StoreError,
 };
+use crate::telemetry::traces;
 use crate::tenant::{
     Basis, Fleet, Jitter, Policy, Status, StepKind, Tenant, TenantId, Urgency, transition,
 };
@@ -58,7 +62,7 @@ impl Reconciler {
     /// Reconciles `id` if it is due and nobody else does.
     ///
     /// Dropping the future leaves the lease to expire; the tenant stays due.
-    pub async fn reconcile(&self, id: TenantId) -> Verdict {
+    pub async fn reconcile(&self, id: TenantId, urgency: Urgency) -> Verdict {
         let started = Instant::now();
         // A process takes no tenants before it has read the fleet.
         let Some(fleet) = self.guards.fleet() else { return Verdict::Unavailable };
@@ -67,7 +71,8 @@ impl Reconciler {
             Ok(ClaimAnswer::Claimed(claim)) => {
                 failpoint::reach(failpoint::CLAIMED);
                 self.metrics.leases_taken_over.inc_by(u64::from(claim.tenant.interrupted));
-                let ended = self.work(&claim, &fleet, started).await;
+                let span = span_of(&claim, urgency);
+                let ended = self.work(&claim, &fleet, started).instrument(span).await;
                 self.metrics.reconcile_seconds.observe(started.elapsed().as_secs_f64());
                 ended
             }
@@ -311,4 +316,15 @@ fn nothing_left(claim: &Claim, after: &Status) -> bool {
     let tenant = Tenant { status: after.clone(), ..claim.tenant.clone() };
     tenant.desired.deletion.is_some()
         && StepKind::ALL.into_iter().all(|step| tenant.current_state(step).is_settled())
+}
+
+/// Surrounds a reconcile in logs and traces; part of the trace of the request that it acts on.
+fn span_of(claim: &Claim, urgency: Urgency) -> Span {
+    let tenant = &claim.tenant;
+    let span = tracing::info_span!(
+        parent: None, "reconcile", slug = %tenant.slug, id = %tenant.id, urgency = urgency.name(), trace_id = Empty
+    );
+    traces::continue_from(&span, claim.trace());
+    traces::note_trace(&span);
+    span
 }

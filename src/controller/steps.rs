@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::guard::Guards;
+use tracing::Instrument;
+
 use crate::integration::{Deeds, Integrations, Mode, Target};
-use crate::metrics::{Metrics, StepEnd};
+use crate::metrics::{Metrics, PanicPlace, StepEnd};
 use crate::store::Claim;
 use crate::tenant::{
     Act, Failure, FailureKind, Fleet, Jitter, Outcome, PerStep, Policy, Reason, StepKind, StepRun,
@@ -93,6 +95,7 @@ impl<'a> Steps<'a> {
             Some(Ok((step, outcome, took))) => self.ended(step, outcome, took),
             Some(Err(error)) => {
                 // A bug of ours in one step must not take the others with it.
+                self.metrics.panics.of(PanicPlace::Reconcile).inc_by(u64::from(error.is_panic()));
                 tracing::error!(slug = %self.claim.tenant.slug, %error, "a step panicked");
             }
             None => return false,
@@ -185,11 +188,13 @@ impl<'a> Steps<'a> {
         let target = Target::of(tenant, fleet, step, may_exist, mode, adopt, now);
         let (integrations, guards) = (Arc::clone(self.integrations), Arc::clone(self.guards));
         let deeds = self.deeds[step as usize].1.clone();
-        self.running.spawn(async move {
+        let span = tracing::debug_span!("step", otel.name = step.name(), upstream = %step);
+        let run = async move {
             let started = Instant::now();
             let outcome = deeds.of(integrations.run(step, &target, &*guards)).await;
             (step, outcome, started.elapsed())
-        });
+        };
+        self.running.spawn(run.instrument(span));
     }
 
     fn ended(&mut self, step: StepKind, outcome: Outcome, took: Duration) {

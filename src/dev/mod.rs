@@ -25,7 +25,7 @@ use self::upstreams::{Ports, Upstreams};
 use crate::config::Given;
 use crate::run::{self, Addresses};
 use crate::store::{NewTenant, Store, StoreOptions};
-use crate::telemetry;
+use crate::telemetry::traces::TRACES_END;
 use crate::tenant::Desired;
 use crate::terminal;
 
@@ -64,7 +64,7 @@ impl Dev {
         }
         Upstreams::forget_settings(&mut trial);
         let config = trial.check().inspect_err(|_| trial.log_as_given())?;
-        telemetry::init(config.log_format, config.log_filter);
+        let traces = run::observe(&config)?;
 
         let mongod = if own_mongod { Some(self.start_mongod().await?) } else { None };
         if let Some(mongod) = &mongod {
@@ -76,6 +76,9 @@ impl Dev {
         };
         if let Some(mongod) = mongod {
             mongod.stop().await;
+        }
+        if let Some(traces) = traces {
+            traces.end(TRACES_END).await;
         }
         ended
     }

@@ -59,7 +59,7 @@ impl HttpClient {
     }
 
     /// The connections to use now: new ones once the bundle of roots is another one.
-    pub(super) fn client(&self) -> Client {
+    pub fn client(&self) -> Client {
         let Shared { extra_ca, total, made } = &*self.0;
         let version = extra_ca.as_ref().map_or(0, Secret::version);
         {

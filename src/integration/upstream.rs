@@ -18,6 +18,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 use url::Url;
 
 use super::asked;
@@ -32,6 +34,7 @@ use super::recent::Recent;
 use super::{Effect, Error};
 use crate::metrics::{CallEnd, Metrics, Operation, StatusCode as Status, Worked};
 use crate::secret::Secret;
+use crate::telemetry::traces;
 use crate::tenant::{Failure, FailureKind, Reason, StepKind, Traffic};
 
 /// The longest answer that is read whole, in bytes. The largest expected one, a page of 100 groups with
@@ -305,7 +308,8 @@ impl Upstream {
     pub async fn open(&self, call: &Call<'_>) -> Result<Result<Begun, Answer>, Error> {
         let mut turns = Turns::default();
         loop {
-            let answer = match self.begin(call, Purpose::Read).await {
+            let begun = self.begin(call, Purpose::Read).instrument(self.span(call));
+            let answer = match begun.await {
                 Ok(begun) if begun.status() == StatusCode::OK => {
                     self.measure(call, begun.started, status_of(&begun));
                     self.well_answered();
@@ -322,8 +326,19 @@ impl Upstream {
     }
 
     async fn exchange(&self, call: &Call<'_>, purpose: Purpose) -> Result<Answer, Broken> {
-        let begun = self.begin(call, purpose).await?;
-        self.finish(call, purpose, begun).await
+        let exchange = async {
+            let begun = self.begin(call, purpose).await?;
+            self.finish(call, purpose, begun).await
+        };
+        exchange.instrument(self.span(call)).await
+    }
+
+    /// Surrounds a request in traces.
+    fn span(&self, call: &Call<'_>) -> Span {
+        tracing::debug_span!(
+            "upstream", otel.name = call.operation.name(), otel.kind = "client", upstream = %self.step,
+            http.request.method = %call.method, http.response.status_code = Empty, error.type = Empty,
+        )
     }
 
     /// Sends the request, with another token where that may help.
@@ -409,6 +424,9 @@ impl Upstream {
             }
             (Credentials::None | Credentials::Tokens(_), None) => request,
         };
+        if let Some(trace) = traces::traceparent() {
+            request = request.header(traces::TRACEPARENT, trace);
+        }
         if call.unhurried {
             request = request.timeout(LONGEST);
         }
@@ -474,6 +492,10 @@ impl Upstream {
     fn measure(&self, call: &Call<'_>, started: Instant, end: CallEnd) {
         let took = started.elapsed();
         self.recent.note(took);
+        match end {
+            CallEnd::Status(status) => Span::current().record("http.response.status_code", status.0),
+            other => Span::current().record("error.type", other.name()),
+        };
         self.metrics.upstream_seconds.of((self.step, call.operation, end)).observe(took.as_secs_f64());
     }
 

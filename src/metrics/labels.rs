@@ -362,7 +362,7 @@ pub enum CallEnd {
 }
 
 impl CallEnd {
-    const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Status(status) => status.name(),
             Self::Connect => "connect",

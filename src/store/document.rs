@@ -10,6 +10,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 
+use crate::telemetry::traces;
 use crate::tenant::{
     Adopted, Change, CreateIntent, DeletionPolicy, Desired, Field, Found, MailDomain, Observation,
     OtherResource, PerStep, Presence, Ready, Reason, Services, Slug, Status, StepDesired, StepKind,
@@ -32,6 +33,10 @@ pub(super) const DESIRED: [&str; 9] = [
 /// Says that a client waits until the tenant has been acted on, so that it comes before others. The commit that
 /// acts on it removes it.
 pub(super) const WAITED_FOR: &str = "waitedFor";
+
+/// The trace of the latest request that the tenant has not been acted on for (W3C Trace Context). The commit that
+/// acts on it removes it.
+pub(super) const TRACEPARENT: &str = traces::TRACEPARENT;
 
 /// A stored document, whether it makes sense or not.
 #[derive(Debug, Clone)]
@@ -64,7 +69,7 @@ pub(super) fn projection() -> Document {
     let mut fields = doc! {
         "status": 1, "provisioningStatus": 1, "steps": 1, "conditions": 1, "generation": 1, "observedGeneration": 1,
         "reconcileRequestedAt": 1, "reconcileRequest": 1, "changedBy": 1, "lastHandledReconcileAt": 1, "lastHandledDesired": 1,
-        "nextReconcileAt": 1, "lease": 1, "createdAt": 1, "updatedAt": 1,
+        "nextReconcileAt": 1, "lease": 1, "createdAt": 1, "updatedAt": 1, TRACEPARENT: 1,
     };
     fields.extend(DESIRED.map(|field| (field.to_owned(), Bson::Int32(1))));
     fields

@@ -11,10 +11,11 @@
 use mongodb::bson::{Bson, Document, doc, oid::ObjectId};
 use mongodb::options::ReturnDocument;
 
-use super::document::{Record, WAITED_FOR, projection, read, snapshot};
+use super::document::{Record, TRACEPARENT, WAITED_FOR, projection, read, snapshot};
 use super::due::{content_due, current_desired};
 use super::tenants::{NewTenant, by_slug, due_as_it_is, signed};
 use super::{Store, StoreError};
+use crate::telemetry::traces::traceparent;
 use crate::tenant::{
     DeletionPolicy, Desired, EventKind, MailDomain, PerStep, Phase, Slug, StepKind, TenantName,
 };
@@ -363,6 +364,10 @@ impl Store {
             // Also for what others changed and no reconcile has handled yet: that is what the client waits for.
             let waits = doc! { "$or": [changed.clone(), content_due("$")] };
             fields.insert(WAITED_FOR, doc! { "$cond": [waits, true, format!("${WAITED_FOR}")] });
+        }
+        if let Some(trace) = traceparent() {
+            let own = format!("${TRACEPARENT}");
+            fields.insert(TRACEPARENT, doc! { "$cond": [changed.clone(), trace, own] });
         }
         fields.extend(self.signature(kind, changed.clone()));
         fields

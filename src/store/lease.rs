@@ -13,8 +13,8 @@ use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::ReturnDocument;
 
 use super::document::{
-    InvalidDocument, Record, WAITED_FOR, date, integer, object_id, observation_document, projection,
-    read, ready_document, snapshot, step_document, timestamp,
+    InvalidDocument, Record, TRACEPARENT, WAITED_FOR, date, integer, object_id, observation_document,
+    projection, read, ready_document, snapshot, step_document, timestamp,
 };
 use super::due::{content_due, current_desired, lease_held, time_due};
 use super::{Store, StoreError};
@@ -53,6 +53,8 @@ pub struct Claim {
     /// `reconcileRequestedAt` and `generation` as stored when the claim was made.
     request: Bson,
     generation: Bson,
+    /// The trace of the latest request for it.
+    trace: Option<String>,
     claimed_at: Timestamp,
     claimed: Instant,
 }
@@ -65,6 +67,11 @@ impl Claim {
     /// The server's time, carried forward by the monotonic clock since the claim was answered.
     pub fn now(&self) -> Timestamp {
         self.claimed_at + self.claimed.elapsed()
+    }
+
+    /// The trace of the latest request that this reconcile acts on (W3C Trace Context).
+    pub fn trace(&self) -> Option<&str> {
+        self.trace.as_deref()
     }
 
     /// Whether this is the first time that anybody looks at it, and no API said that it made it.
@@ -253,6 +260,7 @@ impl Store {
                     desired: snapshot(&document),
                     request: document.get("reconcileRequestedAt").cloned().unwrap_or(Bson::Null),
                     generation: document.get("generation").cloned().unwrap_or(Bson::Null),
+                    trace: document.get_str(TRACEPARENT).ok().map(ToOwned::to_owned),
                     claimed_at: expires_at - ttl,
                     claimed,
                 })))
@@ -388,6 +396,7 @@ impl Store {
             // Who made it invalid is not who corrects it.
             "changedBy": "$$REMOVE",
             WAITED_FOR: "$$REMOVE",
+            TRACEPARENT: "$$REMOVE",
         };
         if !invalid.known {
             set.insert("conditions", conditions_with(condition));
@@ -523,8 +532,9 @@ fn outcome_stages(claim: &Claim, plans: &Plans, stage: Stage) -> Vec<Document> {
     }
     if stage == Stage::End {
         let more = doc! { "$or": ["$lease.superseded", "$lease.asked"] };
-        let waited = format!("${WAITED_FOR}");
-        set.insert(WAITED_FOR, doc! { "$cond": [more, waited, "$$REMOVE"] });
+        for field in [WAITED_FOR, TRACEPARENT] {
+            set.insert(field, doc! { "$cond": [more.clone(), format!("${field}"), "$$REMOVE"] });
+        }
     }
     let updated = |visible: bool| if visible { "$$NOW" } else { "$updatedAt" };
     let (otherwise, as_claimed) = (updated(plans.superseded.visible), updated(plans.current.visible));

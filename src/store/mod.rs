@@ -91,6 +91,7 @@ use mongodb::bson::{Document, doc};
 use mongodb::error::{Error as DriverError, ErrorKind, WriteFailure};
 use mongodb::options::SelectionCriteria;
 use mongodb::{Cursor, Database};
+use tracing::{Instrument, Span};
 
 use self::connection::Connections;
 
@@ -320,7 +321,18 @@ impl Store {
         operation: &'static str,
         run: impl IntoFuture<Output = Result<T, DriverError>>,
     ) -> Result<T, StoreError> {
-        let mut done = within(self.timeout, operation, run.into_future()).await;
+        // Of what nothing asked for, such as a due scan, there is no trace.
+        let span = match Span::current().is_none() {
+            true => Span::none(),
+            false => tracing::debug_span!(
+                "mongodb",
+                otel.name = operation,
+                otel.kind = "client",
+                db.system.name = "mongodb",
+                db.operation.name = operation,
+            ),
+        };
+        let mut done = within(self.timeout, operation, run.into_future()).instrument(span).await;
         if let Err(StoreError::NoServer { servers, .. }) = &mut done {
             *servers = self.servers.known();
         }

@@ -4,8 +4,9 @@ use jiff::Timestamp;
 use mongodb::bson::{Bson, Document, doc, oid::ObjectId};
 use mongodb::options::ReturnDocument;
 
-use super::document::{Record, WAITED_FOR, desired_document, projection, read, timestamp};
+use super::document::{Record, TRACEPARENT, WAITED_FOR, desired_document, projection, read, timestamp};
 use super::{Store, StoreError};
+use crate::telemetry::traces::traceparent;
 use crate::tenant::{Desired, EventKind, Phase, Slug, StepKind, TenantId};
 
 /// A tenant to be.
@@ -117,6 +118,9 @@ impl Store {
         if self.waits {
             flag.push(doc! { "$set": { WAITED_FOR: true } });
         }
+        if let Some(trace) = traceparent() {
+            flag.push(doc! { "$set": { TRACEPARENT: trace } });
+        }
         let update = self
             .tenants
             .find_one_and_update(by_slug(slug), flag)
@@ -211,6 +215,9 @@ impl Store {
         document.insert("changedBy", vec![Bson::from(created)]);
         if self.waits {
             document.insert(WAITED_FOR, true);
+        }
+        if let Some(trace) = traceparent() {
+            document.insert(TRACEPARENT, trace);
         }
         document
     }

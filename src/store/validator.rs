@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 
-use super::document::{DESIRED, WAITED_FOR};
+use super::document::{DESIRED, TRACEPARENT, WAITED_FOR};
 use super::indexes::first_batch;
 use super::{OpenError, Store, StoreError, TENANTS, UNAUTHORIZED};
 use crate::tenant::{Phase, Slug, StepKind};
@@ -246,6 +246,7 @@ fn whole(phase: Phase) -> Document {
         "idempotency": { "key": slug, "digest": "trial" },
     };
     document.insert(WAITED_FOR, true);
+    document.insert(TRACEPARENT, "trial");
     if phase == Phase::Deleting {
         document.extend(doc! { "deletionRequestedAt": now, "deletionPolicy": "retain" });
     }

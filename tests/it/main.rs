@@ -55,6 +55,7 @@ mod sweep;
 mod three;
 mod tls;
 mod told;
+mod traces;
 mod upstreams;
 mod wait;
 mod waiting;

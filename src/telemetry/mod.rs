@@ -1,11 +1,19 @@
-//! Logs: for people on a terminal, JSON otherwise.
+//! Logs: for people on a terminal, JSON otherwise; and [`traces`].
+
+pub mod traces;
 
 use std::backtrace::Backtrace;
+use std::fmt;
 use std::io::IsTerminal;
 use std::str::FromStr;
 
+use std::sync::{Mutex, OnceLock, PoisonError};
+
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::{Layer, reload};
+
+use self::traces::Traces;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// How log lines look.
@@ -36,7 +44,11 @@ impl FromStr for LogFormat {
 /// [`Targets`] takes every word that is no level for the name of a module, and then logs nothing else.
 /// Here a level is one of the closed list, and a module comes with its level.
 #[derive(Debug, Clone)]
-pub struct LogFilter(Targets);
+pub struct LogFilter {
+    targets: Targets,
+    /// As it was written.
+    text: String,
+}
 
 /// Why a filter was not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,18 +99,50 @@ impl FromStr for LogFilter {
             }
         }
         let everything = everything.map_or(LevelFilter::INFO, |(_, level)| level);
-        Ok(Self(targets.with_default(everything)))
+        Ok(Self { targets: targets.with_default(everything), text: text.trim().to_owned() })
     }
 }
 
 impl Default for LogFilter {
     fn default() -> Self {
-        Self(Targets::new().with_default(LevelFilter::INFO))
+        Self { targets: Targets::new().with_default(LevelFilter::INFO), text: "info".to_owned() }
     }
 }
 
-/// Sends the process's logs, panics included, to standard error. Later calls have no effect.
-pub fn init(format: LogFormat, LogFilter(filter): LogFilter) {
+impl fmt::Display for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The filter in force, and how another takes its place.
+struct InForce {
+    filter: Mutex<LogFilter>,
+    put: Box<dyn Fn(Targets) -> bool + Send + Sync>,
+}
+
+static IN_FORCE: OnceLock<InForce> = OnceLock::new();
+
+/// Which lines are logged now; nothing where logs were set up by another program.
+pub fn filter() -> Option<LogFilter> {
+    let in_force = IN_FORCE.get()?;
+    Some(in_force.filter.lock().unwrap_or_else(PoisonError::into_inner).clone())
+}
+
+/// Logs these lines from now on. Returns whether that could be done.
+pub fn set_filter(filter: LogFilter) -> bool {
+    let Some(in_force) = IN_FORCE.get() else { return false };
+    let mut now = in_force.filter.lock().unwrap_or_else(PoisonError::into_inner);
+    let put = (in_force.put)(filter.targets.clone());
+    if put {
+        *now = filter;
+    }
+    put
+}
+
+/// Sends the process's logs, panics included, to standard error, and its spans to where traces go. Later calls
+/// have no effect.
+pub fn init(format: LogFormat, filter: LogFilter, traces: Option<&Traces>) {
     let terminal = std::io::stderr().is_terminal();
     let human = match format {
         LogFormat::Auto => terminal,
@@ -107,18 +151,22 @@ pub fn init(format: LogFormat, LogFilter(filter): LogFilter) {
     };
     // What went wrong with a write would be written to the same place, by a macro that panics.
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
-    let registry = tracing_subscriber::registry().with(filter);
+    let (targets, handle) = reload::Layer::new(filter.targets.clone());
+    let registry = tracing_subscriber::registry().with(traces.map(Traces::layer));
     let installed = if human {
-        registry.with(lines.with_ansi(terminal).with_target(false)).try_init()
+        let lines = lines.with_ansi(terminal).with_target(false);
+        registry.with(lines.with_filter(targets)).try_init()
     } else {
         // The list of spans holds the current one.
-        let lines = lines.json().flatten_event(true).with_current_span(false);
-        registry.with(lines.with_target(true)).try_init()
+        let lines = lines.json().flatten_event(true).with_current_span(false).with_target(true);
+        registry.with(lines.with_filter(targets)).try_init()
     };
     if installed.is_err() {
         tracing::debug!("logging was set up already");
         return;
     }
+    let put = Box::new(move |targets| handle.reload(targets).is_ok());
+    let _ = IN_FORCE.set(InForce { filter: Mutex::new(filter), put });
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = Backtrace::capture();
         tracing::error!(%backtrace, "a fault in tenantry: {panic}");
@@ -132,7 +180,7 @@ mod tests {
     use super::*;
 
     fn filter(text: &str) -> Targets {
-        text.parse::<LogFilter>().unwrap_or_else(|error| panic!("{text:?}: {error}")).0
+        text.parse::<LogFilter>().unwrap_or_else(|error| panic!("{text:?}: {error}")).targets
     }
 
     #[test]
