@@ -24,6 +24,10 @@ lint:
 bench *names:
     cargo bench --bench bench -- {{names}}
 
+# Render each overlay of Kubernetes, check it, and check the unit of systemd
+manifests:
+    cargo test --locked --test it manifests::
+
 # Write the docs that the program itself prints
 docs:
     cargo run --quiet -- metrics -o markdown > docs/metrics.md
@@ -35,6 +39,7 @@ release:
 # Write the dashboards, and the runbook's address into the alerts, from dashboards/generate.py
 dashboards:
     python3 dashboards/generate.py
+    python3 manifests/kubernetes/generate.py
 
 # Check the alerts, and try each of them (needs promtool and amtool)
 alerts:

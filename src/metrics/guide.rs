@@ -204,7 +204,8 @@ mod tests {
             let named = names.iter().filter(|name| !name.starts_with("tenantry:"));
             let unknown: Vec<_> = named.filter(|name| !known.contains(name.as_str())).collect();
             assert!(unknown.is_empty(), "{user} names {unknown:?}");
-            assert!(!names.is_empty(), "{user} names no metric");
+            // One panel shows Prometheus' own series of the alerts.
+            assert!(!names.is_empty() || user == "Fleet: Alerts", "{user} names no metric");
         }
     }
 

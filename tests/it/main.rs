@@ -32,6 +32,7 @@ mod login;
 mod lost;
 mod made_once;
 mod mail_domain;
+mod manifests;
 mod marked;
 mod network;
 mod oauth;

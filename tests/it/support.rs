@@ -668,12 +668,17 @@ pub fn missing(tool: &str) {
     eprintln!("skipped: {tool} is not installed");
 }
 
-/// A program on `PATH`.
-pub fn tool(name: &str) -> Option<PathBuf> {
+/// A program on `PATH`, if it is there.
+pub fn found(name: &str) -> Option<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|it| it.is_file());
-    if found.is_none() {
+    std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|it| it.is_file())
+}
+
+/// A program on `PATH` that the test needs.
+pub fn tool(name: &str) -> Option<PathBuf> {
+    let tool = found(name);
+    if tool.is_none() {
         missing(name);
     }
-    found
+    tool
 }
