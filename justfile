@@ -24,6 +24,11 @@ lint:
 bench *names:
     cargo bench --bench bench -- {{names}}
 
+# Build the image with podman or another builder of Containerfiles
+image builder="podman":
+    {{builder}} build -f manifests/container/Containerfile --build-arg SOURCE_DATE_EPOCH="$(git log -1 --format=%ct)" \
+        --build-arg REVISION="$(git rev-parse HEAD)" -t tenantry .
+
 # Render each overlay of Kubernetes, check it, and check the unit of systemd
 manifests:
     cargo test --locked --test it manifests::

