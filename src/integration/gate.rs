@@ -351,6 +351,14 @@ impl Gate {
         }
     }
 
+    /// Tells of an upstream that works by all that is known, though no run has proved it.
+    pub(super) fn settle(&self) {
+        if self.lock().circuit.shut().is_none() {
+            self.metrics.integration_healthy.of(self.step).set(1);
+            self.metrics.upstream_down.of(self.step).set(0);
+        }
+    }
+
     /// What a check found.
     pub(super) fn checked(&self, checked: &Checked) {
         let lacks = i64::try_from(checked.lacks.len()).unwrap_or(i64::MAX);

@@ -27,6 +27,9 @@ const LOOK: Duration = Duration::from_secs(15);
 /// In which secrets that belong together change.
 const TOGETHER: Duration = Duration::from_millis(100);
 
+/// An upstream that a check found to work, and that nothing has shown otherwise for so long, is told as working.
+const SETTLES: Duration = Duration::from_secs(20);
+
 impl Integrations {
     /// Learns what credentials other processes know to be refused. To be called before anything is asked;
     /// waits for a database that is away.
@@ -60,6 +63,11 @@ impl Integrations {
         let keeping = async {
             loop {
                 self.check_until_usable(guarded, ledger).await;
+                tokio::select! {
+                    () = self.health_becomes(step, is_unusable) => continue,
+                    // There may be no run that could prove it for hours.
+                    () = tokio::time::sleep(SETTLES) => guarded.gate.settle(),
+                }
                 self.health_becomes(step, is_unusable).await;
             }
         };

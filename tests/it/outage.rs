@@ -297,3 +297,16 @@ async fn a_persons_request_overtakes_a_long_queue() {
     assert!(took < Duration::from_secs(3), "it waited for {took:?}");
     controller.stop().await;
 }
+
+#[tokio::test]
+async fn an_upstream_that_is_back_is_told_as_working_though_no_tenant_needs_it() {
+    let suite = Suite::new().await;
+    let away = FaultAnswer::Status { status: 503, body: String::new(), retry_after: None };
+    suite.faults(StepKind::Authentik).add(Fault { answer: away, ..Fault::default() });
+    let controller = suite.controller(|_| {}).await;
+    let down = || controller.metrics.upstream_down.of(StepKind::Authentik).get();
+    eventually("it is told as down", async || down() == 1).await;
+    suite.faults(StepKind::Authentik).clear();
+    eventually("it is told as working", async || down() == 0).await;
+    controller.stop().await;
+}
