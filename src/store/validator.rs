@@ -253,8 +253,8 @@ fn whole(phase: Phase) -> Document {
     document
 }
 
-/// The rules that a refused document broke, in words, from the server's `errInfo`. Without the values: they may
-/// be nobody's business.
+/// The rules that a refused document broke, in words, from the server's `errInfo`. Without the values, which may
+/// be private.
 pub(super) fn rules(info: Option<&Document>) -> Vec<String> {
     let mut rules = Vec::new();
     if let Some(details) = info.and_then(|info| info.get_document("details").ok()) {
