@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use tokio::process::Command;
+use tokio::sync::Mutex;
 
 use crate::support::{Process, World, found, missing, tool};
 
@@ -31,10 +32,13 @@ fn told(output: &Output) -> String {
 
 /// Programs of Python packages, installed once.
 async fn packages(name: &str, requirements: &[&str]) -> Option<PathBuf> {
+    // Several tests want the same packages, and may begin at once.
+    static INSTALLING: Mutex<()> = Mutex::const_new(());
     let python = tool("python3")?;
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"))).unwrap();
     let venv = cache.join("tenantry").join(name);
+    let _installing = INSTALLING.lock().await;
     if !venv.join("ready").is_file() {
         let made = run(&python, &["-m", "venv", "--clear", venv.to_str().unwrap()]).await;
         let mut pip = vec!["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
