@@ -33,6 +33,10 @@ image builder="podman":
 manifests:
     cargo test --locked --test it manifests::
 
+# Check the suite of compose: its file, its blueprint, its scripts
+compose-check:
+    cargo test --locked --test it compose::
+
 # Write the docs that the program itself prints
 docs:
     cargo run --quiet -- metrics -o markdown > docs/metrics.md

@@ -243,6 +243,17 @@ impl Client {
     }
 
     pub async fn ask(&self, ask: Ask<'_>) -> Result<Answer, Failure> {
+        self.answer(ask, StatusCode::is_success).await
+    }
+
+    /// The same where a server that has no room now tells something too.
+    pub async fn ask_whatever_comes(&self, ask: Ask<'_>) -> Result<Answer, Failure> {
+        let tells =
+            |status: &StatusCode| status.is_success() || *status == StatusCode::SERVICE_UNAVAILABLE;
+        self.answer(ask, tells).await
+    }
+
+    async fn answer(&self, ask: Ask<'_>, tells: fn(&StatusCode) -> bool) -> Result<Answer, Failure> {
         let (what, feature, limit) = (self.what(&ask), ask.feature, TIMEOUT + ask.waits);
         let url = self.url(ask.path);
         let answer = self.send(ask, Some(limit)).await?;
@@ -252,7 +263,7 @@ impl Client {
         if status.is_redirection() {
             return Err(Failure::failed(no_api(&what, &format!("with a redirection ({status})"))));
         }
-        if !status.is_success() {
+        if !tells(&status) {
             let mut refused = Failure::refused(status.as_u16(), &text, &what, &url, feature);
             refused.retry_after = retry_after;
             return Err(refused);

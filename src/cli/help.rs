@@ -79,6 +79,10 @@ Examples:
   tenantry whoami
   tenantry tenants get --context nightly";
 
+pub const READY_HELP: &str = "\
+It asks /readyz, and needs no token. For the health check of a container:
+  HEALTHCHECK CMD [\"/usr/local/bin/tenantry\", \"ready\"]";
+
 pub const STOP_EXAMPLES: &str = "\
 Examples:
   tenantry stop                      # nothing is written to any upstream any more

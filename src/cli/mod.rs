@@ -18,6 +18,7 @@ mod printable;
 mod private;
 mod profile;
 mod prune;
+mod ready;
 mod show;
 mod table;
 mod token;
@@ -39,11 +40,12 @@ use self::export::Export;
 use self::failure::Failure;
 use self::filters::Filters;
 use self::help::{
-    APPLY_HELP, CONTEXT_HELP, DIFF_EXAMPLES, EXIT_CODES, EXPORT_EXAMPLES, STOP_EXAMPLES,
+    APPLY_HELP, CONTEXT_HELP, DIFF_EXAMPLES, EXIT_CODES, EXPORT_EXAMPLES, READY_HELP, STOP_EXAMPLES,
     TENANTS_EXAMPLES,
 };
 use self::login::{LogIn, LogOut};
 use self::profile::Contexts;
+use self::ready::IsReady;
 use self::show::Output;
 use self::upstreams::Upstreams;
 use self::whoami::WhoAmI;
@@ -77,6 +79,9 @@ pub enum Command {
     /// Who the API takes you for, what you may do, and until when
     #[command(after_help = format!("Examples:\n  tenantry whoami\n  tenantry whoami --context staging -o json\n\n{EXIT_CODES}"))]
     Whoami(WhoAmI),
+    /// Whether a process is ready: exits with 0 if it is, with 1 and the reason if it is not
+    #[command(after_help = format!("{READY_HELP}\n\n{EXIT_CODES}"))]
+    Ready(IsReady),
     /// Which API to talk to, and as whom: a file of named contexts
     #[command(after_help = format!("{CONTEXT_HELP}\n\n{EXIT_CODES}"), arg_required_else_help = true)]
     Context(Contexts),
@@ -398,6 +403,7 @@ impl Command {
             Self::Login(login) => login.run().await,
             Self::Logout(logout) => logout.run(),
             Self::Whoami(whoami) => whoami.run().await,
+            Self::Ready(ready) => ready.run().await,
             Self::Context(contexts) => contexts.run(),
             Self::Stop(stop) => {
                 commands::stop(&Client::new(&stop.connection).await?, stop.upstream).await

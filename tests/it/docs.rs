@@ -21,6 +21,8 @@ const READ_ELSEWHERE: &[&str] = &[
 /// Variables of the upstreams, not of tenantry.
 const OF_UPSTREAMS: &[&str] = &[
     "AUTHENTIK_BOOTSTRAP_TOKEN",
+    // Compose's own.
+    "COMPOSE_PROFILES",
     "GRAPH_SPACES_DEFAULT_QUOTA",
     "OCIS_CONFIG_DIR",
     "OCIS_EXCLUDE_RUN_SERVICES",

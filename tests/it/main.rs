@@ -11,6 +11,7 @@ mod authentik;
 mod bounded;
 mod cli;
 mod clock;
+mod compose;
 mod cost;
 mod crash;
 mod credentials;

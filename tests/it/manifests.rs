@@ -14,24 +14,24 @@ const OVERLAYS: [&str; 3] = ["dev", "production", "prometheus-operator"];
 /// Kinds of the Prometheus operator, which Kubernetes' own schemas do not have.
 const OF_THE_OPERATOR: [&str; 2] = ["ServiceMonitor", "PrometheusRule"];
 
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
 }
 
-fn read(path: &str) -> String {
+pub fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-async fn run(program: &Path, arguments: &[&str]) -> Output {
+pub async fn run(program: &Path, arguments: &[&str]) -> Output {
     Command::new(program).args(arguments).current_dir(root()).output().await.expect("it starts")
 }
 
-fn told(output: &Output) -> String {
+pub fn told(output: &Output) -> String {
     String::from_utf8_lossy(&[output.stdout.as_slice(), &output.stderr].concat()).into_owned()
 }
 
 /// Programs of Python packages, installed once.
-async fn packages(name: &str, requirements: &[&str]) -> Option<PathBuf> {
+pub async fn packages(name: &str, requirements: &[&str]) -> Option<PathBuf> {
     // Several tests want the same packages, and may begin at once.
     static INSTALLING: Mutex<()> = Mutex::const_new(());
     let python = tool("python3")?;
@@ -83,7 +83,7 @@ fn values<'a>(document: &'a str, key: &str) -> Vec<&'a str> {
 }
 
 /// The settings of `tenantry run`, as it lists them.
-async fn settings() -> BTreeSet<String> {
+pub async fn settings() -> BTreeSet<String> {
     let output = Process::command().args(["run", "--help"]).output().await.unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
     let names = help.split("[env: ").skip(1).map(|rest| {
@@ -95,7 +95,7 @@ async fn settings() -> BTreeSet<String> {
 }
 
 /// `NAME=value` lines.
-fn assignments(text: &str) -> BTreeMap<String, String> {
+pub fn assignments(text: &str) -> BTreeMap<String, String> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines
         .filter_map(|line| line.split_once('='))
@@ -245,6 +245,69 @@ async fn the_container_file_has_nothing_that_hadolint_complains_of() {
     assert!(output.status.success(), "{}", told(&output));
 }
 
+/// The last stage as a builder makes it, from what the first stage would hand over: its base cannot be had everywhere.
+#[tokio::test]
+async fn the_last_stage_of_the_image_builds_and_starts() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: only root may build an image without a daemon");
+    }
+    let (Some(buildah), Some(chroot)) = (tool("buildah"), tool("chroot")) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let context = folder.path().join("context");
+    std::fs::create_dir(&context).unwrap();
+    assemble(&context.join("rootfs")).await;
+
+    let ask = async |arguments: &[&str]| {
+        let output = Command::new(&buildah)
+            .arg("--root")
+            .arg(folder.path().join("store"))
+            .arg("--runroot")
+            .arg(folder.path().join("run"))
+            .args(arguments)
+            .env("BUILDAH_ISOLATION", "chroot")
+            .env("STORAGE_DRIVER", "vfs")
+            .current_dir(root())
+            .output()
+            .await
+            .unwrap();
+        assert!(output.status.success(), "buildah {arguments:?}: {}", told(&output));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let handed_over = format!("build={}", context.display());
+    let time = ["bud", "--quiet", "--timestamp", "1700000000", "--build-context", &handed_over];
+    let rest = ["--build-arg", "REVISION=abc", "-f", "manifests/container/Containerfile"];
+    let build = [&time[..], &rest, &[context.to_str().unwrap()]].concat();
+    let image = ask(&build).await;
+    assert_eq!(ask(&build).await, image, "the same files and time give the same image");
+
+    let container = ask(&["from", "--pull-never", &image]).await;
+    let described: serde_json::Value =
+        serde_json::from_str(&ask(&["inspect", &container]).await).unwrap();
+    let config = &described["OCIv1"]["config"];
+    assert_eq!(config["User"], "65532:65532");
+    assert_eq!(config["Entrypoint"], serde_json::json!(["/usr/local/bin/tenantry"]));
+    assert_eq!(config["Cmd"], serde_json::json!(["run"]));
+    let label = |name: &str| &config["Labels"][format!("org.opencontainers.image.{name}")];
+    assert_eq!(*label("revision"), "abc");
+    assert_eq!(*label("version"), env!("CARGO_PKG_VERSION"));
+    let mounted = ask(&["mount", &container]).await;
+    let help = ["--userspec=65532:65532", &mounted, "/usr/local/bin/tenantry", "run", "--help"];
+    let output = run(&chroot, &help).await;
+    ask(&["umount", &container]).await;
+    assert!(output.status.success() && told(&output).contains("MONGODB_URI"), "{}", told(&output));
+}
+
+/// What the first stage hands over.
+async fn assemble(folder: &Path) {
+    let assembled = Command::new(root().join("manifests/container/rootfs.sh"))
+        .args([Path::new(env!("CARGO_BIN_EXE_tenantry")), folder])
+        .env("SOURCE_DATE_EPOCH", "1700000000")
+        .output()
+        .await
+        .unwrap();
+    assert!(assembled.status.success(), "{}", told(&assembled));
+}
+
 /// The last stage of the image, started as a container starts it, as far as that goes without one.
 #[tokio::test]
 async fn the_file_system_of_the_image_is_all_that_the_program_needs() {
@@ -254,13 +317,7 @@ async fn the_file_system_of_the_image_is_all_that_the_program_needs() {
     let Some(chroot) = tool("chroot") else { return };
     let (world, folder) = (World::new().await, tempfile::tempdir().unwrap());
     let image = folder.path().join("image");
-    let assembled = Command::new(root().join("manifests/container/rootfs.sh"))
-        .args([Path::new(env!("CARGO_BIN_EXE_tenantry")), &image])
-        .env("SOURCE_DATE_EPOCH", "1700000000")
-        .output()
-        .await
-        .unwrap();
-    assert!(assembled.status.success(), "{}", told(&assembled));
+    assemble(&image).await;
     let time = image.join("usr/local/bin/tenantry").metadata().unwrap().modified().unwrap();
     assert_eq!(time.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs(), 1_700_000_000);
     assert!(!image.join("bin").exists() && !image.join("usr/bin").exists(), "there is no shell");

@@ -303,6 +303,37 @@ async fn a_database_that_is_away_at_start_is_waited_for() {
     process.stop().await;
 }
 
+/// What a container without a shell asks for its health.
+#[tokio::test]
+async fn ready_exits_with_0_only_where_a_process_is_ready() {
+    let world = World::new().await;
+    let ask = async |address: &str| {
+        let mut command = Process::command();
+        command.args(["ready", "--url", &format!("http://{address}")]);
+        output(command).await
+    };
+    let process = Process::start(&world, &[]);
+    let address = process.address("http").await;
+    process.says("watching for tenants").await;
+    let answer = ask(&address).await;
+    assert!(answer.status.success(), "{}", text(&answer.stderr));
+    assert_eq!(text(&answer.stdout), "ready\n");
+    process.stop().await;
+    let answer = ask(&address).await;
+    assert_eq!(answer.status.code(), Some(1));
+    assert!(text(&answer.stderr).contains("Is tenantry running there?"), "{}", text(&answer.stderr));
+
+    let nowhere = ("MONGODB_URI", "mongodb://127.0.0.1:1/?replicaSet=rs0");
+    let process = Process::start(&world, &[nowhere, ("REQUEST_TIMEOUT", "500ms")]);
+    let answer = ask(&process.address("http").await).await;
+    assert_eq!(answer.status.code(), Some(1));
+    let told = text(&answer.stderr);
+    assert!(
+        told.contains("is not ready: MongoDB does not answer; the change stream is not open"),
+        "{told}"
+    );
+}
+
 #[tokio::test]
 async fn logs_are_json_and_hold_no_secret() {
     let world = World::new().await;

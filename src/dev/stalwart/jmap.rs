@@ -86,6 +86,7 @@ impl Request {
             permissions,
             answers: Vec::new(),
             created_ids: self.created_ids.unwrap_or_default(),
+            account: ACCOUNT.to_owned(),
         };
         for call in self.calls {
             let outcome = context.run(&call.method, call.arguments);
@@ -145,6 +146,8 @@ struct Context<'a> {
     answers: Vec<(String, Value, String)>,
     /// Creation ids to ids, across the calls.
     created_ids: BTreeMap<String, String>,
+    /// Whose objects the call is about.
+    account: String,
 }
 
 impl Context<'_> {
@@ -172,7 +175,7 @@ impl Context<'_> {
             let text = "invalid JMAP State at line 1 column 117";
             return Err(CallError::new("invalidArguments", text));
         }
-        let account = match arguments.get("accountId").and_then(Value::as_str) {
+        self.account = match arguments.get("accountId").and_then(Value::as_str) {
             None => ACCOUNT.to_owned(),
             Some(id) if id == ACCOUNT || self.permissions.have("impersonate") => id.to_owned(),
             Some(id) => {
@@ -199,7 +202,7 @@ impl Context<'_> {
             // Real, but not simulated.
             (None, _) => return Err(unknown()),
         };
-        answer["accountId"] = json!(account);
+        answer["accountId"] = json!(self.account);
         Ok(answer)
     }
 
@@ -409,9 +412,20 @@ impl Context<'_> {
         }
     }
 
+    /// What a key of the account that is asked about may do at most.
+    fn permissions_of_the_account(&self) -> Result<Permissions, SetError> {
+        if self.account == ACCOUNT {
+            return Ok(Permissions::All);
+        }
+        let id = self.account.parse().map_err(|_| not_found())?;
+        let account = self.state.registry.mailbox(Object::Account, id).ok_or_else(not_found)?;
+        Ok(account.replaced_permissions().map_or(Permissions::All, Permissions::only))
+    }
+
     fn create_key(&mut self, properties: &Map<String, Value>) -> Result<Value, SetError> {
         let mut expires = None;
-        let mut granted = Permissions::All;
+        let owned = self.permissions_of_the_account()?;
+        let mut granted = owned.clone();
         for (name, value) in properties {
             match name.as_str() {
                 "description" if value.as_str().is_some_and(|text| !text.is_empty()) => {}
@@ -420,7 +434,7 @@ impl Context<'_> {
                     let time = value.as_str().map(str::parse::<Timestamp>).transpose();
                     expires = time.map_err(|_| invalid_value(name))?;
                 }
-                "permissions" => granted = read_permissions(value)?,
+                "permissions" => granted = read_permissions(value)?.unwrap_or_else(|| owned.clone()),
                 // Addresses are not looked at.
                 "allowedIps" if value.is_object() => {}
                 "secret" | "createdAt" => {
@@ -477,14 +491,15 @@ impl Done {
     }
 }
 
-fn read_permissions(value: &Value) -> Result<Permissions, SetError> {
+/// `None`: those of the account.
+fn read_permissions(value: &Value) -> Result<Option<Permissions>, SetError> {
     let kind = value["@type"].as_str().unwrap_or_default();
     match (kind, &value["permissions"]) {
-        ("Inherit", _) => Ok(Permissions::All),
+        ("Inherit", _) => Ok(None),
         ("Replace", Value::Object(names)) => {
             let known: Vec<String> = permissions().collect();
             if names.keys().all(|name| known.contains(name)) {
-                return Ok(Permissions::only(names.keys().map(String::as_str)));
+                return Ok(Some(Permissions::only(names.keys().map(String::as_str))));
             }
             Err(invalid_patch("Invalid key for object property", "permissions/permissions"))
         }

@@ -195,6 +195,14 @@ impl Mailbox {
         self.kind != Kind::List && !is("roles", "Custom") && !is("permissions", "Replace")
     }
 
+    /// The permissions that were given in place of those of its role, if any were.
+    pub fn replaced_permissions(&self) -> Option<impl Iterator<Item = &str>> {
+        let given = self.properties.get("permissions").filter(|given| given["@type"] == "Replace")?;
+        Some(
+            given["enabledPermissions"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()),
+        )
+    }
+
     pub fn words(&self) -> impl Iterator<Item = String> {
         let description = self.properties.get("description").and_then(Value::as_str);
         words(&self.name).chain(words(description.unwrap_or_default()))

@@ -11,7 +11,8 @@
 //! * wrong logins are refused without the real delay of up to half a second;
 //! * passwords are only measured, not weighed, and accounts cannot log in; they have no aliases and no
 //!   groups, there are no tenants, and DKIM signatures are only made by the server;
-//! * every credential belongs to the account "b", which no list shows;
+//! * logins belong to the account "b", which no list shows, and so do keys that name no other account;
+//!   a key of another account may do what that account was given;
 //! * JSON members are in alphabetical order, and creates of one `/set` are done in that order.
 
 mod access;
