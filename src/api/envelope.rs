@@ -47,7 +47,8 @@ pub async fn wrap(mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(RequestId(id.clone()));
     let route = request.extensions().get::<MatchedPath>();
     let name = route.map(|route| format!("{} {}", request.method(), route.as_str()));
-    let span = tracing::info_span!(
+    // Of the highest level, so that it is there whichever lines are logged.
+    let span = tracing::error_span!(
         "request", request_id = id, method = %request.method(), path = request.uri().path(),
         sub = Empty, client = Empty, role = Empty, trace_id = Empty, otel.kind = "server", otel.name = name,
         http.response.status_code = Empty,

@@ -140,13 +140,13 @@ impl Reconciler {
                                 report.tell(plans.written(superseded), steps.take_acts());
                             }
                         }
-                        Ok(Commit::Fenced) => return self.fenced(claim),
+                        Ok(Commit::Fenced) => return self.fenced(),
                         Err(error) if Instant::now() >= held_until => {
-                            tracing::warn!(slug = %claim.tenant.slug, %error, "could not renew the lease in time");
-                            return self.fenced(claim);
+                            tracing::warn!(%error, "could not renew the lease in time");
+                            return self.fenced();
                         }
                         Err(error) => {
-                            tracing::debug!(slug = %claim.tenant.slug, %error, "could not renew the lease yet");
+                            tracing::debug!(%error, "could not renew the lease yet");
                         }
                     }
                 }
@@ -181,7 +181,7 @@ impl Reconciler {
                 self.wake(claim, steps).await;
                 (ReconcileEnd::Abandoned, Verdict::Done)
             }
-            Ok(Commit::Fenced) => self.fenced(claim),
+            Ok(Commit::Fenced) => self.fenced(),
             Err(error) => self.store_failed(claim.tenant.id, &error),
         }
     }
@@ -194,7 +194,7 @@ impl Reconciler {
             return false;
         }
         if let Err(error) = self.store.wake(claim.tenant.id, &free).await {
-            tracing::warn!(slug = %claim.tenant.slug, %error, "cannot make due what was held back yet");
+            tracing::warn!(%error, "cannot make due what was held back yet");
             free.into_iter().for_each(|step| self.guards.owe(step));
         }
         true
@@ -243,7 +243,7 @@ impl Reconciler {
             }
         }
         match self.commit_for_certain(claim, &plans, held_until).await {
-            Ok(Commit::Fenced) => self.fenced(claim),
+            Ok(Commit::Fenced) => self.fenced(),
             Err(error) => self.store_failed(claim.tenant.id, &error),
             Ok(Commit::Done { next, interrupted, superseded }) => {
                 failpoint::reach(failpoint::COMMITTED);
@@ -291,11 +291,10 @@ impl Reconciler {
         }
     }
 
-    fn fenced(&self, claim: &Claim) -> (ReconcileEnd, Verdict) {
+    fn fenced(&self) -> (ReconcileEnd, Verdict) {
         self.metrics.claims_lost.inc();
         tracing::warn!(
-            slug = %claim.tenant.slug,
-            "the lease went to somebody else, or the document is gone; dropping this outcome"
+            "the lease went to another process, or the document is gone; dropping this outcome"
         );
         (ReconcileEnd::Fenced, Verdict::Done)
     }
@@ -318,10 +317,11 @@ fn nothing_left(claim: &Claim, after: &Status) -> bool {
         && StepKind::ALL.into_iter().all(|step| tenant.current_state(step).is_settled())
 }
 
-/// Surrounds a reconcile in logs and traces; part of the trace of the request that it acts on.
+/// Surrounds a reconcile in logs and traces, so that no line need say whose it is; part of the trace of the request
+/// that it acts on. Of the highest level, so that it is there whichever lines are logged.
 fn span_of(claim: &Claim, urgency: Urgency) -> Span {
     let tenant = &claim.tenant;
-    let span = tracing::info_span!(
+    let span = tracing::error_span!(
         parent: None, "reconcile", slug = %tenant.slug, id = %tenant.id, urgency = urgency.name(), trace_id = Empty
     );
     traces::continue_from(&span, claim.trace());

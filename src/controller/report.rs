@@ -50,7 +50,7 @@ impl<'a> Report<'a> {
             let tenant = &self.claim.tenant;
             let age = self.claim.now().duration_since(tenant.created_at).as_secs_f64().max(0.0);
             self.metrics.time_to_active_seconds.observe(age);
-            tracing::info!(slug = %tenant.slug, after_seconds = age, "tenant is active");
+            tracing::info!(after_seconds = age, "tenant is active");
         }
         self.measure_edit(recorded);
         self.told = recorded.clone();
@@ -58,15 +58,14 @@ impl<'a> Report<'a> {
 
     /// Tells what was done to resources.
     pub fn tell_acts(&self, acts: Vec<(StepKind, Act)>) {
-        let slug = &self.claim.tenant.slug;
         for (step, act) in &acts {
             let kind = act.deed.act();
             self.metrics.acts.of((*step, kind)).inc();
             self.measure_drift(*step, kind);
             if act.deed.is_alarming() {
-                tracing::warn!(%slug, upstream = %step, act = kind.name(), "{act}");
+                tracing::warn!(upstream = %step, act = kind.name(), "{act}");
             } else {
-                tracing::info!(%slug, upstream = %step, act = kind.name(), "{act}");
+                tracing::info!(upstream = %step, act = kind.name(), "{act}");
             }
         }
         history::of_acts(&acts).into_iter().for_each(|event| self.note(event));
@@ -80,7 +79,7 @@ impl<'a> Report<'a> {
         if let Some(age) = age {
             self.metrics.time_to_delete_seconds.observe(age);
         }
-        tracing::info!(slug = %tenant.slug, after_seconds = age, "tenant is gone");
+        tracing::info!(after_seconds = age, "tenant is gone");
     }
 
     /// An edit of a tenant that was reconciled before has arrived everywhere.
@@ -109,7 +108,6 @@ impl<'a> Report<'a> {
     }
 
     fn tell_step(&self, step: StepKind, old: &StepStatus, new: &StepStatus) {
-        let slug = &self.claim.tenant.slug;
         let tried = old.last_attempt_at != new.last_attempt_at;
         if tried
             && new.state == StepState::Error
@@ -125,16 +123,16 @@ impl<'a> Report<'a> {
         let reason = new.reason.map_or("", Reason::name);
         match &new.message {
             Some(message) if new.state == StepState::Error => tracing::warn!(
-                %slug, upstream = %step, reason, attempts = new.attempts,
+                upstream = %step, reason, attempts = new.attempts,
                 "{} -> {}: {message}", old.state.name(), new.state.name()
             ),
             // The same for every tenant, and told at start.
             _ if new.reason == Some(Reason::NotConfigured) => tracing::debug!(
-                %slug, upstream = %step, reason,
+                upstream = %step, reason,
                 "{} -> {}", old.state.name(), new.state.name()
             ),
             _ if old.state != new.state => tracing::info!(
-                %slug, upstream = %step, reason,
+                upstream = %step, reason,
                 "{} -> {}", old.state.name(), new.state.name()
             ),
             _ => {}

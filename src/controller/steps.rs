@@ -96,7 +96,7 @@ impl<'a> Steps<'a> {
             Some(Err(error)) => {
                 // A bug of ours in one step must not take the others with it.
                 self.metrics.panics.of(PanicPlace::Reconcile).inc_by(u64::from(error.is_panic()));
-                tracing::error!(slug = %self.claim.tenant.slug, %error, "a step panicked");
+                tracing::error!(%error, "a step panicked");
             }
             None => return false,
         }
@@ -153,7 +153,7 @@ impl<'a> Steps<'a> {
         self.repetitions += 1;
         self.runs.retain(|run| !free.contains(&run.step));
         for step in free {
-            tracing::debug!(slug = %self.claim.tenant.slug, upstream = %step, "no longer held back");
+            tracing::debug!(upstream = %step, "no longer held back");
             self.run(step);
         }
         true
@@ -194,7 +194,8 @@ impl<'a> Steps<'a> {
             let outcome = deeds.of(integrations.run(step, &target, &*guards)).await;
             (step, outcome, started.elapsed())
         };
-        self.running.spawn(run.instrument(span));
+        // The second for where the first is not enabled: a task begins outside of the reconcile's span.
+        self.running.spawn(run.instrument(span).in_current_span());
     }
 
     fn ended(&mut self, step: StepKind, outcome: Outcome, took: Duration) {

@@ -82,7 +82,7 @@ impl<I: Integration> Guarded<I> {
             Ok(Reached::Seen(found)) => Outcome::Observed(found),
             Ok(Reached::Adopts { adopted, what }) => {
                 tracing::info!(
-                    slug = %target.slug, upstream = %self.integration.step(),
+                    upstream = %self.integration.step(),
                     "{what} is taken over; it said {adopted}"
                 );
                 Outcome::Adopting { adopted, what }

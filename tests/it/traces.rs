@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::routing::post;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tenantry::tenant::StepKind;
 
+use crate::auth::{issuer, trusting};
 use crate::support::{Process, World, eventually, http};
 use crate::three::Suite;
 
@@ -200,5 +201,75 @@ async fn the_log_level_is_read_and_changed_while_a_process_runs() {
     assert_eq!(refused.status(), 422);
     assert!(refused.text().await.unwrap().contains("error, warn, info, debug, trace and off"));
     assert_eq!(ask().await, "warn,tenantry::controller=debug\n", "it stays");
+    process.stop().await;
+}
+
+/// Where tenants are logged, each line says which one, whatever is left out.
+#[tokio::test]
+async fn each_line_of_a_reconcile_is_in_a_span_that_names_the_tenant() {
+    let world = World::new().await;
+    let slugs = |log: &str, message: &str| -> Vec<String> {
+        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let lines = lines.filter(|line| line["message"].as_str().unwrap().contains(message));
+        let span = |line: Value| line["spans"][0]["slug"].as_str().unwrap_or("(none)").to_owned();
+        lines.map(span).collect()
+    };
+    let process = Process::start(&world, &[("ADOPT_UNMARKED", "true")]);
+    world.insert("acme").await;
+    world.active("acme").await;
+    process.says("tenant is active").await;
+    // Told by the step, which runs in a task of its own.
+    world.authentik.plant("tenant-initech", json!({}), &[]);
+    world.insert("initech").await;
+    world.active("initech").await;
+    eventually("both are told", async || process.log().matches("tenant is active").count() == 2).await;
+    let log = process.stop().await;
+    assert_eq!(slugs(&log, "is taken over"), ["initech"], "{log}");
+    assert_eq!(slugs(&log, "was created"), ["acme"], "{log}");
+    assert_eq!(slugs(&log, "tenant is active"), ["acme", "initech"], "{log}");
+    assert!(!log.contains(r#""message":"tenant is active","slug""#), "once is enough: {log}");
+
+    // The lines that are left still say so.
+    let process = Process::start(&world, &[("AUTHENTIK_API_TOKEN", "wrong"), ("LOG_LEVEL", "warn")]);
+    world.insert("globex").await;
+    process.says("pending -> error").await;
+    let log = process.stop().await;
+    assert_eq!(slugs(&log, "pending -> error"), ["globex"], "{log}");
+}
+
+/// An address of this machine that is not loopback; nothing is sent.
+fn outer_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback() && !address.is_unspecified()).then_some(address)
+}
+
+#[tokio::test]
+async fn from_elsewhere_only_an_administrator_reads_and_changes_the_log_level() {
+    let Some(outer) = outer_address() else {
+        return eprintln!("skipped: this machine has no address but loopback");
+    };
+    let (world, issuer) = (World::new().await, issuer().await);
+    let trusting = trusting(&issuer);
+    let address = format!("{outer}:0");
+    let settings =
+        [("INSECURE_NO_AUTH", ""), ("OIDC_ISSUERS", &*trusting), ("TELEMETRY_ADDR", address.as_str())];
+    let process = Process::start(&world, &settings);
+    let telemetry = process.address("telemetry").await;
+    let url = format!("http://{telemetry}/log-level");
+    let token = |account: &str| issuer.token("tenantry", account, "openid profile email").unwrap();
+    process.says("watching for tenants").await;
+    for (account, status) in [(None, 401), (Some("operator"), 403), (Some("admin"), 200)] {
+        for method in [Method::GET, Method::PUT] {
+            let mut request = http().request(method.clone(), &url).body("warn");
+            if let Some(account) = account {
+                request = request.bearer_auth(token(account));
+            }
+            assert_eq!(request.send().await.unwrap().status(), status, "{account:?} {method}");
+        }
+    }
+    // A scraper has no token.
+    assert_eq!(http().get(format!("http://{telemetry}/metrics")).send().await.unwrap().status(), 200);
     process.stop().await;
 }
