@@ -150,7 +150,7 @@ pub async fn run(
     let (journal, writing) = Journal::start(store.clone(), Arc::clone(&metrics), closing.clone());
     match authenticator {
         Some(authenticator) => drop(tokio::spawn(async move { authenticator.prepare().await })),
-        None => tracing::warn!("no authentication: whoever can connect may do everything"),
+        None => tracing::warn!("no authentication: every caller that can connect may do everything"),
     }
     // Probes and metrics are answered until the very end, so that they can say what is going on.
     let ended = CancellationToken::new();

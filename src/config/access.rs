@@ -45,7 +45,7 @@ pub struct AccessSettings {
     /// Values that also let him delete them [default: tenantry-admins]
     #[arg(long, env = "OIDC_ADMINS", value_name = "VALUES")]
     pub oidc_admins: Option<String>,
-    /// Run without authentication: whoever can connect may do everything. HTTP_ADDR and TELEMETRY_ADDR
+    /// Run without authentication: every caller that can connect may do everything. HTTP_ADDR and TELEMETRY_ADDR
     /// must then be loopback addresses
     #[arg(
         long,
