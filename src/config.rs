@@ -22,7 +22,7 @@ use crate::integration::{
 use crate::secret::Secret;
 use crate::store::{check_uri, database_of};
 use crate::telemetry::{self, LogFilter, LogFormat};
-use crate::tenant::{Backoff, GuardPolicy, Policy};
+use crate::tenant::{Backoff, ChangeGuardPolicy, Policy};
 
 /// The settings as given. They are text until [`Given::check`], so that one run names every mistake.
 #[derive(Debug, Clone, Default, Args)]
@@ -248,7 +248,7 @@ pub struct Config {
     pub workers: usize,
     pub policy: Policy,
     pub sweep_interval: Duration,
-    pub guard: GuardPolicy,
+    pub guard: ChangeGuardPolicy,
     /// What holds for tenants that do not say whether they may adopt.
     pub adopt_unmarked: bool,
     pub poll_interval: Duration,
@@ -538,7 +538,7 @@ impl Given {
         if percent.is_some_and(|percent| percent > 100) {
             check.wrong("GUARD_PERCENT", "must be from 0 to 100");
         }
-        let guard = GuardPolicy { percent: percent.unwrap_or_default() };
+        let guard = ChangeGuardPolicy { percent: percent.unwrap_or_default() };
         let adopt_unmarked = check.parsed::<bool>("ADOPT_UNMARKED", some(&self.adopt_unmarked), "false");
         let poll = some(&self.poll_interval);
         let poll_interval = check.duration("POLL_INTERVAL", poll, 5 * SECOND, millis(100)..=10 * MINUTE);

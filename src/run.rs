@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{
-    Api, CheckAnswer, CheckRequest, Guard, Hub, Limits as ApiLimits, Patience, Readiness,
+    Admission, Api, CheckAnswer, CheckRequest, Hub, Limits as ApiLimits, Patience, Readiness,
     RequestTimeout, Telemetry, Upstreams, serve,
 };
 use crate::auth::Authenticator;
@@ -22,14 +22,14 @@ use crate::config::{AuthentikConfig, Config, OcisConfig, StalwartConfig};
 use crate::controller::{Controller, QUEUE_CAPACITY, Settings, SharedRefusals};
 use crate::integration::{
     Authentik, BaseUrl, Credentials, HttpClient, HttpClientError, Integrations, Limits, Ocis, Stalwart,
-    TokenSource, Upstream,
+    TokenSource, UpstreamClient,
 };
 use crate::metrics::{Metrics, MongoCommand, Worked};
 use crate::secret::Secret;
 use crate::store::{Holder, Journal, OpenError, Store, StoreError, StoreOptions, TENANTS, Unsuitable};
 use crate::telemetry;
 use crate::telemetry::traces::{Traces, TracesError};
-use crate::tenant::{Controls, StepKind};
+use crate::tenant::{Controls, Upstream};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -92,7 +92,7 @@ pub async fn run(
     let integrations = integrations(&config, &client, &metrics);
     let authenticator =
         config.access.auth.clone().map(|auth| Authenticator::new(auth, &client, &metrics));
-    let guard = Guard::new(
+    let guard = Admission::new(
         authenticator.clone(),
         ApiLimits {
             rate: config.access.rate_limit,
@@ -216,7 +216,7 @@ pub fn observe(config: &Config) -> Result<Option<Traces>, RunError> {
 
 fn integrations(config: &Config, http: &HttpClient, metrics: &Arc<Metrics>) -> Arc<Integrations> {
     let upstream = |step, url: &BaseUrl, credentials, limits| {
-        Upstream::new(step, http.clone(), url.clone(), credentials, limits, Arc::clone(metrics))
+        UpstreamClient::new(step, http.clone(), url.clone(), credentials, limits, Arc::clone(metrics))
     };
     let not_set = |variable, step| {
         tracing::info!("{variable} is not set: the step {step} is skipped, or held if the fleet has it");
@@ -225,32 +225,32 @@ fn integrations(config: &Config, http: &HttpClient, metrics: &Arc<Metrics>) -> A
     match &config.authentik {
         Some(AuthentikConfig { url, token, group_template, limits }) => {
             let credentials = Credentials::Bearer(token.clone());
-            let upstream = upstream(StepKind::Authentik, url, credentials, *limits);
+            let upstream = upstream(Upstream::Authentik, url, credentials, *limits);
             let authentik = Authentik::new(upstream, group_template.clone());
             integrations = integrations.with_authentik(authentik);
         }
-        None => not_set("AUTHENTIK_API_URL", StepKind::Authentik),
+        None => not_set("AUTHENTIK_API_URL", Upstream::Authentik),
     }
     match &config.stalwart {
         Some(StalwartConfig { url, credentials, dkim, limits }) => {
             let credentials = credentials.clone().credentials();
-            let upstream = upstream(StepKind::Stalwart, url, credentials, *limits);
+            let upstream = upstream(Upstream::Stalwart, url, credentials, *limits);
             integrations = integrations.with_stalwart(Stalwart::new(upstream, *dkim));
         }
-        None => not_set("STALWART_API_URL", StepKind::Stalwart),
+        None => not_set("STALWART_API_URL", Upstream::Stalwart),
     }
     match &config.ocis {
         Some(OcisConfig { url, credentials, membership, limits }) => {
-            let issuer = upstream(StepKind::Ocis, url, Credentials::None, Limits::GENEROUS);
+            let issuer = upstream(Upstream::Ocis, url, Credentials::None, Limits::GENEROUS);
             let tokens = TokenSource::new(issuer, credentials.clone());
             let credentials = Credentials::Tokens(Arc::new(tokens));
-            let upstream = upstream(StepKind::Ocis, url, credentials, *limits);
+            let upstream = upstream(Upstream::Ocis, url, credentials, *limits);
             let patience = config.request_timeout.max(LIST_PAUSE);
             let metrics = Arc::clone(metrics);
             let ocis = Ocis::new(upstream, membership.clone(), patience, metrics);
             integrations = integrations.with_ocis(ocis);
         }
-        None => not_set("OCIS_API_URL", StepKind::Ocis),
+        None => not_set("OCIS_API_URL", Upstream::Ocis),
     }
     Arc::new(integrations)
 }

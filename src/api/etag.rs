@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::problem::Problem;
 use super::representation::{Probes, TenantView};
 use crate::store::Record;
-use crate::tenant::{DeletionPolicy, Desired, StepKind, Tenant};
+use crate::tenant::{DeletionPolicy, Desired, Tenant, Upstream};
 
 /// Bytes of the digest in a tag; with the generation before it, chance never makes two alike.
 const DIGEST: usize = 8;
@@ -29,7 +29,7 @@ fn tag(tenant: &Tenant) -> String {
         name.as_str(),
         domain.as_ref().map(|domain| domain.as_str()),
         storage_bytes,
-        StepKind::ALL.map(|step| services.has(step)),
+        Upstream::ALL.map(|step| services.has(step)),
         paused,
         adopt,
         deletion.map(DeletionPolicy::name),

@@ -11,7 +11,7 @@ use super::openapi::{Listing, Searching};
 use super::problem::{FieldError, Problem};
 use super::tenants::Named;
 use crate::store::{KEPT, Store};
-use crate::tenant::{Event, EventKind, Reason, StepKind};
+use crate::tenant::{Event, EventKind, Reason, Upstream};
 
 const DEFAULT_LIMIT: usize = 50;
 
@@ -100,7 +100,7 @@ impl From<Event> for EventView {
         Self {
             at: event.at,
             r#type: EventKind::name(event.kind),
-            step: event.step.map(StepKind::name),
+            step: event.step.map(Upstream::name),
             reason: event.reason.map(Reason::name),
             message: event.message,
             by: event.by,

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::MAX_BODY;
 use super::problem::{FieldError, Problem};
 use crate::store::{Edit, NewTenant};
-use crate::tenant::{Desired, MailDomain, PerStep, Services, Slug, StepKind, TenantName};
+use crate::tenant::{Desired, MailDomain, PerStep, Services, Slug, TenantName, Upstream};
 
 /// A JSON object being read. Fields are taken out; what is left at the end is unknown.
 struct Fields {
@@ -268,15 +268,15 @@ fn read_patch(object: Map<String, Value>) -> Result<Edit, Vec<FieldError>> {
 
 /// The steps that a reconcile is asked for; all of them without a body.
 #[derive(Debug)]
-pub struct Steps(pub Vec<StepKind>);
+pub struct Steps(pub Vec<Upstream>);
 
-fn read_steps(object: Map<String, Value>) -> Result<Vec<StepKind>, Vec<FieldError>> {
+fn read_steps(object: Map<String, Value>) -> Result<Vec<Upstream>, Vec<FieldError>> {
     let mut fields = Fields::new(object);
-    let names = || StepKind::ALL.map(StepKind::name).join(", ");
+    let names = || Upstream::ALL.map(Upstream::name).join(", ");
     let steps = match fields.take("steps") {
-        None => Some(StepKind::ALL.to_vec()),
+        None => Some(Upstream::ALL.to_vec()),
         Some(Value::Array(named)) => {
-            let known = |name: &Value| StepKind::ALL.into_iter().find(|step| *name == step.name());
+            let known = |name: &Value| Upstream::ALL.into_iter().find(|step| *name == step.name());
             named.iter().map(known).collect::<Option<Vec<_>>>().filter(|steps| !steps.is_empty())
         }
         Some(_) => None,
@@ -288,7 +288,7 @@ fn read_steps(object: Map<String, Value>) -> Result<Vec<StepKind>, Vec<FieldErro
     match steps {
         // Whatever is named twice is meant once.
         Some(steps) if errors.is_empty() => {
-            Ok(StepKind::ALL.into_iter().filter(|step| steps.contains(step)).collect())
+            Ok(Upstream::ALL.into_iter().filter(|step| steps.contains(step)).collect())
         }
         _ => Err(errors),
     }
@@ -342,7 +342,7 @@ impl<S: Send + Sync> FromRequest<S> for Steps {
         let (parts, body) = request.into_parts();
         let body = whole_body(Request::from_parts(parts.clone(), body), state).await?;
         if body.is_empty() {
-            return Ok(Self(StepKind::ALL.to_vec()));
+            return Ok(Self(Upstream::ALL.to_vec()));
         }
         let request = Request::from_parts(parts, Body::from(body));
         read_steps(object(request, state, &[JSON]).await?).map(Self).map_err(Problem::invalid)
@@ -447,7 +447,7 @@ mod tests {
             patch(json!({ "name": "New", "domain": null, "services": { "ocis": false } })).unwrap();
         assert_eq!(some.name.unwrap().as_str(), "New");
         assert_eq!((some.domain, some.storage_bytes), (Some(None), None));
-        assert_eq!(some.services, PerStep::from_fn(|step| (step == StepKind::Ocis).then_some(false)));
+        assert_eq!(some.services, PerStep::from_fn(|step| (step == Upstream::Ocis).then_some(false)));
         for gone in [json!({ "quota": null }), json!({ "quota": { "storageBytes": null } })] {
             assert_eq!(patch(gone).unwrap().storage_bytes, Some(None));
         }

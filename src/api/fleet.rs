@@ -16,7 +16,7 @@ use super::openapi::{Changing, Deciding, Finding, Reading};
 use super::problem::{FieldError, Problem};
 use super::tenants::Acting;
 use crate::store::{Asked, Drifted, Scope, Store};
-use crate::tenant::{Controls, Guard, InvalidSlug, Slug, StepKind};
+use crate::tenant::{ChangeGuard, Controls, InvalidSlug, Slug, Upstream};
 
 /// How long a lifted guard leaves repairs without bounds, unless a sweep finds the upstream sane before.
 const LIFTED: Duration = Duration::from_secs(3600);
@@ -32,7 +32,7 @@ pub struct Stops {
 
 impl From<&Controls> for Stops {
     fn from(controls: &Controls) -> Self {
-        let each = StepKind::ALL.map(|step| (step.name(), controls.stopped_upstreams[step]));
+        let each = Upstream::ALL.map(|step| (step.name(), controls.stopped_upstreams[step]));
         Self { all: controls.stopped, upstreams: each.into() }
     }
 }
@@ -53,19 +53,19 @@ pub struct GuardView {
     message: Option<String>,
 }
 
-impl From<&Guard> for GuardView {
-    fn from(guard: &Guard) -> Self {
+impl From<&ChangeGuard> for GuardView {
+    fn from(guard: &ChangeGuard) -> Self {
         let (since, until, message) = match guard {
-            Guard::Armed => (None, None, None),
-            Guard::Tripped { at, message } => (Some(*at), None, Some(message.clone())),
-            Guard::Lifted { until } => (None, Some(*until), None),
+            ChangeGuard::Armed => (None, None, None),
+            ChangeGuard::Tripped { at, message } => (Some(*at), None, Some(message.clone())),
+            ChangeGuard::Lifted { until } => (None, Some(*until), None),
         };
         Self { state: guard.name(), since, until, message }
     }
 }
 
 pub fn guards_of(controls: &Controls) -> BTreeMap<&'static str, GuardView> {
-    StepKind::ALL.map(|step| (step.name(), GuardView::from(&controls.guards[step]))).into()
+    Upstream::ALL.map(|step| (step.name(), GuardView::from(&controls.guards[step]))).into()
 }
 
 /// A resource that is marked for a tenant that does not exist.
@@ -294,8 +294,8 @@ pub async fn release_orphan(
     }
 }
 
-fn upstream_named(name: &str) -> Result<StepKind, Problem> {
-    let step = StepKind::ALL.into_iter().find(|step| step.name() == name);
+fn upstream_named(name: &str) -> Result<Upstream, Problem> {
+    let step = Upstream::ALL.into_iter().find(|step| step.name() == name);
     step.ok_or_else(|| Problem::no_upstream(name))
 }
 

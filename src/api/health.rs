@@ -15,7 +15,7 @@ use super::fleet::{GuardView, Stops, guards_of};
 use super::problem::Problem;
 use crate::auth::{Principal, Role};
 use crate::store::{Rejection, Store};
-use crate::tenant::{Reason, StepKind, UpstreamHealth, lacking};
+use crate::tenant::{Reason, Upstream, UpstreamHealth, lacking};
 
 /// How long the database may take to answer a probe.
 const PING: Duration = Duration::from_secs(2);
@@ -49,7 +49,7 @@ pub struct Ready {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Detail {
     /// Each upstream that is configured, or that the fleet has (`NotConfigured`); they do not make the process unready.
-    upstreams: BTreeMap<&'static str, Upstream>,
+    upstreams: BTreeMap<&'static str, UpstreamHealthView>,
     /// What people have stopped.
     stops: Stops,
     guards: BTreeMap<&'static str, GuardView>,
@@ -57,7 +57,8 @@ pub struct Detail {
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Upstream {
+#[schema(as = Upstream)]
+pub struct UpstreamHealthView {
     /// `null` while nobody has asked it yet.
     reachable: Option<bool>,
     authenticated: Option<bool>,
@@ -74,15 +75,15 @@ pub struct Upstream {
     message: Option<String>,
 }
 
-impl Upstream {
+impl UpstreamHealthView {
     /// The fleet has it, and this process cannot reach it.
-    fn lacking(step: StepKind) -> Self {
+    fn lacking(step: Upstream) -> Self {
         let problem = Some((Reason::NotConfigured, lacking(step)));
         UpstreamHealth { problem, ..UpstreamHealth::default() }.into()
     }
 }
 
-impl From<UpstreamHealth> for Upstream {
+impl From<UpstreamHealth> for UpstreamHealthView {
     fn from(health: UpstreamHealth) -> Self {
         let UpstreamHealth { reachable, authenticated, version, lacks, problem, .. } = health;
         let (reason, message) = problem.map(|(reason, message)| (reason.name(), message)).unzip();
@@ -118,11 +119,11 @@ pub async fn ready(
     let may_see = asking.is_some_and(|Extension(asking)| asking.may(Role::Reader));
     let detail = may_see.then(|| {
         let upstreams = readiness.upstreams.borrow().clone();
-        let steps = StepKind::ALL.into_iter();
+        let steps = Upstream::ALL.into_iter();
         let controls = readiness.controls.borrow().clone();
-        let of = |step: StepKind| match upstreams[step].clone() {
-            Some(health) => Some((step.name(), Upstream::from(health))),
-            None => controls.fleet_has(step).then(|| (step.name(), Upstream::lacking(step))),
+        let of = |step: Upstream| match upstreams[step].clone() {
+            Some(health) => Some((step.name(), UpstreamHealthView::from(health))),
+            None => controls.fleet_has(step).then(|| (step.name(), UpstreamHealthView::lacking(step))),
         };
         let upstreams = steps.filter_map(of).collect();
         Detail { upstreams, stops: Stops::from(&controls), guards: guards_of(&controls) }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Record, Store, Told};
+use crate::store::{OutcomeEvent, Record, Store};
 use crate::tenant::TenantId;
 
 /// Events that are kept for those who are slow or come back.
@@ -152,7 +152,7 @@ impl Hub {
         self.shared.closing.cancel();
     }
 
-    async fn follow(&self, mut follow: crate::store::Follow) {
+    async fn follow(&self, mut follow: crate::store::OutcomeStream) {
         // What was told by an earlier stream does not join on to this one.
         self.kept().clear();
         self.shared.open.send_replace(true);
@@ -167,8 +167,8 @@ impl Hub {
             };
             for told in told {
                 self.tell(match told {
-                    Told::Is { token, record } => Event::Tenant { token, record: *record },
-                    Told::Gone { token, id } => Event::Gone { token, id },
+                    OutcomeEvent::Is { token, record } => Event::Tenant { token, record: *record },
+                    OutcomeEvent::Gone { token, id } => Event::Gone { token, id },
                 });
             }
             if self.shared.events.receiver_count() > 0 {

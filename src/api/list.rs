@@ -11,7 +11,7 @@ use super::problem::{FieldError, Problem};
 use super::representation::TenantView;
 use super::upstreams::Upstreams;
 use crate::store::{PageQuery, Store};
-use crate::tenant::{PerStep, Phase, Reason, StepKind, StepState};
+use crate::tenant::{PerStep, Phase, Reason, StepState, Upstream};
 
 /// Tenants on a page, unless asked otherwise, and at most.
 const DEFAULT_LIMIT: u16 = 50;
@@ -92,7 +92,7 @@ fn is_meant(tenant: &TenantView, query: &PageQuery) -> bool {
     let phase = tenant.is_invalid() || is(query.phase.map(Phase::name), tenant.status());
     let ready = query.ready.is_none_or(|ready| ready == tenant.is_ready());
     let reason = query.reason.is_none_or(|reason| tenant.reasons().any(|shown| shown == reason.name()));
-    let mut steps = StepKind::ALL.into_iter();
+    let mut steps = Upstream::ALL.into_iter();
     let steps = steps.all(|step| is(query.steps[step].map(StepState::name), tenant.state(step)));
     phase && ready && reason && steps
 }
@@ -133,9 +133,9 @@ impl ListParameters {
         let reason = mistakes.one_of("reason", self.reason.as_ref(), Reason::ALL, Reason::name);
         let steps = PerStep::from_fn(|step| {
             let given = match step {
-                StepKind::Authentik => &self.authentik,
-                StepKind::Stalwart => &self.stalwart,
-                StepKind::Ocis => &self.ocis,
+                Upstream::Authentik => &self.authentik,
+                Upstream::Stalwart => &self.stalwart,
+                Upstream::Ocis => &self.ocis,
             };
             mistakes.one_of(&format!("step.{step}"), given.as_ref(), &StepState::ALL, StepState::name)
         });

@@ -2,13 +2,13 @@
 //! decides nothing about tenants.
 
 mod access;
+mod admission;
 mod edit;
 mod envelope;
 mod etag;
 mod events;
 mod fields;
 mod fleet;
-mod guard;
 mod health;
 mod hub;
 mod list;
@@ -26,8 +26,8 @@ mod upstreams;
 mod wait;
 mod whoami;
 
+pub use admission::{Admission, Limits, Place};
 pub use envelope::RequestId;
-pub use guard::{Guard, Limits, Place};
 pub use hub::Hub;
 pub use serve::{Patience, serve};
 pub use telemetry::Telemetry;
@@ -64,7 +64,7 @@ pub struct Api {
     pub readiness: Readiness,
     pub upstreams: Upstreams,
     /// Who may ask for what, and how much.
-    pub guard: Guard,
+    pub guard: Admission,
 }
 
 #[derive(Clone, Copy)]
@@ -119,7 +119,7 @@ impl Api {
             .method_not_allowed_fallback(problem::unknown_method)
             .layer(middleware::from_fn_with_state(self.timeout, in_time))
             .layer(DefaultBodyLimit::max(MAX_BODY))
-            .layer(middleware::from_fn_with_state(self.guard.clone(), guard::admit))
+            .layer(middleware::from_fn_with_state(self.guard.clone(), admission::admit))
             .layer(tower_http::catch_panic::CatchPanicLayer::custom(problem::panicked));
         match cross_origin {
             Some(cross_origin) => router.layer(cross_origin),

@@ -17,7 +17,7 @@ use super::tenants::Named;
 use super::wait::{Subject, Wait};
 use crate::auth::{Principal, Role};
 use crate::store::{Record, Requested, Store};
-use crate::tenant::{Action, PlannedField, Reason, StepKind, Tenant, plan};
+use crate::tenant::{Action, PlannedField, Reason, Tenant, Upstream, plan};
 
 /// What a reconcile would do now.
 #[derive(Debug, Serialize, ToSchema)]
@@ -121,7 +121,7 @@ impl PlanView {
     fn new(tenant: &Tenant, looked: bool, readiness: &Readiness) -> Self {
         let controls = readiness.controls.borrow();
         let upstreams = readiness.upstreams.borrow();
-        let steps: BTreeMap<_, _> = StepKind::ALL
+        let steps: BTreeMap<_, _> = Upstream::ALL
             .into_iter()
             .map(|step| {
                 let plan = plan(tenant, step, upstreams[step].is_some(), &controls);

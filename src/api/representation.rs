@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::store::{InvalidDocument, Record};
 use crate::tenant::{
-    Origin, OtherResource, PerStep, Phase, Reason, StepKind, StepState, StepStatus, Tenant,
+    Origin, OtherResource, PerStep, Phase, Reason, StepState, StepStatus, Tenant, Upstream,
 };
 
 /// One tenant, whether its document makes sense or not.
@@ -144,7 +144,7 @@ impl TenantView {
         let mut view = Self::from(record);
         if let Self::Tenant(tenant) = &mut view {
             let now = Timestamp::now();
-            for step in StepKind::ALL {
+            for step in Upstream::ALL {
                 if let Some(view) = tenant.steps.get_mut(step.name()) {
                     view.until(probes[step], now);
                 }
@@ -182,7 +182,7 @@ impl TenantView {
     }
 
     /// The state of a step; of an invalid document none is known.
-    pub fn state(&self, step: StepKind) -> &'static str {
+    pub fn state(&self, step: Upstream) -> &'static str {
         match self {
             Self::Tenant(tenant) => tenant.steps.get(step.name()).map_or("", |step| step.state),
             Self::Invalid(_) => "",
@@ -229,7 +229,7 @@ impl From<&Tenant> for ValidTenant {
     fn from(tenant: &Tenant) -> Self {
         let status = &tenant.status;
         let state = |step| tenant.current_state(step);
-        let error = |step: StepKind| {
+        let error = |step: Upstream| {
             let detail = &status.steps[step];
             (state(step) == StepState::Error)
                 .then(|| (step.name(), detail.message.clone().unwrap_or_else(|| "failed".into())))
@@ -252,7 +252,7 @@ impl From<&Tenant> for ValidTenant {
                 None => status.phase.name(),
             },
             provisioning_status: each_step(|step| state(step).name()),
-            provisioning_errors: StepKind::ALL.into_iter().filter_map(error).collect(),
+            provisioning_errors: Upstream::ALL.into_iter().filter_map(error).collect(),
             steps: each_step(|step| StepView::new(step, &status.steps[step], state(step))),
             conditions: vec![ready(tenant)],
             generation: tenant.generation,
@@ -282,7 +282,7 @@ impl From<&OtherResource> for OtherView {
 
 impl StepView {
     /// `state` is the step's for the *current* desired state.
-    fn new(kind: StepKind, step: &StepStatus, state: StepState) -> Self {
+    fn new(kind: Upstream, step: &StepStatus, state: StepState) -> Self {
         let outdated = state != step.state;
         // What was recorded for it is when it would be tried if the recovery went unnoticed.
         let waits = step.parked && !outdated;
@@ -323,7 +323,7 @@ impl StepView {
 
 fn ready(tenant: &Tenant) -> ConditionView {
     let recorded = tenant.status.ready.as_ref();
-    let outdated = StepKind::ALL
+    let outdated = Upstream::ALL
         .into_iter()
         .any(|step| tenant.current_state(step) != tenant.status.steps[step].state);
     match recorded {
@@ -346,6 +346,6 @@ fn ready(tenant: &Tenant) -> ConditionView {
     }
 }
 
-fn each_step<T>(mut value: impl FnMut(StepKind) -> T) -> BTreeMap<&'static str, T> {
-    StepKind::ALL.into_iter().map(|step| (step.name(), value(step))).collect()
+fn each_step<T>(mut value: impl FnMut(Upstream) -> T) -> BTreeMap<&'static str, T> {
+    Upstream::ALL.into_iter().map(|step| (step.name(), value(step))).collect()
 }

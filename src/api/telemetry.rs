@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::Mutex;
 
-use super::guard::Guard;
+use super::admission::Admission;
 use super::problem::{FieldError, Problem};
 use super::serve::Peer;
 use super::{envelope, health, problem};
@@ -21,7 +21,7 @@ use crate::auth::Role;
 use crate::metrics::{Format, Metrics, ReadyStatus};
 use crate::store::{Census, Counting, Store, StoreError};
 use crate::telemetry::{self as logs, LogFilter};
-use crate::tenant::{Phase, Reason, StepKind, StepState};
+use crate::tenant::{Phase, Reason, StepState, Upstream};
 
 /// The census reads every document, so it is taken only if the metrics are read, and no sooner after the one
 /// before than this many times what that took; within bounds.
@@ -36,13 +36,13 @@ const CENSUS_WAIT: Duration = Duration::from_secs(3);
 pub struct Telemetry {
     metrics: Arc<Metrics>,
     store: Store,
-    guard: Guard,
+    guard: Admission,
     /// From when on another census may be taken; held while one is.
     rests: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Telemetry {
-    pub fn new(metrics: Arc<Metrics>, store: Store, guard: Guard) -> Self {
+    pub fn new(metrics: Arc<Metrics>, store: Store, guard: Admission) -> Self {
         Self { metrics, store, guard, rests: Arc::default() }
     }
 
@@ -107,7 +107,7 @@ impl Telemetry {
         self.metrics.tenants_failing_long.set(gauge(census.failing_long));
         self.metrics.tenants_due.set(gauge(census.due));
         self.metrics.oldest_due_age_seconds.set(census.oldest_due.as_secs_f64());
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             for (state, count) in StepState::ALL.into_iter().zip(census.steps[step]) {
                 self.metrics.steps.of((step, state)).set(gauge(count));
             }

@@ -13,14 +13,14 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use utoipa::ToSchema;
 
-use super::health::Upstream;
+use super::health::UpstreamHealthView;
 use super::openapi::{Deciding, Reading};
 use super::problem::Problem;
 use super::representation::Probes;
 use super::tenants::Acting;
 use crate::store::Retired;
 use crate::tenant::{
-    Breaker, Controls, Latency, PerStep, Standing, StepKind, Swept, Traffic, UpstreamHealth,
+    Breaker, Controls, Latency, PerStep, Standing, Swept, Traffic, Upstream, UpstreamHealth,
 };
 
 /// What is known of the upstreams, and by which process.
@@ -33,14 +33,14 @@ pub struct Upstreams {
     /// Which upstreams the fleet has.
     pub controls: watch::Receiver<Controls>,
     /// How this process' requests fare; `None` for an upstream that is not configured.
-    pub traffic: Arc<dyn Fn(StepKind) -> Option<Traffic> + Send + Sync>,
+    pub traffic: Arc<dyn Fn(Upstream) -> Option<Traffic> + Send + Sync>,
     /// Where checks are asked for.
     pub checks: mpsc::Sender<CheckRequest>,
 }
 
 /// An operator wants an upstream to be checked now. What was found is on the board afterwards.
 pub struct CheckRequest {
-    pub upstream: StepKind,
+    pub upstream: Upstream,
     pub answer: oneshot::Sender<CheckAnswer>,
 }
 
@@ -155,7 +155,7 @@ pub struct PacingView {
 #[serde(rename_all = "camelCase")]
 pub struct UpstreamDetail {
     #[serde(flatten)]
-    seen: Upstream,
+    seen: UpstreamHealthView,
     /// `closed` (steps are let through), `open` (they wait until a probe finds that it works), or `unproven`
     breaker: &'static str,
     /// When an open breaker lets the next probe through.
@@ -204,13 +204,13 @@ impl Upstreams {
         })
     }
 
-    async fn check(&self, upstream: StepKind) -> Option<CheckAnswer> {
+    async fn check(&self, upstream: Upstream) -> Option<CheckAnswer> {
         let (answer, answered) = oneshot::channel();
         self.checks.send(CheckRequest { upstream, answer }).await.ok()?;
         answered.await.ok()
     }
 
-    fn view(&self, step: StepKind) -> UpstreamView {
+    fn view(&self, step: Upstream) -> UpstreamView {
         let known = self.board.borrow()[step].clone();
         let health = match &known {
             Some(known) if known.is_healthy() => "healthy",
@@ -247,7 +247,7 @@ impl Upstreams {
 #[utoipa::path(get, path = "/upstreams", tag = "fleet", operation_id = "showUpstreams",
     responses((status = 200, description = "All of them", body = UpstreamList), Reading))]
 pub async fn list(State(upstreams): State<Upstreams>) -> Json<UpstreamList> {
-    let items = StepKind::ALL.into_iter().map(|step| upstreams.view(step)).collect();
+    let items = Upstream::ALL.into_iter().map(|step| upstreams.view(step)).collect();
     Json(UpstreamList { process: upstreams.process.to_string(), items })
 }
 
@@ -264,7 +264,7 @@ pub async fn check(
     State(upstreams): State<Upstreams>,
     Path(upstream): Path<String>,
 ) -> Result<Json<UpstreamView>, Problem> {
-    let step = StepKind::ALL.into_iter().find(|step| step.name() == upstream);
+    let step = Upstream::ALL.into_iter().find(|step| step.name() == upstream);
     let step = step.ok_or_else(|| Problem::no_upstream(&upstream))?;
     if upstreams.board.borrow()[step].is_none() {
         return Err(Problem::upstream_not_configured(step.name(), step.setting()));
@@ -298,7 +298,7 @@ pub async fn retire(
     State(upstreams): State<Upstreams>,
     Path(upstream): Path<String>,
 ) -> Result<Json<RetiredView>, Problem> {
-    let step = StepKind::ALL.into_iter().find(|step| step.name() == upstream);
+    let step = Upstream::ALL.into_iter().find(|step| step.name() == upstream);
     let step = step.ok_or_else(|| Problem::no_upstream(&upstream))?;
     if upstreams.board.borrow()[step].is_some() {
         return Err(Problem::upstream_in_use(step.name(), step.setting()));

@@ -11,11 +11,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
-use super::guard::Place;
+use super::admission::Place;
 use super::hub::{Event, Hub, Listener};
 use super::problem::Problem;
 use crate::store::{Record, Store};
-use crate::tenant::{Reason, Slug, StepKind, StepState, Tenant, TenantId};
+use crate::tenant::{Reason, Slug, StepState, Tenant, TenantId, Upstream};
 
 /// The longest wait; a longer one is cut to it.
 pub const LONGEST: Duration = Duration::from_secs(60);
@@ -188,11 +188,11 @@ pub fn is_of(record: &Record, slug: &Slug) -> bool {
 /// Whether the current desired state has been acted on, well or not.
 pub fn acted_on(tenant: &Tenant) -> bool {
     // What is held back stays pending until a person says otherwise.
-    let held = |step: StepKind| tenant.status.steps[step].reason.is_some_and(Reason::holds);
-    let pending = |step: StepKind| tenant.current_state(step) == StepState::Pending && !held(step);
+    let held = |step: Upstream| tenant.status.steps[step].reason.is_some_and(Reason::holds);
+    let pending = |step: Upstream| tenant.current_state(step) == StepState::Pending && !held(step);
     tenant.status.observed_generation == Some(tenant.generation)
         && tenant.status.last_handled_desired.as_ref() == Some(&tenant.desired)
-        && !StepKind::ALL.into_iter().any(pending)
+        && !Upstream::ALL.into_iter().any(pending)
 }
 
 /// Whether this reconcile request has been acted on.

@@ -20,10 +20,10 @@ use super::client::{Ask, Client, Connection};
 use super::commands::{API, Pages, read};
 use super::failure::{Exit, Failure};
 use super::filters::Filters;
-use super::follow;
 use super::manifest::{self, Difference, Manifest, Needs};
 use super::printable::in_line;
 use super::prune::Prune;
+use super::wait;
 use super::{Settle, desired};
 use crate::tenant::Slug;
 use crate::terminal::{print, say};
@@ -344,7 +344,7 @@ async fn look(client: &Client, slug: &Slug) -> Result<Found, Failure> {
 /// Waits until all that was changed is as it should be, if that is wanted.
 async fn settle(client: &Client, changed: Vec<Slug>, wait: Option<Duration>) -> Result<String, Failure> {
     match wait {
-        Some(wait) if !changed.is_empty() => follow::all_ready(client, changed, wait).await,
+        Some(patience) if !changed.is_empty() => wait::all_ready(client, changed, patience).await,
         _ => Ok(String::new()),
     }
 }

@@ -13,9 +13,9 @@ use super::desired::Changes;
 use super::editor::in_editor;
 use super::failure::{Exit, Failure};
 use super::filters::Filters;
-use super::follow;
 use super::show::{self, Form, Output};
 use super::table::cell;
+use super::wait;
 use crate::tenant::Slug;
 use crate::terminal::{print, say};
 
@@ -86,7 +86,7 @@ async fn settled(
 ) -> Result<String, Failure> {
     let tenant = match wait {
         None => tenant,
-        Some(wait) => follow::until(client, slug, follow::State::Ready, wait, Some(tenant)).await?,
+        Some(wait) => wait::until(client, slug, wait::State::Ready, wait, Some(tenant)).await?,
     };
     Ok(show::tenant(&tenant, output.output))
 }
@@ -209,7 +209,7 @@ pub async fn reconcile(
     }
     let asked = client.ask(ask.wait(wait)).await?.body;
     let Some(wait) = wait else { return Ok(format!("{slug}: will be reconciled\n")) };
-    let tenant = follow::until_handled(client, slug, &asked["token"], wait).await?;
+    let tenant = wait::until_handled(client, slug, &asked["token"], wait).await?;
     match show::ready(&tenant) {
         ready if ready["status"] == "True" => Ok(format!("{slug}: ready\n")),
         ready => {

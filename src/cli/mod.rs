@@ -10,7 +10,6 @@ mod editor;
 mod export;
 mod failure;
 mod filters;
-mod follow;
 mod help;
 mod login;
 mod manifest;
@@ -23,6 +22,7 @@ mod show;
 mod table;
 mod token;
 mod upstreams;
+mod wait;
 mod watch;
 mod whoami;
 mod yaml;
@@ -222,7 +222,7 @@ Example:
         slugs: Vec<Slug>,
         /// What to wait for
         #[arg(long = "for", value_enum, default_value_t, value_name = "STATE")]
-        state: follow::State,
+        state: wait::State,
         /// How long, such as 60s or 5m
         #[arg(long, value_parser = humantime::parse_duration, default_value = "60s", value_name = "DURATION")]
         timeout: Duration,
@@ -473,7 +473,7 @@ impl TenantsCommand {
             Self::Undelete { slug } => {
                 commands::act(client, &slug, "undelete", "way to take deletions back").await
             }
-            Self::Wait { slugs, state, timeout } => follow::wait(client, &slugs, state, timeout).await,
+            Self::Wait { slugs, state, timeout } => wait::wait(client, &slugs, state, timeout).await,
             Self::Watch { slug } => {
                 let slugs = slug.into_iter().collect();
                 watch::watch(client, watch::Watched { slugs, ..Default::default() }).await

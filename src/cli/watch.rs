@@ -11,8 +11,8 @@ use super::client::{Ask, Client};
 use super::commands::{all, read};
 use super::failure::{Exit, Failure};
 use super::filters::Filters;
-use super::follow::summary;
 use super::table::cell;
+use super::wait::summary;
 use crate::tenant::Slug;
 use crate::terminal::{self, Printed, say};
 

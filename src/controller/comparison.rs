@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::integration::Seen;
 use crate::store::{SweptTenant, UnknownResource};
-use crate::tenant::{Fingerprint, PerStep, StepKind, TenantId};
+use crate::tenant::{Fingerprint, PerStep, TenantId, Upstream};
 
 /// What the documents of a range of ids say.
 #[derive(Default)]
@@ -44,7 +44,7 @@ impl Expected {
     pub fn push(&mut self, tenant: &SweptTenant) {
         debug_assert!(self.ids.last().is_none_or(|last| *last < tenant.id));
         self.ids.push(tenant.id);
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             let print = tenant.prints[step].map_or(NOTHING, Fingerprint::short);
             self.prints[step].push(print);
             self.sizes[step] += u64::from(print != NOTHING);
@@ -55,7 +55,7 @@ impl Expected {
     }
 
     /// The tenants of which other resources are recorded.
-    pub fn with_others(&self, step: StepKind) -> &BTreeSet<TenantId> {
+    pub fn with_others(&self, step: Upstream) -> &BTreeSet<TenantId> {
         &self.with_others[step]
     }
 
@@ -70,7 +70,7 @@ impl Expected {
     }
 
     /// Resources that an upstream should have.
-    pub fn size(&self, step: StepKind) -> u64 {
+    pub fn size(&self, step: Upstream) -> u64 {
         self.sizes[step]
     }
 
@@ -89,7 +89,7 @@ const OUTDATED: u8 = 4;
 /// One upstream's list, compared as it is read.
 pub struct Comparison<'a> {
     expected: &'a Expected,
-    step: StepKind,
+    step: Upstream,
     flags: Vec<u8>,
     /// By place in the array; of a shifting list each only once.
     others: BTreeSet<(usize, Fingerprint)>,
@@ -126,7 +126,7 @@ pub struct Differences {
 }
 
 impl<'a> Comparison<'a> {
-    pub fn new(expected: &'a Expected, step: StepKind, most_unknown: usize) -> Self {
+    pub fn new(expected: &'a Expected, step: Upstream, most_unknown: usize) -> Self {
         let flags = vec![0; expected.ids.len()];
         let (others, unknown, doubtful) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
         Self { expected, step, flags, others, unknown, doubtful, most_unknown }
@@ -217,7 +217,7 @@ mod tests {
     }
 
     fn tenant(n: u64, print: Option<Fingerprint>) -> SweptTenant {
-        let prints = PerStep::from_fn(|step| print.filter(|_| step == StepKind::Ocis));
+        let prints = PerStep::from_fn(|step| print.filter(|_| step == Upstream::Ocis));
         SweptTenant {
             id: id(n),
             slug: format!("t{n}"),
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn the_exact_difference_of_large_sets_is_told_whatever_the_order_and_the_number() {
         let expected = expected(0..200_000);
-        let mut comparison = Comparison::new(&expected, StepKind::Ocis, 10);
+        let mut comparison = Comparison::new(&expected, Upstream::Ocis, 10);
         // Half of them are gone, and some look otherwise.
         for n in (100_000..200_000).rev() {
             comparison.see(&seen(n, print(n, if n % 100 == 0 { 2 } else { 1 })));
@@ -260,14 +260,14 @@ mod tests {
         assert_eq!(missing, (0..100_000).map(id).collect::<Vec<_>>());
         let others: Vec<_> = (100_000..200_000).step_by(100).collect();
         assert_eq!(found.others, others.iter().map(|n| other(*n, 2, false)).collect::<Vec<_>>());
-        assert_eq!(expected.size(StepKind::Ocis), 200_000);
-        assert_eq!(expected.size(StepKind::Stalwart), 0);
+        assert_eq!(expected.size(Upstream::Ocis), 200_000);
+        assert_eq!(expected.size(Upstream::Stalwart), 0);
     }
 
     #[test]
     fn what_is_seen_twice_is_no_twin_and_what_the_second_list_shows_is_not_missing() {
         let expected = expected(0..3);
-        let mut comparison = Comparison::new(&expected, StepKind::Ocis, 10);
+        let mut comparison = Comparison::new(&expected, Upstream::Ocis, 10);
         comparison.see(&seen(0, print(0, 1)));
         comparison.see(&seen(0, print(0, 1)));
         comparison.see(&seen(1, print(1, 1)));
@@ -284,7 +284,7 @@ mod tests {
     fn what_a_tenant_does_not_expect_at_all_is_doubtful_and_no_difference() {
         let mut expected = Expected::default();
         expected.push(&tenant(1, None));
-        let mut comparison = Comparison::new(&expected, StepKind::Ocis, 10);
+        let mut comparison = Comparison::new(&expected, Upstream::Ocis, 10);
         comparison.see(&seen(1, print(1, 1)));
         let doubtful = vec![doubtful(1)];
         assert_eq!(comparison.finish(), Differences { doubtful, ..Differences::default() });
@@ -294,7 +294,7 @@ mod tests {
     fn what_other_settings_recorded_is_outdated_and_not_different() {
         let mut expected = Expected::default();
         expected.push(&tenant(1, Some(print(1, 1).under("role viewer"))));
-        let mut comparison = Comparison::new(&expected, StepKind::Ocis, 10);
+        let mut comparison = Comparison::new(&expected, Upstream::Ocis, 10);
         comparison.see(&seen(1, print(1, 2).under("role editor")));
         let outdated = vec![id(1)];
         assert_eq!(comparison.finish(), Differences { outdated, ..Differences::default() });
@@ -309,7 +309,7 @@ mod tests {
             range.clone().for_each(|n| expected.push(&tenant(n * 2, Some(print(n * 2, 1)))));
             // The last range is open, for what is newer than all.
             after = if range.end < 20 { expected.close() } else { None };
-            let mut comparison = Comparison::new(&expected, StepKind::Ocis, 10);
+            let mut comparison = Comparison::new(&expected, Upstream::Ocis, 10);
             for n in 0..20 {
                 comparison.see(&seen(n * 2, print(n * 2, 1)));
             }
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn no_more_of_what_is_unknown_is_kept_than_is_wanted() {
         let expected = Expected::default();
-        let mut comparison = Comparison::new(&expected, StepKind::Ocis, 2);
+        let mut comparison = Comparison::new(&expected, Upstream::Ocis, 2);
         for name in ["a", "a", "b", "c"] {
             comparison.see(&Seen { external_id: name, ..seen(1, print(1, 1)) });
         }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::relist::Gaps;
 use crate::metrics::{Metrics, WatchEnd};
-use crate::store::{Change, Gone, ResumeToken, Store, Watch, WatchError};
+use crate::store::{Gone, ResumeToken, Store, WatchError, WorkEvent, WorkStream};
 use crate::tenant::{TenantId, Urgency};
 
 /// Says that a tenant may need work, or, without one, that any may.
@@ -139,7 +139,7 @@ impl Feed {
     }
 
     /// Opens a stream, on a collection that is as it has to be.
-    async fn open(&self, resume: Option<ResumeToken>, lost: &mut Lost) -> Result<Watch, End> {
+    async fn open(&self, resume: Option<ResumeToken>, lost: &mut Lost) -> Result<WorkStream, End> {
         if lost.collection {
             if let Err(error) = self.store.prepare().await {
                 tracing::warn!(%error, "cannot prepare the collection");
@@ -150,7 +150,7 @@ impl Feed {
         self.store.watch(resume.clone()).await.map_err(|error| ended(error, resume))
     }
 
-    async fn read(&self, watch: &mut Watch) -> End {
+    async fn read(&self, watch: &mut WorkStream) -> End {
         loop {
             let changes = tokio::select! {
                 changes = watch.next() => changes,
@@ -163,7 +163,7 @@ impl Feed {
             self.metrics.watch_events.inc_by(changes.len() as u64);
             for change in changes {
                 match change {
-                    Change::Tenant { id, urgency, at } => {
+                    WorkEvent::Tenant { id, urgency, at } => {
                         if let Some(at) = at {
                             let lag = Timestamp::now().duration_since(at).as_secs_f64();
                             self.metrics.watch_lag_seconds.set(lag.max(0.0));
@@ -173,8 +173,8 @@ impl Feed {
                             return End::Shutdown;
                         }
                     }
-                    Change::Gone(gone) => drop(self.gone.try_send(gone)),
-                    Change::Gap => {
+                    WorkEvent::Gone(gone) => drop(self.gone.try_send(gone)),
+                    WorkEvent::Gap => {
                         tracing::warn!("the collection was dropped or renamed");
                         return End::StartOver { cause: WatchEnd::CollectionGone };
                     }

@@ -28,7 +28,7 @@ use super::feed::Hint;
 use crate::integration::Integrations;
 use crate::metrics::Metrics;
 use crate::store::{Pass, Store, StoreError};
-use crate::tenant::{Controls, Fleet, FleetId, Standing, StepKind, StepState, lacking};
+use crate::tenant::{Controls, Fleet, FleetId, Standing, StepState, Upstream, lacking};
 
 /// Between two questions of a process that lacks an upstream.
 const ASK: Duration = Duration::from_secs(15);
@@ -58,7 +58,7 @@ pub struct Member {
 /// What this process has done about the upstreams that it lacks.
 #[derive(Default)]
 struct Lack {
-    steps: Vec<StepKind>,
+    steps: Vec<Upstream>,
     next_question: Option<Instant>,
     /// Tenants may have been reconciled without them since that was last noted.
     to_note: bool,
@@ -138,7 +138,7 @@ impl Member {
         }
     }
 
-    async fn rejoin(&self, configured: &[StepKind], known: Option<FleetId>) -> Result<(), StoreError> {
+    async fn rejoin(&self, configured: &[Upstream], known: Option<FleetId>) -> Result<(), StoreError> {
         let Some(before) = self.store.join_fleet(configured, known).await? else { return Ok(()) };
         for step in configured.iter().filter(|step| !before.has(**step)) {
             tracing::warn!(
@@ -153,7 +153,7 @@ impl Member {
     async fn with(
         &self,
         fleet: &Fleet,
-        configured: &[StepKind],
+        configured: &[Upstream],
         lack: &mut Lack,
     ) -> Result<(), StoreError> {
         let lacked = fleet.lacked_by(configured);
@@ -178,8 +178,8 @@ impl Member {
     }
 
     /// Says which upstreams of the fleet this process lacks, when that has changed.
-    fn tell(&self, lacked: &[StepKind], before: &[StepKind]) {
-        for step in StepKind::ALL {
+    fn tell(&self, lacked: &[Upstream], before: &[Upstream]) {
+        for step in Upstream::ALL {
             let lacks = lacked.contains(&step);
             let gauge = self.metrics.upstream_not_configured.of(step);
             gauge.set(i64::from(lacks));
@@ -190,7 +190,7 @@ impl Member {
     }
 
     /// Finds out whether a process has every upstream; if so, this one stands by.
-    async fn ask(&self, configured: &[StepKind], lack: &mut Lack) -> Result<(), StoreError> {
+    async fn ask(&self, configured: &[Upstream], lack: &mut Lack) -> Result<(), StoreError> {
         if lack.to_note {
             // What was under way when this process began to stand by has been committed since.
             self.store.wait_for_upstreams(&lack.steps).await?;
@@ -232,7 +232,7 @@ impl Member {
         loop {
             let fleet = controls.borrow_and_update().fleet.clone();
             let mut again = false;
-            for step in StepKind::ALL {
+            for step in Upstream::ALL {
                 let Some(fleet) = &fleet else { continue };
                 let states: &[StepState] = match fleet.upstreams[step] {
                     Standing::Known { .. } if configured.contains(&step) => {
@@ -267,7 +267,7 @@ impl Member {
     }
 
     /// One pass over the tenants; returns how many were made due.
-    async fn wake_all(&self, step: StepKind, states: &[StepState]) -> Result<u64, StoreError> {
+    async fn wake_all(&self, step: Upstream, states: &[StepState]) -> Result<u64, StoreError> {
         let mut pass = Pass::default();
         let mut all = 0;
         while !pass.ended {

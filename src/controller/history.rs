@@ -2,12 +2,12 @@
 
 use crate::store::Claim;
 use crate::tenant::{
-    Act, Desired, Event, EventKind, Phase, Status, StepKind, StepState, Subject, Tenant,
+    Act, Desired, Event, EventKind, Phase, Status, StepState, Subject, Tenant, Upstream,
 };
 
 /// What was done to resources.
-pub fn of_acts(acts: &[(StepKind, Act)]) -> Vec<Event> {
-    let event = |(step, act): &(StepKind, Act)| {
+pub fn of_acts(acts: &[(Upstream, Act)]) -> Vec<Event> {
+    let event = |(step, act): &(Upstream, Act)| {
         Some(Event::now(act.deed.kind()?, act.to_string()).of_step(*step, None))
     };
     acts.iter().filter_map(event).collect()
@@ -16,7 +16,7 @@ pub fn of_acts(acts: &[(StepKind, Act)]) -> Vec<Event> {
 /// What changed of a status that was recorded, since the one that was told before.
 pub fn of_reconcile(told: &Status, recorded: &Status) -> Vec<Event> {
     let mut events = Vec::new();
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         let (old, new) = (&told.steps[step], &recorded.steps[step]);
         if (old.state, old.reason) == (new.state, new.reason) {
             continue;
@@ -141,7 +141,7 @@ impl Asked<'_> {
 
     fn reconcile(&self) -> Option<Event> {
         let about = self.0.reconcile_requested_steps.as_ref().map(|of| {
-            let named = StepKind::ALL.into_iter().filter(|step| of[*step]).map(StepKind::name);
+            let named = Upstream::ALL.into_iter().filter(|step| of[*step]).map(Upstream::name);
             named.collect::<Vec<_>>().join(", ")
         });
         // A request that only wants to look wants nothing of the tenant.
@@ -206,7 +206,7 @@ fn edits(from: &Desired, to: &Desired) -> String {
         some(from.storage_bytes.map(|bytes| bytes.to_string())),
         some(to.storage_bytes.map(|bytes| bytes.to_string())),
     );
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         let on = |desired: &Desired| desired.services.has(step).to_string();
         compare(&format!("services.{step}"), on(from), on(to));
     }

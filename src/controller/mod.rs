@@ -4,10 +4,10 @@
 //! scan only send it messages. It decides nothing about tenants: whether there is work to do is
 //! settled by the claim, in the database.
 
+mod change_guard;
 mod comparison;
 mod feed;
 mod fleet;
-mod guard;
 mod history;
 mod orphans;
 mod queue;
@@ -33,9 +33,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::change_guard::ChangeGuards;
 use self::feed::{Feed, Hint};
 use self::fleet::Member;
-use self::guard::Guards;
 use self::orphans::Orphans;
 use self::reconcile::{Reconciler, Verdict};
 use self::recovery::Recovery;
@@ -45,7 +45,7 @@ use self::vanished::Vanished;
 use crate::integration::{Integrations, Permission};
 use crate::metrics::{Metrics, PanicPlace};
 use crate::store::{DueScan, Holder, Journal, Store, StoreError};
-use crate::tenant::{Controls, GuardPolicy, Policy, TenantId, Urgency};
+use crate::tenant::{ChangeGuardPolicy, Controls, Policy, TenantId, Urgency};
 
 /// How the loop runs.
 #[derive(Debug, Clone)]
@@ -61,7 +61,7 @@ pub struct Settings {
     pub holder: Holder,
     /// Between sweeps of the upstreams.
     pub sweep_interval: Duration,
-    pub guard: GuardPolicy,
+    pub guard: ChangeGuardPolicy,
     /// Whether tenants whose documents do not say so may adopt unmarked resources of their names.
     pub adopt_unmarked: bool,
     /// Tenants that may wait in memory; the others wait in the database. See [`QUEUE_CAPACITY`].
@@ -144,7 +144,7 @@ impl Controller {
             }
             .run(),
         );
-        let guards = Arc::new(Guards::new(
+        let guards = Arc::new(ChangeGuards::new(
             store.clone(),
             Arc::clone(&metrics),
             settings.guard,

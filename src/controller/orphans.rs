@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::guard::Guards;
+use super::change_guard::ChangeGuards;
 use crate::integration::{Integrations, Target};
 use crate::store::{Store, StoreError, ToRelease};
 use crate::tenant::{Controls, DeletionPolicy, Fleet, MayAdopt, Outcome, Presence, StepDesired};
@@ -22,7 +22,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 pub struct Orphans {
     pub store: Store,
     pub integrations: Arc<Integrations>,
-    pub guards: Arc<Guards>,
+    pub guards: Arc<ChangeGuards>,
     pub controls: watch::Receiver<Controls>,
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::guard::Guards;
+use super::change_guard::ChangeGuards;
 use super::history;
 use super::report::Report;
 use super::steps::Steps;
@@ -17,18 +17,18 @@ use crate::failpoint;
 use crate::integration::Integrations;
 use crate::metrics::{Metrics, ReconcileEnd};
 use crate::store::{
-    Claim, ClaimAnswer, Commit, Holder, InvalidDocument, Journal, Plans, Store, StoreError,
+    Claim, ClaimAnswer, Commit, CommitCandidates, Holder, InvalidDocument, Journal, Store, StoreError,
 };
 use crate::telemetry::traces;
 use crate::tenant::{
-    Basis, Fleet, Jitter, Policy, Status, StepKind, Tenant, TenantId, Urgency, transition,
+    Basis, Fleet, Jitter, Policy, Status, Tenant, TenantId, Upstream, Urgency, transition,
 };
 
 /// What reconciling needs; shared by all workers.
 pub struct Reconciler {
     pub store: Store,
     pub integrations: Arc<Integrations>,
-    pub guards: Arc<Guards>,
+    pub guards: Arc<ChangeGuards>,
     pub journal: Journal,
     pub metrics: Arc<Metrics>,
     pub policy: Policy,
@@ -200,12 +200,12 @@ impl Reconciler {
         true
     }
 
-    fn plans(&self, claim: &Claim, steps: &Steps<'_>) -> Plans {
+    fn plans(&self, claim: &Claim, steps: &Steps<'_>) -> CommitCandidates {
         let spread = Jitter::new(rand::random());
         let (due, runs) = (steps.due(), steps.runs());
         let plan =
             |basis| transition(&claim.tenant, due, runs, basis, claim.now(), &self.policy, spread);
-        Plans {
+        CommitCandidates {
             current: plan(Basis::Current),
             superseded: plan(Basis::Superseded),
             ran: runs.iter().filter(|run| !run.is_look()).map(|run| run.step).collect(),
@@ -269,7 +269,7 @@ impl Reconciler {
     async fn commit_for_certain(
         &self,
         claim: &Claim,
-        plans: &Plans,
+        plans: &CommitCandidates,
         held_until: Instant,
     ) -> Result<Commit, StoreError> {
         let mut pause = Duration::from_millis(100);
@@ -314,7 +314,7 @@ impl Reconciler {
 fn nothing_left(claim: &Claim, after: &Status) -> bool {
     let tenant = Tenant { status: after.clone(), ..claim.tenant.clone() };
     tenant.desired.deletion.is_some()
-        && StepKind::ALL.into_iter().all(|step| tenant.current_state(step).is_settled())
+        && Upstream::ALL.into_iter().all(|step| tenant.current_state(step).is_settled())
 }
 
 /// Surrounds a reconcile in logs and traces, so that no line need say whose it is; part of the trace of the request

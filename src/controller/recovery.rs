@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::feed::Hint;
 use crate::integration::Integrations;
 use crate::store::{Store, Woken};
-use crate::tenant::StepKind;
+use crate::tenant::Upstream;
 
 /// Tenants that are made due at once, at first and at the most, and the pause between. The first find out
 /// whether it really works.
@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Recovery {
     pub store: Store,
     pub integrations: Arc<Integrations>,
-    pub step: StepKind,
+    pub step: Upstream,
     /// Where work may be, the database is asked at once.
     pub hints: mpsc::Sender<Hint>,
 }

@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 
 use crate::integration::{Away, Credentials, Known, Ledger};
 use crate::store::{Refusals, Store, StoreError};
-use crate::tenant::{PerStep, StepKind, TryLimits};
+use crate::tenant::{PerStep, TryLimits, Upstream};
 
 /// See the module.
 pub struct SharedRefusals {
@@ -22,7 +22,7 @@ impl SharedRefusals {
         Self { store, salts: Mutex::default() }
     }
 
-    async fn read(&self, step: StepKind) -> Result<Refusals, Away> {
+    async fn read(&self, step: Upstream) -> Result<Refusals, Away> {
         let read = self.store.refusals(step).await.map_err(away)?;
         if let Ok(mut salts) = self.salts.lock() {
             salts[step] = Some(read.salt.clone());
@@ -30,7 +30,7 @@ impl SharedRefusals {
         Ok(read)
     }
 
-    async fn digest(&self, step: StepKind, credentials: &Credentials) -> Result<u16, Away> {
+    async fn digest(&self, step: Upstream, credentials: &Credentials) -> Result<u16, Away> {
         let known = self.salts.lock().ok().and_then(|salts| salts[step].clone());
         let salt = match known {
             Some(salt) => salt,
@@ -48,7 +48,7 @@ fn away(error: StoreError) -> Away {
 impl Ledger for SharedRefusals {
     fn known<'a>(
         &'a self,
-        step: StepKind,
+        step: Upstream,
         credentials: &'a Credentials,
     ) -> BoxFuture<'a, Result<Known, Away>> {
         async move {
@@ -66,7 +66,7 @@ impl Ledger for SharedRefusals {
 
     fn note<'a>(
         &'a self,
-        step: StepKind,
+        step: Upstream,
         credentials: &'a Credentials,
         tries: u32,
         wait: Duration,
@@ -84,7 +84,7 @@ impl Ledger for SharedRefusals {
 
     fn take_try<'a>(
         &'a self,
-        step: StepKind,
+        step: Upstream,
         credentials: &'a Credentials,
     ) -> BoxFuture<'a, Result<Option<Duration>, Away>> {
         async move {
@@ -94,7 +94,7 @@ impl Ledger for SharedRefusals {
         .boxed()
     }
 
-    fn clear(&self, step: StepKind) -> BoxFuture<'_, Result<(), Away>> {
+    fn clear(&self, step: Upstream) -> BoxFuture<'_, Result<(), Away>> {
         async move { self.store.forget_refusals(step).await.map_err(away) }.boxed()
     }
 }

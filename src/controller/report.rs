@@ -7,7 +7,7 @@ use super::history;
 use crate::metrics::Metrics;
 use crate::store::{Claim, Journal};
 use crate::tenant::{
-    Act, ActKind, Phase, Reason, Status, StepKind, StepState, StepStatus, Transition, starts_afresh,
+    Act, ActKind, Phase, Reason, Status, StepState, StepStatus, Transition, Upstream, starts_afresh,
 };
 
 /// See the module.
@@ -39,11 +39,11 @@ impl<'a> Report<'a> {
     }
 
     /// Tells what was recorded, and what was done until then.
-    pub fn tell(&mut self, recorded: &Transition, acts: Vec<(StepKind, Act)>) {
+    pub fn tell(&mut self, recorded: &Transition, acts: Vec<(Upstream, Act)>) {
         self.tell_acts(acts);
         let recorded = &recorded.status;
         history::of_reconcile(&self.told, recorded).into_iter().for_each(|event| self.note(event));
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             self.tell_step(step, &self.told.steps[step], &recorded.steps[step]);
         }
         if self.told.phase == Phase::Pending && recorded.phase == Phase::Active {
@@ -57,7 +57,7 @@ impl<'a> Report<'a> {
     }
 
     /// Tells what was done to resources.
-    pub fn tell_acts(&self, acts: Vec<(StepKind, Act)>) {
+    pub fn tell_acts(&self, acts: Vec<(Upstream, Act)>) {
         for (step, act) in &acts {
             let kind = act.deed.act();
             self.metrics.acts.of((*step, kind)).inc();
@@ -98,7 +98,7 @@ impl<'a> Report<'a> {
     }
 
     /// A resource that was as it should be is not any more.
-    fn measure_drift(&self, step: StepKind, kind: ActKind) {
+    fn measure_drift(&self, step: Upstream, kind: ActKind) {
         let before = &self.claim.tenant.status.steps[step];
         let is_drift = matches!(kind, ActKind::Repaired | ActKind::Recreated);
         if let (true, StepState::Ok, Some(at)) = (is_drift, before.state, before.last_attempt_at) {
@@ -107,7 +107,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    fn tell_step(&self, step: StepKind, old: &StepStatus, new: &StepStatus) {
+    fn tell_step(&self, step: Upstream, old: &StepStatus, new: &StepStatus) {
         let tried = old.last_attempt_at != new.last_attempt_at;
         if tried
             && new.state == StepState::Error

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use super::guard::Guards;
+use super::change_guard::ChangeGuards;
 use tracing::Instrument;
 
 use crate::integration::{Deeds, Integrations, Mode, Target};
 use crate::metrics::{Metrics, PanicPlace, StepEnd};
 use crate::store::Claim;
 use crate::tenant::{
-    Act, Failure, FailureKind, Fleet, Jitter, Outcome, PerStep, Policy, Reason, StepKind, StepRun,
+    Act, Failure, FailureKind, Fleet, Jitter, Outcome, PerStep, Policy, Reason, StepRun, Upstream,
     due_steps, steps_to_observe,
 };
 
@@ -29,18 +29,18 @@ pub struct Steps<'a> {
     claim: &'a Claim,
     fleet: &'a Fleet,
     integrations: &'a Arc<Integrations>,
-    guards: &'a Arc<Guards>,
+    guards: &'a Arc<ChangeGuards>,
     metrics: &'a Metrics,
     /// Whether tenants that do not say so may adopt.
     adopt_unmarked: bool,
-    due: Vec<StepKind>,
-    only_looks: Vec<StepKind>,
-    running: JoinSet<(StepKind, Outcome, Duration)>,
+    due: Vec<Upstream>,
+    only_looks: Vec<Upstream>,
+    running: JoinSet<(Upstream, Outcome, Duration)>,
     runs: Vec<StepRun>,
     /// When each run began, as the guards count.
     moments: PerStep<u64>,
     /// What each step did, also those that run still or were given up.
-    deeds: [(StepKind, Deeds); 3],
+    deeds: [(Upstream, Deeds); 3],
     repetitions: u32,
 }
 
@@ -51,7 +51,7 @@ impl<'a> Steps<'a> {
         fleet: &'a Fleet,
         policy: &Policy,
         integrations: &'a Arc<Integrations>,
-        guards: &'a Arc<Guards>,
+        guards: &'a Arc<ChangeGuards>,
         metrics: &'a Metrics,
         adopt_unmarked: bool,
     ) -> Self {
@@ -70,7 +70,7 @@ impl<'a> Steps<'a> {
             running: JoinSet::new(),
             runs: Vec::new(),
             moments: PerStep::default(),
-            deeds: StepKind::ALL.map(|step| (step, Deeds::default())),
+            deeds: Upstream::ALL.map(|step| (step, Deeds::default())),
             repetitions: 0,
         };
         for step in steps.due.clone() {
@@ -80,7 +80,7 @@ impl<'a> Steps<'a> {
     }
 
     /// The steps that were due.
-    pub fn due(&self) -> &[StepKind] {
+    pub fn due(&self) -> &[Upstream] {
         &self.due
     }
 
@@ -113,8 +113,8 @@ impl<'a> Steps<'a> {
     }
 
     /// What was done to resources since the last time.
-    pub fn take_acts(&self) -> Vec<(StepKind, Act)> {
-        let of = |(step, deeds): &(StepKind, Deeds)| {
+    pub fn take_acts(&self) -> Vec<(Upstream, Act)> {
+        let of = |(step, deeds): &(Upstream, Deeds)| {
             let step = *step;
             deeds.take().into_iter().map(move |act| (step, act))
         };
@@ -140,7 +140,7 @@ impl<'a> Steps<'a> {
     }
 
     /// The steps that were held back by what no longer holds.
-    pub fn free_again(&self) -> Vec<StepKind> {
+    pub fn free_again(&self) -> Vec<Upstream> {
         self.runs.iter().filter(|run| self.is_free_again(run)).map(|run| run.step).collect()
     }
 
@@ -174,13 +174,13 @@ impl<'a> Steps<'a> {
         }
     }
 
-    fn run(&mut self, step: StepKind) {
+    fn run(&mut self, step: Upstream) {
         self.moments[step] = self.guards.moment(step);
         let tenant = &self.claim.tenant;
         let mode = match self.guards.mode(step) {
             // Whatever else holds: a look leaves nothing but what it saw.
-            _ if self.only_looks.contains(&step) => Mode::Observe(None),
-            _ if tenant.desired.paused => Mode::Observe(Some(Reason::Paused)),
+            _ if self.only_looks.contains(&step) => Mode::Look,
+            _ if tenant.desired.paused => Mode::Hold(Reason::Paused),
             mode => mode,
         };
         let may_exist = self.claim.may_have_made(step);
@@ -198,7 +198,7 @@ impl<'a> Steps<'a> {
         self.running.spawn(run.instrument(span).in_current_span());
     }
 
-    fn ended(&mut self, step: StepKind, outcome: Outcome, took: Duration) {
+    fn ended(&mut self, step: Upstream, outcome: Outcome, took: Duration) {
         let end = match &outcome {
             Outcome::Ok { .. } => StepEnd::Ok,
             Outcome::Skipped(_) | Outcome::Released { .. } => StepEnd::Skipped,

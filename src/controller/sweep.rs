@@ -22,9 +22,9 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::change_guard::{ChangeGuards, PACE, WITHIN};
 use super::comparison::{Comparison, Differences, Expected, Other};
 use super::feed::Hint;
-use super::guard::{Guards, PACE, WITHIN};
 use crate::failpoint;
 use crate::integration::Integrations;
 use crate::metrics::{Differing, Metrics};
@@ -32,8 +32,8 @@ use crate::store::{
     BATCH, Gone, Holder, Journal, MOST_ORPHANS, Store, StoreError, SweptTenant, UnknownResource,
 };
 use crate::tenant::{
-    Event, EventKind, Fingerprint, Guard, OtherResource, Part, PerStep, StepKind, Subject, SweepEnd,
-    SweepFound, TenantId,
+    ChangeGuard, Event, EventKind, Fingerprint, OtherResource, Part, PerStep, Subject, SweepEnd,
+    SweepFound, TenantId, Upstream,
 };
 
 /// Sweeps when it is time, for as long as the process runs.
@@ -41,7 +41,7 @@ pub struct Sweeper {
     pub store: Store,
     pub integrations: Arc<Integrations>,
     pub metrics: Arc<Metrics>,
-    pub guards: Arc<Guards>,
+    pub guards: Arc<ChangeGuards>,
     pub journal: Journal,
     /// Where work may be, the database is asked at once.
     pub hints: mpsc::Sender<Hint>,
@@ -160,7 +160,7 @@ impl Sweeper {
     }
 
     /// Tells of resources that are marked as another fleet's, where there are others than `before`.
-    fn tell_foreign(&self, step: StepKind, foreign: u64, before: u64) {
+    fn tell_foreign(&self, step: Upstream, foreign: u64, before: u64) {
         let gauge = self.metrics.foreign_marks.of(step);
         gauge.set(i64::try_from(foreign).unwrap_or(i64::MAX));
         if foreign > 0 && foreign != before {
@@ -220,8 +220,8 @@ impl Sweeper {
     /// Compares each upstream with the tenants; without findings where an upstream could not be listed.
     async fn compare_all(
         &self,
-        steps: &[StepKind],
-    ) -> Result<Vec<(StepKind, Option<Findings>)>, StoreError> {
+        steps: &[Upstream],
+    ) -> Result<Vec<(Upstream, Option<Findings>)>, StoreError> {
         let mut found: Vec<_> = steps.iter().map(|step| (*step, Some(Findings::default()))).collect();
         let mut sizes = PerStep::<u64>::default();
         let mut after = None;
@@ -264,7 +264,7 @@ impl Sweeper {
     }
 
     /// Compares one upstream with a range of tenants, and adds what is found; `false` when it cannot be.
-    async fn compare(&self, step: StepKind, expected: &Expected, findings: &mut Findings) -> bool {
+    async fn compare(&self, step: Upstream, expected: &Expected, findings: &mut Findings) -> bool {
         let started = Instant::now();
         let mut comparison = Comparison::new(expected, step, MOST_ORPHANS);
         let mut listed = self.list(step, expected, &mut comparison).await;
@@ -289,7 +289,7 @@ impl Sweeper {
     /// Reads an upstream's list.
     async fn list(
         &self,
-        step: StepKind,
+        step: Upstream,
         expected: &Expected,
         comparison: &mut Comparison<'_>,
     ) -> Option<Listed> {
@@ -327,7 +327,7 @@ impl Sweeper {
     /// Reads the tenants that differ once more: what changed since they were read is no drift.
     async fn look_again(
         &self,
-        step: StepKind,
+        step: Upstream,
         differences: Differences,
         with_others: &BTreeSet<TenantId>,
         findings: &mut Findings,
@@ -372,7 +372,7 @@ impl Sweeper {
     /// news.
     async fn look_at_others(
         &self,
-        step: StepKind,
+        step: Upstream,
         doubtful: Vec<UnknownResource>,
         with_others: &BTreeSet<TenantId>,
         findings: &mut Findings,
@@ -417,7 +417,7 @@ impl Sweeper {
     /// Acts on what was found.
     async fn judge(
         &self,
-        step: StepKind,
+        step: Upstream,
         findings: Findings,
         begun: Timestamp,
     ) -> Result<SweepEnd, StoreError> {
@@ -431,7 +431,7 @@ impl Sweeper {
         self.tell_foreign(step, foreign, before.map_or(0, |found| found.foreign));
         let bound = self.guards.bound(size);
         let guard = self.guards.guard(step);
-        if drifting > bound && !matches!(guard, Guard::Lifted { .. }) {
+        if drifting > bound && !matches!(guard, ChangeGuard::Lifted { .. }) {
             for (what, tenants) in &drifted {
                 let tenants = tenants.iter().map(|(id, slug)| (*id, slug.clone(), in_words(what)));
                 self.store.record_drift(step, &tenants.collect::<Vec<_>>()).await?;
@@ -446,7 +446,7 @@ impl Sweeper {
             self.guards.trip(step, &message).await;
             return Ok(SweepEnd::Refused);
         }
-        if guard != Guard::Armed && drifting <= bound {
+        if guard != ChangeGuard::Armed && drifting <= bound {
             tracing::info!(upstream = %step, "a sweep found it sane; the change guard is armed again");
             self.store.arm_guard(step).await?;
         }
@@ -470,7 +470,7 @@ impl Sweeper {
     /// Makes the tenants that differ due, and says so.
     async fn flag(
         &self,
-        step: StepKind,
+        step: Upstream,
         drifted: &BTreeMap<Vec<Differing>, Vec<(TenantId, String)>>,
     ) -> Result<(), StoreError> {
         for (what, tenants) in drifted {
@@ -490,7 +490,7 @@ impl Sweeper {
         Ok(())
     }
 
-    async fn make_due_paced(&self, step: StepKind, ids: &[TenantId]) -> Result<(), StoreError> {
+    async fn make_due_paced(&self, step: Upstream, ids: &[TenantId]) -> Result<(), StoreError> {
         let batches = ids.chunks(BATCH as usize);
         let pace = PACE.min(WITHIN / u32::try_from(batches.len()).unwrap_or(u32::MAX).max(1));
         for (batch, ids) in (0..).zip(batches) {
@@ -501,7 +501,7 @@ impl Sweeper {
 
     async fn report_orphans(
         &self,
-        step: StepKind,
+        step: Upstream,
         found: Vec<UnknownResource>,
         begun: Timestamp,
     ) -> Result<(), StoreError> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::guard::Guards;
+use super::change_guard::ChangeGuards;
 use crate::integration::{Integrations, Marked};
 use crate::metrics::Metrics;
 use crate::store::{Gone, Store, StoreError, UnknownResource};
@@ -27,7 +27,7 @@ pub struct Vanished {
     pub integrations: Arc<Integrations>,
     pub metrics: Arc<Metrics>,
     /// Know whose resources are this fleet's.
-    pub guards: Arc<Guards>,
+    pub guards: Arc<ChangeGuards>,
     /// Tenants whose documents are gone, for whatever reason.
     pub gone: mpsc::Receiver<Gone>,
 }

@@ -23,9 +23,9 @@ use super::GroupTemplate;
 use super::adopt::Owner;
 use super::converge::{Checked, DUPLICATE, Integration, Marked, Release, Released, Seen, Target, Usage};
 use super::deeds::note;
-use super::upstream::{Answer, Call, Dialect, Purpose, To, Upstream};
+use super::upstream::{Answer, Call, Dialect, Purpose, To, UpstreamClient};
 use crate::metrics::Operation;
-use crate::tenant::{Before, Deed, Fate, Field, Fingerprint, FleetId, Reason, StepKind, TenantId};
+use crate::tenant::{Before, Deed, Fate, Field, Fingerprint, FleetId, Reason, TenantId, Upstream};
 
 /// The attributes that we own. All strings: a number beyond 64 bits would make every list that holds
 /// the group fail (observed).
@@ -45,7 +45,7 @@ const PAGE_SIZE: &str = "100";
 
 /// The integration with one Authentik server.
 pub struct Authentik {
-    upstream: Upstream,
+    upstream: UpstreamClient,
     template: GroupTemplate,
 }
 
@@ -110,7 +110,7 @@ const CREDENTIAL_DETAILS: [&str; 4] = [
 ];
 
 impl Authentik {
-    pub fn new(upstream: Upstream, template: GroupTemplate) -> Self {
+    pub fn new(upstream: UpstreamClient, template: GroupTemplate) -> Self {
         let dialect = Dialect { judge, closed: "" };
         Self { upstream: upstream.speaking(dialect), template }
     }
@@ -324,7 +324,7 @@ impl Authentik {
 }
 
 /// What Authentik says of our token, whatever was asked.
-fn judge(upstream: &Upstream, call: &Call<'_>, answer: &Answer) -> Option<Error> {
+fn judge(upstream: &UpstreamClient, call: &Call<'_>, answer: &Answer) -> Option<Error> {
     let detail = answer.json::<Detail>().map(|body| body.detail);
     let is_about_us = match answer.status {
         StatusCode::UNAUTHORIZED => true,
@@ -404,11 +404,11 @@ impl Group {
 impl Integration for Authentik {
     type Resource = Group;
 
-    fn step(&self) -> StepKind {
-        StepKind::Authentik
+    fn step(&self) -> Upstream {
+        Upstream::Authentik
     }
 
-    fn upstream(&self) -> &Upstream {
+    fn upstream(&self) -> &UpstreamClient {
         &self.upstream
     }
 

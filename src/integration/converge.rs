@@ -23,12 +23,12 @@ use jiff::Timestamp;
 use super::adopt::{Owner, Standing, is_ours, standing};
 use super::deeds::note;
 use super::permission::Cause;
-use super::upstream::Upstream;
+use super::upstream::UpstreamClient;
 use super::{Effect, Error};
 use crate::failpoint;
 use crate::tenant::{
     Adopted, Before, Deed, DeletionPolicy, Field, Fingerprint, Fleet, FleetId, Found, IntentId,
-    MayAdopt, Presence, Reason, Slug, StepDesired, StepKind, Tenant, TenantId,
+    MayAdopt, Presence, Reason, Slug, StepDesired, Tenant, TenantId, Upstream,
 };
 
 /// What one step should bring about for one tenant.
@@ -71,7 +71,7 @@ impl Target {
     pub fn of(
         tenant: &Tenant,
         fleet: &Fleet,
-        step: StepKind,
+        step: Upstream,
         may_exist: bool,
         mode: Mode,
         adopt_unmarked: bool,
@@ -122,13 +122,14 @@ impl Target {
 pub enum Mode {
     /// Whatever is needed.
     #[default]
-    Change,
-    /// Nothing: it looks, and says what it would change. Either for this reason, or because that is what
-    /// somebody wants to know.
-    Observe(Option<Reason>),
+    Apply,
+    /// Nothing, for this reason: the step looks, and says what it would change.
+    Hold(Reason),
+    /// Nothing, because only what it would change is wanted.
+    Look,
     /// What is new, and what a person asked for; but not what would undo a change in the upstream, because
     /// too much has changed there at once to be believed.
-    Disbelieve,
+    Distrust,
 }
 
 /// Whether the upstream shows a resource as in use by its tenant.
@@ -225,10 +226,10 @@ pub trait Integration: Sync {
     /// The resource as the upstream shows it.
     type Resource: Send + Sync;
 
-    fn step(&self) -> StepKind;
+    fn step(&self) -> Upstream;
 
     /// Its connection.
-    fn upstream(&self) -> &Upstream;
+    fn upstream(&self) -> &UpstreamClient;
 
     /// Finds the tenant's resource.
     fn observe(
@@ -402,7 +403,7 @@ pub trait RepairGuard: Send + Sync {
     /// Whether the resource of this tenant, which was found like this, may be put back.
     fn may_repair<'a>(
         &'a self,
-        step: StepKind,
+        step: Upstream,
         target: &'a Target,
         found: &'a Found,
     ) -> BoxFuture<'a, bool>;
@@ -424,7 +425,7 @@ pub enum MarkedFor {
 pub struct Unbounded;
 
 impl RepairGuard for Unbounded {
-    fn may_repair<'a>(&'a self, _: StepKind, _: &'a Target, _: &'a Found) -> BoxFuture<'a, bool> {
+    fn may_repair<'a>(&'a self, _: Upstream, _: &'a Target, _: &'a Found) -> BoxFuture<'a, bool> {
         Box::pin(std::future::ready(true))
     }
 
@@ -469,7 +470,7 @@ async fn attempt_or_look<I: Integration>(
     };
     let known = failure.external_id;
     let recorded = known.clone().or_else(|| target.recorded.clone());
-    let look = Target { mode: Mode::Observe(Some(failure.reason)), recorded, ..target.clone() };
+    let look = Target { mode: Mode::Hold(failure.reason), recorded, ..target.clone() };
     match (attempt(integration, &look, guard).await, known) {
         (Ok(Reached::Held { reason, found, .. }), external_id) => {
             Ok(Reached::Held { reason, found, external_id })
@@ -491,14 +492,15 @@ async fn attempt<I: Integration>(
         Presence::Gone(DeletionPolicy::Delete) => Release::Delete,
         Presence::Gone(DeletionPolicy::Purge) => Release::Purge,
     };
-    let held = match target.mode {
-        Mode::Change => None,
-        Mode::Observe(reason) => Some(reason),
+    let untouched = match target.mode {
+        Mode::Apply => None,
+        Mode::Look => Some(Untouched::Looked),
+        Mode::Hold(reason) => Some(Untouched::Held(reason)),
         // What seems to be gone would be forgotten.
-        Mode::Disbelieve => Some(Some(Reason::ChangeGuard)),
+        Mode::Distrust => Some(Untouched::Held(Reason::ChangeGuard)),
     };
     let found = integration.observe(target).await?;
-    if let Some(reason) = held {
+    if let Some(untouched) = untouched {
         let leaves = |resource: &I::Resource| {
             let puts_back = target.to_put_back(I::external_id(resource), how).is_some();
             let after = if puts_back { "as before it was adopted" } else { how.name() };
@@ -506,7 +508,7 @@ async fn attempt<I: Integration>(
             ours.then(|| Field::new("usage", I::usage(resource).name(), after))
         };
         let found = found.as_ref().and_then(leaves).map_or(Found::Missing, |f| Found::Fields(vec![f]));
-        return Ok(left_alone(reason, found));
+        return Ok(untouched.with(found));
     }
     let Some(resource) = found else {
         return Ok(Reached::LetGo(Released::default()));
@@ -546,14 +548,13 @@ async fn ensure<I: Integration>(
             remarks: integration.remarks(target, &resource),
             fingerprint: Some(integration.fingerprint(&resource)),
         })),
-        (Mode::Observe(reason), _, fields) => {
-            Ok(left_alone(reason, fields.map_or(Found::Missing, Found::Fields)))
-        }
-        (Mode::Change | Mode::Disbelieve, found, fields) => match why {
+        (Mode::Look, _, fields) => Ok(Untouched::Looked.with(seen(fields))),
+        (Mode::Hold(reason), _, fields) => Ok(Untouched::Held(reason).with(seen(fields))),
+        (Mode::Apply | Mode::Distrust, found, fields) => match why {
             Why::Drift => {
-                let differs = fields.map_or(Found::Missing, Found::Fields);
+                let differs = seen(fields);
                 if !guard.may_repair(integration.step(), target, &differs).await {
-                    return Ok(left_alone(Some(Reason::ChangeGuard), differs));
+                    return Ok(Untouched::Held(Reason::ChangeGuard).with(differs));
                 }
                 Cause::Doubtful.of(converge(integration, target, found, stands, why)).await
             }
@@ -590,11 +591,23 @@ fn why_it_differs<I: Integration>(integration: &I, target: &Target, found: Optio
     }
 }
 
-fn left_alone(reason: Option<Reason>, found: Found) -> Reached {
-    match reason {
-        Some(reason) => Reached::Held { reason, found, external_id: None },
-        None => Reached::Seen(found),
+/// Why a resource is left as it was found.
+enum Untouched {
+    Looked,
+    Held(Reason),
+}
+
+impl Untouched {
+    fn with(self, found: Found) -> Reached {
+        match self {
+            Self::Held(reason) => Reached::Held { reason, found, external_id: None },
+            Self::Looked => Reached::Seen(found),
+        }
     }
+}
+
+fn seen(fields: Option<Vec<Field>>) -> Found {
+    fields.map_or(Found::Missing, Found::Fields)
 }
 
 /// The names of fields that are about other resources than the tenant's own; what is done about those is noted

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use super::circuit::{By, Circuit, News};
 use super::{Checked, Error};
 use crate::metrics::{BreakerState, Metrics};
-use crate::tenant::{Breaker, PerStep, Reason, StepKind, UpstreamHealth};
+use crate::tenant::{Breaker, PerStep, Reason, Upstream, UpstreamHealth};
 
 /// The health of all integrations, to be shown.
 pub type HealthBoard = watch::Sender<PerStep<Option<UpstreamHealth>>>;
@@ -37,7 +37,7 @@ tokio::task_local! {
 
 /// One integration's gate. Shared by all workers; the lock is never held across an await.
 pub struct Gate {
-    step: StepKind,
+    step: Upstream,
     metrics: Arc<Metrics>,
     state: Mutex<State>,
     /// Told whenever a run that was let through alone, or a check, has ended.
@@ -76,7 +76,7 @@ pub(super) struct Leave {
 }
 
 impl Gate {
-    pub fn new(step: StepKind, metrics: Arc<Metrics>, board: HealthBoard) -> Self {
+    pub fn new(step: Upstream, metrics: Arc<Metrics>, board: HealthBoard) -> Self {
         board.send_modify(|board| board[step] = Some(UpstreamHealth::default()));
         metrics.integration_healthy.of(step).set(1);
         metrics.upstream_down.of(step).set(0);
@@ -487,7 +487,7 @@ fn parked(mut error: Error) -> Error {
 }
 
 /// One of the states is 1, the others are 0.
-fn show_breaker(metrics: &Metrics, step: StepKind, breaker: Breaker) {
+fn show_breaker(metrics: &Metrics, step: Upstream, breaker: Breaker) {
     let now = BreakerState::from(breaker);
     for state in BreakerState::ALL {
         metrics.breaker_state.of((step, *state)).set(i64::from(*state == now));
@@ -499,7 +499,7 @@ mod tests {
     use super::*;
 
     fn gate() -> Gate {
-        Gate::new(StepKind::Stalwart, Arc::default(), HealthBoard::new(PerStep::default()))
+        Gate::new(Upstream::Stalwart, Arc::default(), HealthBoard::new(PerStep::default()))
     }
 
     #[tokio::test]

@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Away, Known, Ledger};
-use super::{Error, Guarded, Integration, Integrations};
+use super::{Error, Gated, Integration, Integrations};
 use crate::secret::Changes;
-use crate::tenant::{Breaker, FailureKind, PerStep, Reason, StepKind, Traffic, UpstreamHealth};
+use crate::tenant::{Breaker, FailureKind, PerStep, Reason, Traffic, Upstream, UpstreamHealth};
 
 const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const FIRST_WAIT: Duration = Duration::from_secs(2);
@@ -57,7 +57,7 @@ impl Integrations {
         }
     }
 
-    async fn keep<I: Integration>(&self, guarded: Option<&Guarded<I>>, ledger: &dyn Ledger) {
+    async fn keep<I: Integration>(&self, guarded: Option<&Gated<I>>, ledger: &dyn Ledger) {
         let Some(guarded) = guarded else { return };
         let step = guarded.integration.step();
         let keeping = async {
@@ -81,16 +81,16 @@ impl Integrations {
     ///
     /// # Errors
     /// How long to wait, where its credentials are refused and still the same: tries of those are rationed.
-    pub async fn check(&self, step: StepKind, ledger: &dyn Ledger) -> Result<(), Duration> {
+    pub async fn check(&self, step: Upstream, ledger: &dyn Ledger) -> Result<(), Duration> {
         match (step, &self.authentik, &self.stalwart, &self.ocis) {
-            (StepKind::Authentik, Some(it), ..) => it.check_now(ledger).await,
-            (StepKind::Stalwart, _, Some(it), _) => it.check_now(ledger).await,
-            (StepKind::Ocis, .., Some(it)) => it.check_now(ledger).await,
+            (Upstream::Authentik, Some(it), ..) => it.check_now(ledger).await,
+            (Upstream::Stalwart, _, Some(it), _) => it.check_now(ledger).await,
+            (Upstream::Ocis, .., Some(it)) => it.check_now(ledger).await,
             _ => Ok(()),
         }
     }
 
-    async fn check_until_usable<I: Integration>(&self, guarded: &Guarded<I>, ledger: &dyn Ledger) {
+    async fn check_until_usable<I: Integration>(&self, guarded: &Gated<I>, ledger: &dyn Ledger) {
         let (gate, step) = (&guarded.gate, guarded.integration.step());
         let mut wait = FIRST_WAIT;
         loop {
@@ -129,7 +129,7 @@ impl Integrations {
     }
 
     /// Waits, but no longer than until the breaker shuts or opens, or a probe is due earlier.
-    async fn rest<I: Integration>(&self, guarded: &Guarded<I>, wait: Duration) {
+    async fn rest<I: Integration>(&self, guarded: &Gated<I>, wait: Duration) {
         let step = guarded.integration.step();
         let is_open = |health: &UpstreamHealth| matches!(health.breaker, Breaker::Open { .. });
         let before = self.health().borrow()[step].as_ref().is_some_and(is_open);
@@ -141,30 +141,30 @@ impl Integrations {
     }
 
     /// Waits until steps are let through to an upstream.
-    pub async fn becomes_usable(&self, step: StepKind) {
+    pub async fn becomes_usable(&self, step: Upstream) {
         self.health_becomes(step, UpstreamHealth::lets_through).await;
     }
 
     /// Waits until steps that were let through are not any more.
-    pub async fn stops_working(&self, step: StepKind) {
+    pub async fn stops_working(&self, step: Upstream) {
         self.health_becomes(step, |health| !health.lets_through()).await;
     }
 
     /// How requests to an upstream fare; `None` where it is not configured.
-    pub fn traffic(&self, step: StepKind) -> Option<Traffic> {
+    pub fn traffic(&self, step: Upstream) -> Option<Traffic> {
         Some(match step {
-            StepKind::Authentik => self.authentik.as_ref()?.integration.upstream().traffic(),
-            StepKind::Stalwart => self.stalwart.as_ref()?.integration.upstream().traffic(),
-            StepKind::Ocis => self.ocis.as_ref()?.integration.upstream().traffic(),
+            Upstream::Authentik => self.authentik.as_ref()?.integration.upstream().traffic(),
+            Upstream::Stalwart => self.stalwart.as_ref()?.integration.upstream().traffic(),
+            Upstream::Ocis => self.ocis.as_ref()?.integration.upstream().traffic(),
         })
     }
 
     /// Whether steps are let through to an upstream, as far as is known.
-    pub fn lets_through(&self, step: StepKind) -> bool {
+    pub fn lets_through(&self, step: Upstream) -> bool {
         self.health().borrow()[step].as_ref().is_some_and(UpstreamHealth::lets_through)
     }
 
-    async fn health_becomes(&self, step: StepKind, holds: impl Fn(&UpstreamHealth) -> bool) {
+    async fn health_becomes(&self, step: Upstream, holds: impl Fn(&UpstreamHealth) -> bool) {
         let mut health = self.health();
         let holds = |board: &PerStep<Option<UpstreamHealth>>| board[step].as_ref().is_some_and(&holds);
         if health.wait_for(holds).await.is_err() {
@@ -174,8 +174,8 @@ impl Integrations {
     }
 }
 
-async fn recall<I: Integration>(guarded: Option<&Guarded<I>>, ledger: &dyn Ledger) {
-    let Some(Guarded { integration, gate }) = guarded else { return };
+async fn recall<I: Integration>(guarded: Option<&Gated<I>>, ledger: &dyn Ledger) {
+    let Some(Gated { integration, gate }) = guarded else { return };
     loop {
         match ledger.known(integration.step(), integration.upstream().credentials()).await {
             Ok(Known::This { wait, message }) => return gate.recall(&message, wait),
@@ -193,7 +193,7 @@ fn is_unusable(health: &UpstreamHealth) -> bool {
         || health.problem.as_ref().is_some_and(|(reason, _)| *reason != Reason::RateLimited)
 }
 
-impl<I: Integration> Guarded<I> {
+impl<I: Integration> Gated<I> {
     /// Lets a run through the gate. If it is refused because of our secrets, their files are read again:
     /// where others have been put in their place, those are tried at once.
     pub(super) async fn pass<T>(&self, run: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::upstream::Credentials;
-use crate::tenant::StepKind;
+use crate::tenant::Upstream;
 
 /// What the fleet knows of refusals by an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub trait Ledger: Send + Sync {
     /// What is known of this credential.
     fn known<'a>(
         &'a self,
-        step: StepKind,
+        step: Upstream,
         credentials: &'a Credentials,
     ) -> BoxFuture<'a, Result<Known, Away>>;
 
@@ -46,7 +46,7 @@ pub trait Ledger: Send + Sync {
     /// if all together have tried too often.
     fn note<'a>(
         &'a self,
-        step: StepKind,
+        step: Upstream,
         credentials: &'a Credentials,
         tries: u32,
         wait: Duration,
@@ -56,10 +56,10 @@ pub trait Ledger: Send + Sync {
     /// Takes the next try, if it is due and no other process has. Else how long to wait.
     fn take_try<'a>(
         &'a self,
-        step: StepKind,
+        step: Upstream,
         credentials: &'a Credentials,
     ) -> BoxFuture<'a, Result<Option<Duration>, Away>>;
 
     /// The credential is accepted.
-    fn clear(&self, step: StepKind) -> BoxFuture<'_, Result<(), Away>>;
+    fn clear(&self, step: Upstream) -> BoxFuture<'_, Result<(), Away>>;
 }

@@ -43,7 +43,7 @@ pub use ocis::{Membership, Ocis, SpaceRole};
 pub use permission::{Cause, Permission, Ready, Refusal};
 pub use stalwart::{DkimManagement, Stalwart};
 pub use template::{GroupTemplate, InvalidGroupTemplate};
-pub use upstream::{Answer, Body, Broken, Call, Credentials, Dialect, Purpose, To, Upstream};
+pub use upstream::{Answer, Body, Broken, Call, Credentials, Dialect, Purpose, To, UpstreamClient};
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -52,26 +52,26 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 use crate::tenant::{
-    DeletionPolicy, Failure, Found, Outcome, PerStep, Presence, Reason, StepDesired, StepKind, TenantId,
+    DeletionPolicy, Failure, Found, Outcome, PerStep, Presence, Reason, StepDesired, TenantId, Upstream,
     UpstreamHealth, lacking,
 };
 
 /// The integrations that this process has, one slot per step.
 pub struct Integrations {
-    authentik: Option<Guarded<Authentik>>,
-    stalwart: Option<Guarded<Stalwart>>,
-    ocis: Option<Guarded<Ocis>>,
+    authentik: Option<Gated<Authentik>>,
+    stalwart: Option<Gated<Stalwart>>,
+    ocis: Option<Gated<Ocis>>,
     metrics: Arc<Metrics>,
     board: HealthBoard,
 }
 
 /// An integration behind its gate.
-struct Guarded<I> {
+struct Gated<I> {
     integration: I,
     gate: Arc<Gate>,
 }
 
-impl<I: Integration> Guarded<I> {
+impl<I: Integration> Gated<I> {
     async fn run(&self, target: &Target, guard: &dyn RepairGuard) -> Outcome {
         let (ended, asked) =
             asked::observed(self.pass(Box::pin(run(&self.integration, target, guard)))).await;
@@ -102,7 +102,7 @@ impl<I: Integration> Guarded<I> {
                 Outcome::Ok { external_id: Some(external_id), note, look_again, awaits, fingerprint }
             }
             // Whoever wanted to see has nothing to do with the step's own tries.
-            Err(Error { failure, .. }) if target.mode == Mode::Observe(None) => {
+            Err(Error { failure, .. }) if target.mode == Mode::Look => {
                 let Failure { reason, message, .. } = failure;
                 Outcome::Observed(Found::Failed { reason, message })
             }
@@ -135,11 +135,11 @@ impl Integrations {
         self
     }
 
-    fn guard<I: Integration>(&self, integration: I) -> Guarded<I> {
+    fn guard<I: Integration>(&self, integration: I) -> Gated<I> {
         let gate = Gate::new(integration.step(), Arc::clone(&self.metrics), self.board.clone());
         let gate = Arc::new(gate);
         integration.upstream().behind(Arc::clone(&gate));
-        Guarded { integration, gate }
+        Gated { integration, gate }
     }
 
     /// Asks before each request from now on.
@@ -158,35 +158,35 @@ impl Integrations {
     }
 
     /// The steps whose upstreams are configured.
-    pub fn configured(&self) -> Vec<StepKind> {
-        let has = |step: &StepKind| match step {
-            StepKind::Authentik => self.authentik.is_some(),
-            StepKind::Stalwart => self.stalwart.is_some(),
-            StepKind::Ocis => self.ocis.is_some(),
+    pub fn configured(&self) -> Vec<Upstream> {
+        let has = |step: &Upstream| match step {
+            Upstream::Authentik => self.authentik.is_some(),
+            Upstream::Stalwart => self.stalwart.is_some(),
+            Upstream::Ocis => self.ocis.is_some(),
         };
-        StepKind::ALL.into_iter().filter(has).collect()
+        Upstream::ALL.into_iter().filter(has).collect()
     }
 
     /// Whether an upstream's gate lets everything through.
-    pub fn is_open(&self, step: StepKind) -> bool {
+    pub fn is_open(&self, step: Upstream) -> bool {
         let gate = match step {
-            StepKind::Authentik => self.authentik.as_ref().map(|it| &it.gate),
-            StepKind::Stalwart => self.stalwart.as_ref().map(|it| &it.gate),
-            StepKind::Ocis => self.ocis.as_ref().map(|it| &it.gate),
+            Upstream::Authentik => self.authentik.as_ref().map(|it| &it.gate),
+            Upstream::Stalwart => self.stalwart.as_ref().map(|it| &it.gate),
+            Upstream::Ocis => self.ocis.as_ref().map(|it| &it.gate),
         };
         gate.is_some_and(|gate| gate.is_open())
     }
 
     /// Lists what tenants have in use in an upstream; see [`Integration::sweep`].
-    pub async fn sweep(&self, step: StepKind, each: impl FnMut(Seen<'_>) + Send) -> Result<(), Error> {
+    pub async fn sweep(&self, step: Upstream, each: impl FnMut(Seen<'_>) + Send) -> Result<(), Error> {
         match (step, &self.authentik, &self.stalwart, &self.ocis) {
-            (StepKind::Authentik, Some(it), ..) => {
+            (Upstream::Authentik, Some(it), ..) => {
                 it.pass_beside(Box::pin(it.integration.sweep(each))).await
             }
-            (StepKind::Stalwart, _, Some(it), _) => {
+            (Upstream::Stalwart, _, Some(it), _) => {
                 it.pass_beside(Box::pin(it.integration.sweep(each))).await
             }
-            (StepKind::Ocis, .., Some(it)) => it.pass_beside(Box::pin(it.integration.sweep(each))).await,
+            (Upstream::Ocis, .., Some(it)) => it.pass_beside(Box::pin(it.integration.sweep(each))).await,
             _ => Ok(()),
         }
     }
@@ -194,17 +194,17 @@ impl Integrations {
     /// The resources in an upstream that carry these tenants' marks.
     pub async fn marked_as(
         &self,
-        step: StepKind,
+        step: Upstream,
         ids: &HashSet<TenantId>,
     ) -> Result<Vec<Marked>, Error> {
         match (step, &self.authentik, &self.stalwart, &self.ocis) {
-            (StepKind::Authentik, Some(it), ..) => {
+            (Upstream::Authentik, Some(it), ..) => {
                 it.pass_beside(Box::pin(it.integration.marked_as(ids))).await
             }
-            (StepKind::Stalwart, _, Some(it), _) => {
+            (Upstream::Stalwart, _, Some(it), _) => {
                 it.pass_beside(Box::pin(it.integration.marked_as(ids))).await
             }
-            (StepKind::Ocis, .., Some(it)) => {
+            (Upstream::Ocis, .., Some(it)) => {
                 it.pass_beside(Box::pin(it.integration.marked_as(ids))).await
             }
             _ => Ok(Vec::new()),
@@ -215,7 +215,7 @@ impl Integrations {
     ///
     /// Dropping the future leaves at most one request with an unknown effect, which the next run
     /// finds out by looking.
-    pub async fn run(&self, step: StepKind, target: &Target, guard: &dyn RepairGuard) -> Outcome {
+    pub async fn run(&self, step: Upstream, target: &Target, guard: &dyn RepairGuard) -> Outcome {
         // Nothing was ever made, so there is nothing to let go.
         let nothing = target.recorded.is_none() && !target.may_exist;
         // A run that ended well has recorded what there is.
@@ -236,11 +236,11 @@ impl Integrations {
             Presence::Present | Presence::Off | Presence::Gone(_) => {}
         }
         let outcome = match step {
-            StepKind::Authentik => match &self.authentik {
+            Upstream::Authentik => match &self.authentik {
                 Some(authentik) => Some(authentik.run(target, guard).await),
                 None => None,
             },
-            StepKind::Stalwart => match &self.stalwart {
+            Upstream::Stalwart => match &self.stalwart {
                 Some(stalwart) if without_domain => {
                     let desired = StepDesired { presence, ..target.desired.clone() };
                     let target = Target { desired, ..target.clone() };
@@ -249,7 +249,7 @@ impl Integrations {
                 Some(stalwart) => Some(stalwart.run(target, guard).await),
                 None => None,
             },
-            StepKind::Ocis => match &self.ocis {
+            Upstream::Ocis => match &self.ocis {
                 Some(ocis) => Some(ocis.run(target, guard).await),
                 None => None,
             },
@@ -269,9 +269,9 @@ fn for_want_of_a_domain(outcome: Outcome) -> Outcome {
 }
 
 /// What comes of a step whose upstream this process cannot reach.
-fn unconfigured(step: StepKind, target: &Target) -> Outcome {
+fn unconfigured(step: Upstream, target: &Target) -> Outcome {
     match (target.known, target.mode) {
-        (true, Mode::Observe(None)) => {
+        (true, Mode::Look) => {
             Outcome::Observed(Found::Failed { reason: Reason::NotConfigured, message: lacking(step) })
         }
         (true, _) => Outcome::Lacking,

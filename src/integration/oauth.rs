@@ -29,7 +29,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::Error;
-use super::upstream::{Answer, Call, Purpose, To, Upstream};
+use super::upstream::{Answer, Call, Purpose, To, UpstreamClient};
 use crate::metrics::Operation;
 use crate::secret::Secret;
 use crate::tenant::Reason;
@@ -80,7 +80,7 @@ type Fetch = Shared<BoxFuture<'static, Result<Token, Error>>>;
 /// See the module.
 pub struct TokenSource {
     /// The issuer's side; its address is that of the endpoint.
-    issuer: Arc<Upstream>,
+    issuer: Arc<UpstreamClient>,
     credentials: Arc<ClientCredentials>,
     state: Arc<Mutex<State>>,
     count: Arc<OnceLock<Count>>,
@@ -123,7 +123,7 @@ struct Discovery {
 
 impl TokenSource {
     /// `issuer` sends the requests; it needs no credentials of its own.
-    pub fn new(issuer: Upstream, credentials: ClientCredentials) -> Self {
+    pub fn new(issuer: UpstreamClient, credentials: ClientCredentials) -> Self {
         let (issuer, credentials) = (Arc::new(issuer), Arc::new(credentials));
         Self { issuer, credentials, state: Arc::default(), count: Arc::default() }
     }
@@ -343,7 +343,7 @@ impl State {
 
 /// Asks for a token.
 async fn request(
-    issuer: &Upstream,
+    issuer: &UpstreamClient,
     credentials: &ClientCredentials,
     discovered: Option<Url>,
 ) -> Result<Fetched, Error> {
@@ -466,7 +466,7 @@ pub fn no_token_endpoint(endpoint: &Url) -> String {
 }
 
 /// Looks the token endpoint up.
-async fn discover(issuer: &Upstream, url: &Url) -> Result<Url, Error> {
+async fn discover(issuer: &UpstreamClient, url: &Url) -> Result<Url, Error> {
     let mut document = url.clone();
     let path = format!("{}/.well-known/openid-configuration", url.path().trim_end_matches('/'));
     document.set_path(&path);

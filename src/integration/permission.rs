@@ -1,7 +1,7 @@
 //! Whether a request may still go when its turn comes.
 //!
 //! A run waits: for its turn at the limiter, for a token, for slow answers. What held when it began may no
-//! longer hold when one of its requests is ready. Therefore [`Upstream`](super::Upstream) asks here for every
+//! longer hold when one of its requests is ready. Therefore [`UpstreamClient`](super::Upstream) asks here for every
 //! request, right before it is sent, whatever the integration that sends it. A refused request was not sent,
 //! so that it leaves nothing to be found out.
 //!
@@ -11,7 +11,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::upstream::Purpose;
-use crate::tenant::{Reason, StepKind};
+use crate::tenant::{Reason, Upstream};
 
 /// Why a run writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl Cause {
 /// A request that is ready to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ready {
-    pub step: StepKind,
+    pub step: Upstream,
     pub purpose: Purpose,
     pub cause: Cause,
 }
@@ -70,7 +70,7 @@ impl Permit {
         let _ = self.0.set(permission);
     }
 
-    pub fn ask(&self, step: StepKind, purpose: Purpose) -> Result<(), Refusal> {
+    pub fn ask(&self, step: Upstream, purpose: Purpose) -> Result<(), Refusal> {
         match self.0.get() {
             Some(permission) => permission.ask(Ready { step, purpose, cause: Cause::current() }),
             None => Ok(()),

@@ -35,7 +35,7 @@ use super::{Effect, Error};
 use crate::metrics::{CallEnd, Metrics, Operation, StatusCode as Status, Worked};
 use crate::secret::Secret;
 use crate::telemetry::traces;
-use crate::tenant::{Failure, FailureKind, Reason, StepKind, Traffic};
+use crate::tenant::{Failure, FailureKind, Reason, Traffic, Upstream};
 
 /// The longest answer that is read whole, in bytes. The largest expected one, a page of 100 groups with
 /// generous attributes, is a tenth of it.
@@ -60,8 +60,8 @@ pub enum Credentials {
 }
 
 /// See the module.
-pub struct Upstream {
-    pub(super) step: StepKind,
+pub struct UpstreamClient {
+    pub(super) step: Upstream,
     http: HttpClient,
     base: BaseUrl,
     credentials: Credentials,
@@ -79,7 +79,7 @@ pub struct Upstream {
 #[derive(Clone, Copy)]
 pub struct Dialect {
     /// What an answer says of us or of a pause, if anything.
-    pub judge: fn(&Upstream, &Call<'_>, &Answer) -> Option<Error>,
+    pub judge: fn(&UpstreamClient, &Call<'_>, &Answer) -> Option<Error>,
     /// What a connection that is closed without an answer may mean.
     pub closed: &'static str,
 }
@@ -231,9 +231,9 @@ impl Turns {
     }
 }
 
-impl Upstream {
+impl UpstreamClient {
     pub fn new(
-        step: StepKind,
+        step: Upstream,
         http: HttpClient,
         base: BaseUrl,
         credentials: Credentials,
@@ -709,7 +709,7 @@ const USUAL_PAUSE: Duration = Duration::from_secs(1);
 
 /// How the upstream is met: with which credentials, and whom we trust to be it. They may come from files
 /// that are replaced while the process runs.
-impl Upstream {
+impl UpstreamClient {
     /// Everything that an upstream's refusal may be about and that may change.
     pub fn secrets(&self) -> Vec<Secret> {
         let mut secrets = self.credentials.secrets();
@@ -877,8 +877,8 @@ mod tests {
     #[test]
     fn an_upstreams_words_lose_the_token_and_are_bounded() {
         let http = HttpClient::new(None, Duration::from_secs(1)).unwrap();
-        let upstream = Upstream::new(
-            StepKind::Authentik,
+        let upstream = UpstreamClient::new(
+            Upstream::Authentik,
             http,
             BaseUrl::parse("http://acme.test", "").unwrap(),
             Credentials::Bearer(Secret::from("s3cret-token")),

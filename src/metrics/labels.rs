@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::tenant::{ActKind, Breaker, Part, Phase, Reason, StepKind, StepState, SweepEnd, Urgency};
+use crate::tenant::{ActKind, Breaker, Part, Phase, Reason, StepState, SweepEnd, Upstream, Urgency};
 
 /// One label: its name and its values.
 pub trait Label: Copy + 'static {
@@ -106,7 +106,7 @@ macro_rules! labels {
     )* };
 }
 
-label!(StepKind, "upstream", &Self::ALL);
+label!(Upstream, "upstream", &Self::ALL);
 label!(StepState, "state", &Self::ALL);
 label!(Phase, "status", &Self::ALL);
 label!(Reason, "reason", Self::ALL);

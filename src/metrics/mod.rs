@@ -21,7 +21,7 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};
 
 use self::family::{Maker, unit_of};
-use crate::tenant::{ActKind, Phase, Reason, StepKind, StepState, SweepEnd, Urgency};
+use crate::tenant::{ActKind, Phase, Reason, StepState, SweepEnd, Upstream, Urgency};
 
 /// Every metric of the process. Shared by reference; each field is cheap to update from anywhere.
 pub struct Metrics {
@@ -32,10 +32,10 @@ pub struct Metrics {
 
     pub reconciles: Counters<ReconcileEnd>,
     pub reconcile_seconds: Histogram,
-    pub step_seconds: Histograms<(StepKind, StepEnd)>,
-    pub step_errors: Counters<(StepKind, Reason)>,
-    pub backoff_seconds: Histograms<StepKind>,
-    pub acts: Counters<(StepKind, ActKind)>,
+    pub step_seconds: Histograms<(Upstream, StepEnd)>,
+    pub step_errors: Counters<(Upstream, Reason)>,
+    pub backoff_seconds: Histograms<Upstream>,
+    pub acts: Counters<(Upstream, ActKind)>,
     pub claims_lost: IntCounter,
     pub leases_taken_over: IntCounter,
     pub panics: Counters<PanicPlace>,
@@ -49,32 +49,32 @@ pub struct Metrics {
     pub tenants_failing_long: IntGauge,
     pub tenants_due: IntGauge,
     pub oldest_due_age_seconds: Gauge,
-    pub steps: Gauges<(StepKind, StepState)>,
+    pub steps: Gauges<(Upstream, StepState)>,
     pub invalid_documents: IntCounter,
     pub vanished: IntCounter,
 
-    pub upstream_seconds: Histograms<(StepKind, Operation, CallEnd)>,
-    pub integration_healthy: Gauges<StepKind>,
-    pub integration_lacks: Gauges<StepKind>,
-    pub upstream_down: Gauges<StepKind>,
-    pub breaker_state: Gauges<(StepKind, BreakerState)>,
-    pub upstream_not_configured: Gauges<StepKind>,
-    pub token_refreshes: Counters<(StepKind, Worked)>,
-    pub unreadable: Counters<StepKind>,
+    pub upstream_seconds: Histograms<(Upstream, Operation, CallEnd)>,
+    pub integration_healthy: Gauges<Upstream>,
+    pub integration_lacks: Gauges<Upstream>,
+    pub upstream_down: Gauges<Upstream>,
+    pub breaker_state: Gauges<(Upstream, BreakerState)>,
+    pub upstream_not_configured: Gauges<Upstream>,
+    pub token_refreshes: Counters<(Upstream, Worked)>,
+    pub unreadable: Counters<Upstream>,
     pub twins_disabled: IntCounter,
 
-    pub stopped: Gauges<StepKind>,
-    pub guard_tripped: Gauges<StepKind>,
-    pub repairs_refused: Counters<StepKind>,
+    pub stopped: Gauges<Upstream>,
+    pub guard_tripped: Gauges<Upstream>,
+    pub repairs_refused: Counters<Upstream>,
 
-    pub sweeps: Counters<(StepKind, SweepEnd)>,
-    pub sweep_seconds: Histograms<StepKind>,
-    pub sweep_last_success: FloatGauges<StepKind>,
-    pub sweep_seen: Gauges<StepKind>,
-    pub drift_found: Counters<(StepKind, Differing)>,
-    pub drift_age_seconds: Histograms<StepKind>,
-    pub orphans: Gauges<StepKind>,
-    pub foreign_marks: Gauges<StepKind>,
+    pub sweeps: Counters<(Upstream, SweepEnd)>,
+    pub sweep_seconds: Histograms<Upstream>,
+    pub sweep_last_success: FloatGauges<Upstream>,
+    pub sweep_seen: Gauges<Upstream>,
+    pub drift_found: Counters<(Upstream, Differing)>,
+    pub drift_age_seconds: Histograms<Upstream>,
+    pub orphans: Gauges<Upstream>,
+    pub foreign_marks: Gauges<Upstream>,
 
     pub queue_depth: Gauges<Urgency>,
     pub queue_oldest_seconds: FloatGauges<Urgency>,

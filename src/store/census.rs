@@ -10,7 +10,7 @@ use super::document::integer;
 use super::lease::millis;
 use super::slices::{Slice, Slices, by_id};
 use super::{Store, StoreError};
-use crate::tenant::{PerStep, Phase, Reason, StepKind, StepState};
+use crate::tenant::{PerStep, Phase, Reason, StepState, Upstream};
 
 /// A tenant that is not ready for longer than this is failing long.
 const LONG: Duration = Duration::from_secs(15 * 60);
@@ -59,11 +59,11 @@ impl Store {
 
     async fn count_slice(&self, slices: &Slices) -> Result<(Slice, Vec<Document>), StoreError> {
         let slice = self.slice("census", slices).await?;
-        let state = |step: StepKind| {
+        let state = |step: Upstream| {
             doc! { "$ifNull": [format!("$provisioningStatus.{step}"), StepState::Pending.name()] }
         };
         let mut keys = doc! { "phase": { "$ifNull": ["$status", Phase::Pending.name()] } };
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             keys.insert(step.name(), state(step));
         }
         // Others may keep conditions of their own beside ours.
@@ -129,7 +129,7 @@ impl Census {
         if let Some(phase) = place("phase", &Phase::ALL.map(Phase::name)) {
             self.phases[phase] += count;
         }
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             if let Some(state) = place(step.name(), &StepState::ALL.map(StepState::name)) {
                 self.steps[step][state] += count;
             }

@@ -8,15 +8,15 @@ use jiff::Timestamp;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::ReturnDocument;
 
+use super::change_stream::{ChangeStream, WatchError};
 use super::collection::Collection;
 use super::document::{integer, object_id, timestamp};
 use super::fleet::{FLEET, read_fleet};
 use super::lease::{Holder, millis};
 use super::orphans::RELEASES;
-use super::stream::{ChangeStream, WatchError};
 use super::{Store, StoreError};
 use crate::tenant::{
-    Controls, Event, EventKind, Guard, PerStep, StepKind, SweepEnd, SweepFound, Swept, TenantId,
+    ChangeGuard, Controls, Event, EventKind, PerStep, SweepEnd, SweepFound, Swept, TenantId, Upstream,
 };
 
 /// Name of the collection.
@@ -27,7 +27,7 @@ const SWEEP: &str = "sweep";
 const SIZES: &str = "sizes";
 const SWEEPS: &str = "sweeps";
 
-fn guard_id(step: StepKind) -> String {
+fn guard_id(step: Upstream) -> String {
     format!("guard/{step}")
 }
 
@@ -35,7 +35,7 @@ fn guard_id(step: StepKind) -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     Everything,
-    Upstream(StepKind),
+    Upstream(Upstream),
 }
 
 impl Scope {
@@ -72,7 +72,7 @@ impl Store {
     /// All stops and guards, as they are now.
     pub async fn controls(&self) -> Result<Controls, StoreError> {
         let others = [STOP, FLEET, SIZES, SWEEPS, RELEASES].map(ToOwned::to_owned);
-        let ids: Vec<String> = StepKind::ALL.into_iter().map(guard_id).chain(others).collect();
+        let ids: Vec<String> = Upstream::ALL.into_iter().map(guard_id).chain(others).collect();
         let controls = self.controls_collection();
         // Whether the time of a lift is over, the clock decides that it was made by.
         let fields = doc! { "is": "$$ROOT", "isLifted": { "$gt": ["$until", "$$NOW"] } };
@@ -84,11 +84,11 @@ impl Store {
         let whole =
             |id: &str| found.iter().find(|found| found.get_str("_id").is_ok_and(|found| found == id));
         let by_id = |id: &str| whole(id)?.get_document("is").ok();
-        let guard = |step: StepKind| {
+        let guard = |step: Upstream| {
             let is_lifted = whole(&guard_id(step))?.get_bool("isLifted").unwrap_or(false);
             Some(read_guard(by_id(&guard_id(step))?, is_lifted))
         };
-        let size = |step: StepKind| by_id(SIZES)?.get(step.name()).and_then(integer)?.try_into().ok();
+        let size = |step: Upstream| by_id(SIZES)?.get(step.name()).and_then(integer)?.try_into().ok();
         let stop = by_id(STOP);
         let is_stopped = |scope: Scope| stop.is_some_and(|stop| scope.is_stopped(stop));
         Ok(Controls {
@@ -138,7 +138,7 @@ impl Store {
 
     /// Lets these steps of one tenant be run now: what held them back, a stop, a guard or an outage, no
     /// longer did when that was recorded.
-    pub async fn wake(&self, id: TenantId, steps: &[StepKind]) -> Result<(), StoreError> {
+    pub async fn wake(&self, id: TenantId, steps: &[Upstream]) -> Result<(), StoreError> {
         let mut due = doc! { "nextReconcileAt": "$$NOW" };
         for step in steps {
             due.insert(format!("steps.{step}.nextAttemptAt"), "$$NOW");
@@ -150,7 +150,7 @@ impl Store {
     }
 
     /// Trips an upstream's guard, unless a person has lifted it. Returns whether it was this that did.
-    pub async fn trip_guard(&self, step: StepKind, message: &str) -> Result<bool, StoreError> {
+    pub async fn trip_guard(&self, step: Upstream, message: &str) -> Result<bool, StoreError> {
         let lifted = doc! { "$and": [
             { "$eq": ["$state", "lifted"] }, { "$gt": ["$until", "$$NOW"] },
         ] };
@@ -194,7 +194,7 @@ impl Store {
 
     /// A person wants the repairs: no bounds for `span`, and a sweep at once. `false` when the guard was not
     /// tripped. The processes that follow the controls make due what is recorded to differ.
-    pub async fn lift_guard(&self, step: StepKind, span: Duration) -> Result<bool, StoreError> {
+    pub async fn lift_guard(&self, step: Upstream, span: Duration) -> Result<bool, StoreError> {
         let lift = vec![doc! { "$set": {
             "state": "lifted", "until": { "$add": ["$$NOW", millis(span)] },
         } }];
@@ -212,7 +212,7 @@ impl Store {
     }
 
     /// A sweep found the upstream sane.
-    pub async fn arm_guard(&self, step: StepKind) -> Result<(), StoreError> {
+    pub async fn arm_guard(&self, step: Upstream) -> Result<(), StoreError> {
         let controls = self.controls_collection();
         let delete = controls.delete_one(doc! { "_id": guard_id(step) });
         if self.bounded("arm guard", delete).await?.deleted_count > 0 {
@@ -237,7 +237,7 @@ impl Store {
     /// Records how a sweep of each upstream ended, and what it saw where it could compare.
     pub async fn record_sweeps(
         &self,
-        ended: &[(StepKind, SweepEnd, Option<SweepFound>)],
+        ended: &[(Upstream, SweepEnd, Option<SweepFound>)],
     ) -> Result<(), StoreError> {
         let mut set = Document::new();
         for (step, end, found) in ended {
@@ -340,17 +340,17 @@ fn read_swept(swept: &Document) -> Option<Swept> {
     })
 }
 
-fn read_guard(guard: &Document, is_lifted: bool) -> Guard {
+fn read_guard(guard: &Document, is_lifted: bool) -> ChangeGuard {
     let at = |field| guard.get(field).and_then(timestamp);
     match guard.get_str("state") {
-        Ok("tripped") => Guard::Tripped {
+        Ok("tripped") => ChangeGuard::Tripped {
             at: at("at").unwrap_or_default(),
             message: guard.get_str("message").unwrap_or_default().to_owned(),
         },
         Ok("lifted") => match at("until") {
-            Some(until) if is_lifted => Guard::Lifted { until },
-            _ => Guard::Armed,
+            Some(until) if is_lifted => ChangeGuard::Lifted { until },
+            _ => ChangeGuard::Armed,
         },
-        _ => Guard::Armed,
+        _ => ChangeGuard::Armed,
     }
 }

@@ -12,9 +12,9 @@ use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 
 use crate::telemetry::traces;
 use crate::tenant::{
-    Adopted, Change, CreateIntent, DeletionPolicy, Desired, Field, Found, MailDomain, Observation,
-    OtherResource, PerStep, Presence, Ready, Reason, Services, Slug, Status, StepDesired, StepKind,
-    StepStatus, Tenant, TenantId, TenantName, shortened,
+    Adopted, Attribution, CreateIntent, DeletionPolicy, Desired, Field, Found, MailDomain, Observation,
+    OtherResource, PerStep, Presence, Ready, Reason, Services, Slug, Status, StepDesired, StepStatus,
+    Tenant, TenantId, TenantName, Upstream, shortened,
 };
 
 /// The fields that hold the desired state, in the order in which snapshots of it are taken.
@@ -178,9 +178,9 @@ fn read_tenant(document: &Document) -> Result<Tenant, Vec<String>> {
 }
 
 /// One for each element, whatever it is: they are counted.
-fn read_change(change: &Bson) -> Option<Change> {
+fn read_change(change: &Bson) -> Option<Attribution> {
     let change = change.as_document()?;
-    Some(Change {
+    Some(Attribution {
         by: change.get_str("by").ok().map(ToOwned::to_owned),
         kind: change.get_str("type").ok()?.parse().ok()?,
     })
@@ -222,7 +222,7 @@ fn read_desired(document: &Document, problems: &mut Vec<String>) -> Option<Desir
             None
         }
     };
-    let mut switch = |services: &Document, step: StepKind| match services.get(step.name()) {
+    let mut switch = |services: &Document, step: Upstream| match services.get(step.name()) {
         None | Some(Bson::Null) => true,
         Some(Bson::Boolean(on)) => *on,
         Some(_) => {
@@ -329,7 +329,7 @@ fn read_status(document: &Document) -> Status {
 
 /// Whether the service before this one had noted that the step was done, and no commit of ours has overwritten
 /// that yet. A claim leaves a create intent in `steps`, and nothing else.
-fn is_legacy(document: &Document, step: StepKind, recorded: &Document) -> bool {
+fn is_legacy(document: &Document, step: Upstream, recorded: &Document) -> bool {
     let noted = document.get_document("provisioningStatus");
     !recorded.contains_key("state") && noted.is_ok_and(|noted| is(noted, step.name(), "ok"))
 }
@@ -539,7 +539,7 @@ pub(super) fn desired_document(desired: &Desired) -> Document {
     }
     if desired.services != Services::default() {
         let mut services = Document::new();
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             services.insert(step.name(), desired.services.has(step));
         }
         document.insert("services", services);

@@ -17,7 +17,7 @@ use super::document::{integer, object_id, timestamp};
 use super::lease::millis;
 use super::sweep::BATCH;
 use super::{OpenError, Store, StoreError};
-use crate::tenant::{Slug, StepKind, TenantId, shortened};
+use crate::tenant::{Slug, TenantId, Upstream, shortened};
 
 const DRIFT: &str = "tenantry_drift";
 /// Tenants that are kept of one upstream; a sweep finds the others again.
@@ -34,12 +34,12 @@ pub struct Drifted {
     pub seen_at: Timestamp,
 }
 
-fn id_of(step: StepKind, tenant: TenantId) -> String {
+fn id_of(step: Upstream, tenant: TenantId) -> String {
     format!("{step}/{tenant}")
 }
 
 /// The control document that counts repairs.
-fn repairs_id(step: StepKind) -> String {
+fn repairs_id(step: Upstream) -> String {
     format!("repairs/{step}")
 }
 
@@ -48,7 +48,7 @@ fn number_in(document: &Document) -> Option<u64> {
 }
 
 /// Those of one upstream, after this tenant, in order of the tenants' ids.
-fn after(step: StepKind, tenant: Option<TenantId>) -> Document {
+fn after(step: Upstream, tenant: Option<TenantId>) -> Document {
     let after = tenant.map_or_else(|| format!("{step}/"), |tenant| id_of(step, tenant));
     doc! { "_id": { "$gt": after, "$lt": format!("{step}0") } }
 }
@@ -69,7 +69,7 @@ impl Store {
     /// one that tries again keeps its own.
     pub async fn count_repair(
         &self,
-        step: StepKind,
+        step: Upstream,
         (tenant, slug): (TenantId, &Slug),
         seen: &str,
         window: Duration,
@@ -106,7 +106,7 @@ impl Store {
     /// Records what a sweep saw, as far as there is room.
     pub async fn record_drift(
         &self,
-        step: StepKind,
+        step: Upstream,
         found: &[(TenantId, String, String)],
     ) -> Result<(), StoreError> {
         let documents: Vec<Document> = found
@@ -126,7 +126,7 @@ impl Store {
     /// Of an upstream, the tenants after `tenant` in order of their ids, at most `limit`.
     pub async fn drift(
         &self,
-        step: StepKind,
+        step: Upstream,
         tenant: Option<TenantId>,
         limit: u32,
     ) -> Result<Vec<Drifted>, StoreError> {
@@ -141,7 +141,7 @@ impl Store {
     }
 
     /// How many tenants are recorded of an upstream.
-    pub async fn count_drift(&self, step: StepKind) -> Result<u64, StoreError> {
+    pub async fn count_drift(&self, step: Upstream) -> Result<u64, StoreError> {
         let collection = self.drift_collection();
         self.bounded("drift", collection.count_documents(after(step, None))).await
     }
@@ -150,7 +150,7 @@ impl Store {
     /// but all within `span`; and records it no longer. Returns how many they were.
     pub async fn repair_drift(
         &self,
-        step: StepKind,
+        step: Upstream,
         pace: Duration,
         span: Duration,
     ) -> Result<u64, StoreError> {
@@ -175,7 +175,7 @@ impl Store {
     }
 
     /// Forgets what is recorded of an upstream: it was found sane.
-    pub(super) async fn forget_drift(&self, step: StepKind) -> Result<(), StoreError> {
+    pub(super) async fn forget_drift(&self, step: Upstream) -> Result<(), StoreError> {
         let collection = self.drift_collection();
         self.bounded("drift", collection.delete_many(after(step, None))).await?;
         let controls = self.controls_collection();

@@ -17,7 +17,7 @@ use super::tenants::{NewTenant, by_slug, due_as_it_is, signed};
 use super::{Store, StoreError};
 use crate::telemetry::traces::traceparent;
 use crate::tenant::{
-    DeletionPolicy, Desired, EventKind, MailDomain, PerStep, Phase, Slug, StepKind, TenantName,
+    DeletionPolicy, Desired, EventKind, MailDomain, PerStep, Phase, Slug, TenantName, Upstream,
 };
 
 /// A change of the desired state, field by field. `None` leaves a field as it is.
@@ -83,7 +83,7 @@ impl Store {
     /// After [`StoreError::Unavailable`] the edit was made whole or not at all. It may be repeated.
     pub async fn edit(&self, slug: &Slug, edit: &Edit) -> Result<Edited, StoreError> {
         let stage = self.stage(edit, EventKind::Edited);
-        if let Some(after) = self.find_and_set("edit", staying(by_slug(slug)), stage).await? {
+        if let Some(after) = self.find_and_set("edit", not_deleting(by_slug(slug)), stage).await? {
             return Ok(Edited::Done(after));
         }
         // The same question again, so that the answer is true at some moment.
@@ -154,7 +154,7 @@ impl Store {
             left -= 1;
             let update = self
                 .tenants
-                .find_one_and_update(staying(by_slug(&new.slug)), pipeline.clone())
+                .find_one_and_update(not_deleting(by_slug(&new.slug)), pipeline.clone())
                 .projection(projection())
                 .upsert(true)
                 .return_document(ReturnDocument::After);
@@ -268,7 +268,7 @@ fn contended() -> StoreError {
 }
 
 /// Of what matches, tenants that are not to be deleted.
-fn staying(mut filter: Document) -> Document {
+fn not_deleting(mut filter: Document) -> Document {
     // Not as an equality, which an upsert would write into what it makes.
     filter.insert("deletionRequestedAt", doc! { "$not": { "$type": "date" } });
     filter
@@ -305,7 +305,7 @@ impl Store {
         let wanted: Vec<_> =
             edit.services.iter().filter_map(|(step, on)| Some((step, (*on)?))).collect();
         if !wanted.is_empty() {
-            let differing = |(step, on): &(StepKind, bool)| {
+            let differing = |(step, on): &(Upstream, bool)| {
                 differs(&format!("$services.{step}"), true.into(), (*on).into())
             };
             let mut changed: Vec<_> = wanted.iter().map(differing).collect();

@@ -13,7 +13,7 @@ use super::document::{date, object_id, timestamp};
 use super::lease::millis;
 use super::{Store, StoreError};
 use crate::tenant::{
-    Event, EventKind, Fleet, FleetId, PerStep, Reason, Standing, StepKind, StepState, TenantId,
+    Event, EventKind, Fleet, FleetId, PerStep, Reason, Standing, StepState, TenantId, Upstream,
 };
 
 /// Id of the document.
@@ -49,7 +49,7 @@ impl Store {
     /// Several processes may do so at once: the id is made by the first.
     pub async fn join_fleet(
         &self,
-        configured: &[StepKind],
+        configured: &[Upstream],
         known: Option<FleetId>,
     ) -> Result<Option<Fleet>, StoreError> {
         let id = known.unwrap_or_else(|| FleetId::from_bytes(rand::random()));
@@ -88,7 +88,7 @@ impl Store {
     }
 
     /// Says that a process has these upstreams, and whether they are all that the fleet has.
-    pub async fn answer_fleet(&self, configured: &[StepKind], all: bool) -> Result<(), StoreError> {
+    pub async fn answer_fleet(&self, configured: &[Upstream], all: bool) -> Result<(), StoreError> {
         let mut set = Document::new();
         for step in configured {
             set.insert(format!("upstreams.{step}.seenAt"), "$$NOW");
@@ -100,7 +100,7 @@ impl Store {
     }
 
     /// Takes that answer back: the process ends. Others that have all upstreams say so again.
-    pub async fn leave_fleet(&self, configured: &[StepKind]) -> Result<(), StoreError> {
+    pub async fn leave_fleet(&self, configured: &[Upstream]) -> Result<(), StoreError> {
         let mut set = doc! { "answeredAt": "$$REMOVE" };
         for step in configured {
             set.insert(format!("upstreams.{step}.seenAt"), "$$REMOVE");
@@ -109,7 +109,7 @@ impl Store {
     }
 
     /// Notes that tenants are reconciled without these upstreams of the fleet.
-    pub async fn wait_for_upstreams(&self, lacked: &[StepKind]) -> Result<(), StoreError> {
+    pub async fn wait_for_upstreams(&self, lacked: &[Upstream]) -> Result<(), StoreError> {
         let waiting = lacked.iter().map(|step| (format!("upstreams.{step}.waitingAt"), "$$NOW".into()));
         self.change_fleet("note what is lacked", waiting.collect()).await.map(drop)
     }
@@ -127,7 +127,7 @@ impl Store {
     }
 
     /// Ends an upstream for the fleet: steps that wait for it are skipped from now on, and deletions go on.
-    pub async fn retire_upstream(&self, step: StepKind) -> Result<Retired, StoreError> {
+    pub async fn retire_upstream(&self, step: Upstream) -> Result<Retired, StoreError> {
         let field = |name: &str| format!("upstreams.{step}.{name}");
         let in_use = doc! { "$gt": [
             format!("${}", field("seenAt")), { "$subtract": ["$$NOW", millis(IN_USE)] },
@@ -156,7 +156,7 @@ impl Store {
     /// the pass has ended. Returns how many there were.
     pub async fn wake_without(
         &self,
-        step: StepKind,
+        step: Upstream,
         states: &[StepState],
         pass: &mut Pass,
     ) -> Result<u64, StoreError> {
@@ -202,7 +202,7 @@ impl Store {
     }
 
     /// Notes that no tenant waits for the upstream any more, unless one may since `since`.
-    pub async fn nothing_waits(&self, step: StepKind, since: Timestamp) -> Result<(), StoreError> {
+    pub async fn nothing_waits(&self, step: Upstream, since: Timestamp) -> Result<(), StoreError> {
         let field = format!("upstreams.{step}.waitingAt");
         let controls = self.controls_collection();
         let settle = controls
@@ -212,7 +212,7 @@ impl Store {
 }
 
 pub(super) fn read_fleet(fleet: &Document) -> Option<Fleet> {
-    let of = |step: StepKind, field: &str| {
+    let of = |step: Upstream, field: &str| {
         let upstream = fleet.get_document("upstreams").ok()?.get_document(step.name()).ok()?;
         upstream.get(field).and_then(timestamp)
     };

@@ -27,7 +27,7 @@ use super::collection::{Collection, simple_document};
 use super::document::{date, object_id, timestamp};
 use super::{DUPLICATE_KEY, OpenError, Store, StoreError, TRANSIENT_CODES};
 use crate::metrics::Metrics;
-use crate::tenant::{Event, EventKind, Reason, Slug, StepKind, Subject, TenantId};
+use crate::tenant::{Event, EventKind, Reason, Slug, Subject, TenantId, Upstream};
 
 const HISTORY: &str = "tenantry_events";
 /// Events kept of each tenant; the oldest go first.
@@ -413,7 +413,7 @@ fn event_document(id: &str, event: &Event) -> Document {
 
 fn read_event(event: &Document) -> Option<Event> {
     let text = |field: &str| event.get_str(field).ok();
-    let step = text("step").and_then(|name| StepKind::ALL.into_iter().find(|step| step.name() == name));
+    let step = text("step").and_then(|name| Upstream::ALL.into_iter().find(|step| step.name() == name));
     Some(Event {
         at: event.get("at").and_then(timestamp)?,
         kind: text("type")?.parse().ok()?,

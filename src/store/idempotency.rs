@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::document::{Record, projection, read};
 use super::tenants::{NewTenant, by_slug};
 use super::{Store, StoreError};
-use crate::tenant::StepKind;
+use crate::tenant::Upstream;
 
 /// A client's name for one creation: 1 to 128 visible ASCII characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,7 +110,7 @@ fn digest(new: &NewTenant) -> String {
         desired.name.as_str(),
         desired.domain.as_ref().map(|domain| domain.as_str()),
         desired.storage_bytes,
-        StepKind::ALL.map(|step| desired.services.has(step)),
+        Upstream::ALL.map(|step| desired.services.has(step)),
         desired.paused,
         desired.adopt,
     ])

@@ -19,7 +19,7 @@ use super::document::{
 use super::due::{content_due, current_desired, lease_held, time_due};
 use super::{Store, StoreError};
 use crate::tenant::{
-    IntentId, Ready, Reason, Status, StepKind, StepState, Tenant, TenantId, Transition,
+    IntentId, Ready, Reason, Status, StepState, Tenant, TenantId, Transition, Upstream,
 };
 
 /// Who holds leases: one per process, never used twice.
@@ -85,7 +85,7 @@ impl Claim {
     }
 
     /// Whether an earlier reconcile may have made something for this step that nobody recorded.
-    pub fn may_have_made(&self, step: StepKind) -> bool {
+    pub fn may_have_made(&self, step: Upstream) -> bool {
         match self.tenant.status.steps[step].create_intent {
             // Whoever claimed before would have left an intent, unless the document was replaced since.
             Some(intent) if step.needs_intent() => !intent.fresh || (self.epoch == 1 && !self.unclaimed),
@@ -115,16 +115,16 @@ pub enum ClaimAnswer {
 
 /// The two statuses that a commit chooses from; see [`crate::tenant::Basis`].
 #[derive(Debug)]
-pub struct Plans {
+pub struct CommitCandidates {
     pub current: Transition,
     pub superseded: Transition,
     /// The steps that ran; the recorded detail of others is not touched.
-    pub ran: Vec<StepKind>,
+    pub ran: Vec<Upstream>,
     /// The steps that were looked at: nothing but what was seen is written of them.
-    pub looked: Vec<StepKind>,
+    pub looked: Vec<Upstream>,
 }
 
-impl Plans {
+impl CommitCandidates {
     /// The one that was written.
     pub fn written(&self, superseded: bool) -> &Transition {
         if superseded { &self.superseded } else { &self.current }
@@ -150,7 +150,7 @@ pub enum Commit {
         next: Option<Timestamp>,
         /// Something came while the reconcile ran: the tenant is due at once.
         interrupted: bool,
-        /// What came was a change of the desired state: [`Plans::superseded`] was written.
+        /// What came was a change of the desired state: [`CommitCandidates::superseded`] was written.
         superseded: bool,
     },
     /// Somebody else took the lease, or the document is gone: nothing was written.
@@ -159,7 +159,7 @@ pub enum Commit {
 
 impl Commit {
     /// What `after`, the fields of [`written`], says of a write of these plans.
-    fn of(after: &Document, plans: Option<&Plans>) -> Self {
+    fn of(after: &Document, plans: Option<&CommitCandidates>) -> Self {
         let next = after.get("nextReconcileAt").and_then(timestamp);
         let planned = plans.and_then(|plans| plans.current.status.next_reconcile_at);
         let interrupted = plans.is_some() && next.map(whole_millis) != planned.map(whole_millis);
@@ -216,7 +216,7 @@ impl Store {
         };
         // What is about to be created must be known before it is: a request may be applied although
         // its answer is lost, or we are.
-        for step in StepKind::ALL.into_iter().filter(|step| step.needs_intent()) {
+        for step in Upstream::ALL.into_iter().filter(|step| step.needs_intent()) {
             let field = format!("steps.{step}.createIntent");
             let recorded = format!("${field}");
             let is_recorded = doc! { "$eq": [{ "$type": &recorded }, "string"] };
@@ -244,7 +244,7 @@ impl Store {
                     tenant.status.next_reconcile_at = None;
                 }
                 tenant.interrupted = lease.get_bool("interrupted").unwrap_or(false);
-                for step in StepKind::ALL {
+                for step in Upstream::ALL {
                     if let Some(recorded) = &mut tenant.status.steps[step].create_intent {
                         recorded.fresh = recorded.id == intent;
                     }
@@ -269,7 +269,7 @@ impl Store {
                 let held = doc! { "_id": object_id(id), "lease.epoch": epoch };
                 let handled = doc! { "$literal": snapshot(&document) };
                 // Nothing was sent for what this claim intended.
-                let unused = StepKind::ALL.into_iter().map(|step| format!("steps.{step}.createIntent"));
+                let unused = Upstream::ALL.into_iter().map(|step| format!("steps.{step}.createIntent"));
                 let unused: Vec<_> =
                     unused.filter(|field| is_intent(&document, field, intent)).collect();
                 self.reject(held, handled, &invalid, invalid_retry, &unused).await?;
@@ -283,7 +283,7 @@ impl Store {
         &self,
         claim: &Claim,
         ttl: Duration,
-        progress: Option<&Plans>,
+        progress: Option<&CommitCandidates>,
     ) -> Result<Commit, StoreError> {
         let lease = doc! { "$mergeObjects": [{
             "holder": &claim.holder.0,
@@ -296,7 +296,7 @@ impl Store {
 
     /// Writes the outcome of a reconcile, computes when the tenant is due next, and releases the
     /// lease, in one command.
-    pub async fn commit(&self, claim: &Claim, plans: &Plans) -> Result<Commit, StoreError> {
+    pub async fn commit(&self, claim: &Claim, plans: &CommitCandidates) -> Result<Commit, StoreError> {
         self.write_fenced("commit", claim, free_lease(claim), Some(plans), Stage::End).await
     }
 
@@ -325,13 +325,17 @@ impl Store {
     }
 
     /// Gives the lease back with the outcomes that there are, some steps having been left half done.
-    pub async fn abandon(&self, claim: &Claim, plans: &Plans) -> Result<Commit, StoreError> {
+    pub async fn abandon(&self, claim: &Claim, plans: &CommitCandidates) -> Result<Commit, StoreError> {
         self.write_fenced("abandon", claim, abandoned_lease(claim), Some(plans), Stage::Abandoned).await
     }
 
     /// What a commit of these plans wrote whose answer was lost; [`Commit::Fenced`] where it was not applied,
     /// or that cannot be found out any more.
-    pub async fn find_commit(&self, claim: &Claim, plans: &Plans) -> Result<Commit, StoreError> {
+    pub async fn find_commit(
+        &self,
+        claim: &Claim,
+        plans: &CommitCandidates,
+    ) -> Result<Commit, StoreError> {
         let freed = doc! {
             "_id": object_id(claim.tenant.id),
             "lease.epoch": claim.epoch,
@@ -347,7 +351,7 @@ impl Store {
         operation: &'static str,
         claim: &Claim,
         lease: Document,
-        plans: Option<&Plans>,
+        plans: Option<&CommitCandidates>,
         stage: Stage,
     ) -> Result<Commit, StoreError> {
         let held = doc! {
@@ -467,7 +471,7 @@ fn superseded() -> Document {
 /// The pipeline that writes one of two plans, depending on whether the desired state is still the one
 /// that was claimed. Everything that came from outside is a `$literal`: an upstream's message may
 /// begin with a dollar sign.
-fn outcome_stages(claim: &Claim, plans: &Plans, stage: Stage) -> Vec<Document> {
+fn outcome_stages(claim: &Claim, plans: &CommitCandidates, stage: Stage) -> Vec<Document> {
     let object_or_empty = |field: &str| {
         doc! { "$cond": [{ "$eq": [{ "$type": field }, "object"] }, field, {}] }
     };
@@ -503,7 +507,7 @@ fn outcome_stages(claim: &Claim, plans: &Plans, stage: Stage) -> Vec<Document> {
     if current.next_reconcile_at.is_some() && superseded.next_reconcile_at.is_some() {
         // Others may have made a step due that did not run: a sweep, or whoever noticed that its upstream
         // works again.
-        let others = StepKind::ALL.into_iter().filter(|step| !plans.ran.contains(step));
+        let others = Upstream::ALL.into_iter().filter(|step| !plans.ran.contains(step));
         let times = others.map(|step| Bson::from(format!("$steps.{step}.nextAttemptAt")));
         let times: Vec<Bson> = [next].into_iter().chain(times).collect();
         next = doc! { "$min": times }.into();
@@ -547,7 +551,7 @@ fn outcome_stages(claim: &Claim, plans: &Plans, stage: Stage) -> Vec<Document> {
         let seen = |status: &Status| status.steps[*step].observation.as_ref().map(observation_document);
         set.insert(format!("steps.{step}.observation"), choose(&|status| seen(status).map(Bson::from)));
     }
-    for step in StepKind::ALL.into_iter().filter(|step| !plans.ran.contains(step)) {
+    for step in Upstream::ALL.into_iter().filter(|step| !plans.ran.contains(step)) {
         if current.steps[step].legacy {
             // Written down, because what says so in `provisioningStatus` is overwritten below.
             set.insert(format!("steps.{step}.legacy"), true);
@@ -557,7 +561,7 @@ fn outcome_stages(claim: &Claim, plans: &Plans, stage: Stage) -> Vec<Document> {
             set.insert(format!("steps.{step}.createIntent"), "$$REMOVE");
         }
     }
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         let state = choose(&|status| Some(status.steps[step].state.name().into()));
         set.insert(format!("provisioningStatus.{step}"), state);
         let error = choose(&|status| {

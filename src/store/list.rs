@@ -19,7 +19,7 @@ use mongodb::options::{Hint, IndexOptions};
 
 use super::document::{Record, projection, read};
 use super::{Store, StoreError};
-use crate::tenant::{PerStep, Phase, Reason, StepKind, StepState};
+use crate::tenant::{PerStep, Phase, Reason, StepState, Upstream};
 
 /// Which tenants to list: those for which all of this holds.
 #[derive(Debug, Clone, Default)]
@@ -71,7 +71,7 @@ impl Store {
 
 impl PageQuery {
     fn filter(&self) -> Document {
-        let steps = StepKind::ALL.into_iter().filter_map(|step| Some((step, self.steps[step]?)));
+        let steps = Upstream::ALL.into_iter().filter_map(|step| Some((step, self.steps[step]?)));
         let mut all: Vec<Vec<Document>> = Vec::new();
         all.extend(self.phase.map(of_phase));
         all.extend(self.ready.map(of_ready));
@@ -115,7 +115,7 @@ fn of_ready(ready: bool) -> Vec<Document> {
 
 fn of_reason(reason: Reason) -> Vec<Document> {
     let mut any = vec![recorded(doc! { "reason": reason.name() })];
-    any.extend(StepKind::ALL.map(|step| doc! { format!("steps.{step}.reason"): reason.name() }));
+    any.extend(Upstream::ALL.map(|step| doc! { format!("steps.{step}.reason"): reason.name() }));
     match reason {
         Reason::Reconciling => any.extend([unseen(), edited()]),
         Reason::DesiredStateChanged => any.push(edited()),
@@ -124,7 +124,7 @@ fn of_reason(reason: Reason) -> Vec<Document> {
     any
 }
 
-fn of_step(step: StepKind, state: StepState) -> Vec<Document> {
+fn of_step(step: Upstream, state: StepState) -> Vec<Document> {
     let field = format!("steps.{step}.state");
     let recorded = doc! { &field: state.name() };
     match state {
@@ -192,7 +192,7 @@ pub(super) fn indexes() -> Vec<IndexModel> {
         by("unseen", "observedGeneration"),
         index("search", search_keys()),
     ];
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         all.push(by(&format!("state_{step}"), &format!("steps.{step}.state")));
         all.push(by(&format!("reason_{step}"), &format!("steps.{step}.reason")));
     }

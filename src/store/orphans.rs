@@ -10,7 +10,7 @@ use mongodb::bson::{Document, doc};
 use super::document::{date, object_id};
 use super::sweep::{Orphan, orphan_id, read_orphan};
 use super::{Store, StoreError};
-use crate::tenant::{Event, EventKind, Slug, StepKind, TenantId};
+use crate::tenant::{Event, EventKind, Slug, TenantId, Upstream};
 
 /// Id of the document among the controls.
 pub(super) const RELEASES: &str = "orphans";
@@ -43,7 +43,7 @@ impl Store {
     /// tenant had.
     pub async fn ask_for_release(
         &self,
-        upstream: StepKind,
+        upstream: Upstream,
         external_id: &str,
         slug: Option<&Slug>,
     ) -> Result<Asked, StoreError> {

@@ -14,7 +14,7 @@ use super::controls::CONTROLS;
 use super::document::integer;
 use super::lease::millis;
 use super::{Store, StoreError};
-use crate::tenant::{StepKind, TryLimits};
+use crate::tenant::{TryLimits, Upstream};
 
 /// What is recorded of refusals by one upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub struct Refused {
 /// A try that does not end may be taken by another process after so long.
 const TRY_LASTS: Duration = Duration::from_secs(60);
 
-fn id(step: StepKind) -> String {
+fn id(step: Upstream) -> String {
     format!("refusals/{step}")
 }
 
@@ -47,7 +47,7 @@ impl Store {
     }
 
     /// What is known of refusals by an upstream, together with the salt, which is made when there is none.
-    pub async fn refusals(&self, step: StepKind) -> Result<Refusals, StoreError> {
+    pub async fn refusals(&self, step: Upstream) -> Result<Refusals, StoreError> {
         let salt = format!("{:032x}", rand::random::<u128>());
         let keep = vec![doc! { "$set": { "salt": { "$ifNull": ["$salt", salt] } } }];
         let refusals = self.refusals_collection();
@@ -64,7 +64,7 @@ impl Store {
     /// too many.
     pub async fn note_refusals(
         &self,
-        step: StepKind,
+        step: Upstream,
         digest: u16,
         count: u32,
         wait: Duration,
@@ -113,7 +113,7 @@ impl Store {
 
     /// Takes the next try with a refused credential. Returns how long to wait when it is not due, or another
     /// process has taken it.
-    pub async fn take_try(&self, step: StepKind, digest: u16) -> Result<Option<Duration>, StoreError> {
+    pub async fn take_try(&self, step: Upstream, digest: u16) -> Result<Option<Duration>, StoreError> {
         let due = doc! {
             "_id": id(step),
             "digest": i32::from(digest),
@@ -131,7 +131,7 @@ impl Store {
     }
 
     /// The upstream accepts us. The tries stay counted, as they do there.
-    pub async fn forget_refusals(&self, step: StepKind) -> Result<(), StoreError> {
+    pub async fn forget_refusals(&self, step: Upstream) -> Result<(), StoreError> {
         let forget = doc! { "$unset": { "refused": 1, "nextTryAt": 1, "message": 1 } };
         let refusals = self.refusals_collection();
         let update = refusals.update_one(doc! { "_id": id(step) }, forget);

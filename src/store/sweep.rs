@@ -13,7 +13,7 @@ use super::due::{content_due, lease_held};
 use super::lease::millis;
 use super::{Store, StoreError};
 use crate::tenant::{
-    Event, EventKind, Fingerprint, OtherResource, PerStep, Reason, StepKind, StepState, TenantId,
+    Event, EventKind, Fingerprint, OtherResource, PerStep, Reason, StepState, TenantId, Upstream,
 };
 
 /// Tenants in one batch of a sweep.
@@ -51,7 +51,7 @@ pub struct UnknownResource {
 /// A resource that is marked for a tenant that does not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Orphan {
-    pub upstream: StepKind,
+    pub upstream: Upstream,
     pub external_id: String,
     pub name: String,
     pub tenant: TenantId,
@@ -82,7 +82,7 @@ impl Store {
     ) -> Result<Vec<SweptTenant>, StoreError> {
         let mut fields = doc! { "slug": 1 };
         fields.extend(more);
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             fields.insert(format!("steps.{step}.state"), 1);
             fields.insert(format!("steps.{step}.reason"), 1);
             fields.insert(format!("steps.{step}.fingerprint"), 1);
@@ -107,7 +107,7 @@ impl Store {
     /// Makes these tenants due for one step after a while, or earlier if they are due anyway.
     pub async fn make_due(
         &self,
-        step: StepKind,
+        step: Upstream,
         ids: &[TenantId],
         wait: Duration,
     ) -> Result<(), StoreError> {
@@ -127,7 +127,7 @@ impl Store {
     /// and its run searches: in the same command, so that a reconcile that is under way overwrites both or none.
     pub async fn record_others(
         &self,
-        step: StepKind,
+        step: Upstream,
         tenant: TenantId,
         others: &[OtherResource],
         is_new: bool,
@@ -169,7 +169,7 @@ impl Store {
     /// and forgets those that were not seen since. Without any, then or before, nothing is written.
     pub async fn record_orphans(
         &self,
-        upstream: StepKind,
+        upstream: Upstream,
         found: &[UnknownResource],
         since: Timestamp,
     ) -> Result<(), StoreError> {
@@ -200,7 +200,7 @@ impl Store {
     /// Records some more orphans.
     pub async fn add_orphans(
         &self,
-        upstream: StepKind,
+        upstream: Upstream,
         found: &[UnknownResource],
     ) -> Result<(), StoreError> {
         let document = |found: &UnknownResource| {
@@ -228,7 +228,7 @@ impl Store {
     }
 
     /// How many orphans of an upstream are known.
-    pub async fn count_orphans(&self, upstream: StepKind) -> Result<u64, StoreError> {
+    pub async fn count_orphans(&self, upstream: Upstream) -> Result<u64, StoreError> {
         let collection = self.orphans_collection();
         self.bounded("orphans", collection.count_documents(doc! { "upstream": upstream.name() })).await
     }
@@ -249,14 +249,14 @@ impl Store {
     }
 }
 
-pub(super) fn orphan_id(upstream: StepKind, external_id: &str) -> String {
+pub(super) fn orphan_id(upstream: Upstream, external_id: &str) -> String {
     format!("{upstream}/{external_id}")
 }
 
 fn read_swept(document: &Document) -> Option<SweptTenant> {
     let id = TenantId::from_bytes(document.get_object_id("_id").ok()?.bytes());
     let steps = document.get_document("steps").ok();
-    let print = |step: StepKind| -> Option<Fingerprint> {
+    let print = |step: Upstream| -> Option<Fingerprint> {
         let step = steps?.get_document(step.name()).ok()?;
         let is = |field: &str, name: &str| step.get_str(field).is_ok_and(|found| found == name);
         // What is held because it differs is still expected to be as it was.
@@ -271,7 +271,7 @@ fn read_swept(document: &Document) -> Option<SweptTenant> {
     };
     let slug = document.get_str("slug").unwrap_or_default().to_owned();
     let busy = document.get_bool("busy").unwrap_or(false);
-    let of = |step: StepKind| steps?.get_document(step.name()).ok();
+    let of = |step: Upstream| steps?.get_document(step.name()).ok();
     Some(SweptTenant {
         id,
         slug,
@@ -292,7 +292,7 @@ pub(super) fn read_orphan(document: &Document) -> Option<Orphan> {
     let upstream = document.get_str("upstream").ok()?;
     let at = |field| document.get(field).and_then(timestamp);
     Some(Orphan {
-        upstream: StepKind::ALL.into_iter().find(|step| step.name() == upstream)?,
+        upstream: Upstream::ALL.into_iter().find(|step| step.name() == upstream)?,
         external_id: document.get_str("externalId").ok()?.to_owned(),
         name: document.get("name").and_then(Bson::as_str).unwrap_or_default().to_owned(),
         tenant: TenantId::from_bytes(document.get_object_id("tenantId").ok()?.bytes()),

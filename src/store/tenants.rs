@@ -7,7 +7,7 @@ use mongodb::options::ReturnDocument;
 use super::document::{Record, TRACEPARENT, WAITED_FOR, desired_document, projection, read, timestamp};
 use super::{Store, StoreError};
 use crate::telemetry::traces::traceparent;
-use crate::tenant::{Desired, EventKind, Phase, Slug, StepKind, TenantId};
+use crate::tenant::{Desired, EventKind, Phase, Slug, TenantId, Upstream};
 
 /// A tenant to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl Store {
 
     /// Flags a tenant for reconcile, now and for all its steps; `None` when there is no such tenant.
     pub async fn request_reconcile(&self, slug: &Slug) -> Result<Option<Requested>, StoreError> {
-        self.request_reconcile_of(slug, &StepKind::ALL).await
+        self.request_reconcile_of(slug, &Upstream::ALL).await
     }
 
     /// The same of some steps only, and of those that an earlier request which nobody has handled yet is
@@ -70,7 +70,7 @@ impl Store {
     pub async fn request_reconcile_of(
         &self,
         slug: &Slug,
-        steps: &[StepKind],
+        steps: &[Upstream],
     ) -> Result<Option<Requested>, StoreError> {
         self.request("request reconcile", slug, steps, false).await
     }
@@ -85,7 +85,7 @@ impl Store {
         &self,
         operation: &'static str,
         slug: &Slug,
-        steps: &[StepKind],
+        steps: &[Upstream],
         observe: bool,
     ) -> Result<Option<Requested>, StoreError> {
         let earlier = doc! { "$cond": [
@@ -94,7 +94,7 @@ impl Store {
             "$$NOW",
         ] };
         let at = doc! { "$max": ["$$NOW", earlier] };
-        let all = steps.len() == StepKind::ALL.len();
+        let all = steps.len() == Upstream::ALL.len();
         // Who only wants to look has no part in what was asked for before.
         let by = self.by.iter().filter(|_| !observe);
         let by: Vec<Bson> = by.map(|by| doc! { "$literal": by }.into()).collect();
@@ -142,7 +142,7 @@ fn open_request() -> Document {
 }
 
 /// Aggregation expression: these steps, and those of an open request; nothing if that is about all.
-fn about(steps: &[StepKind], observe: bool) -> Document {
+fn about(steps: &[Upstream], observe: bool) -> Document {
     let names: Vec<_> = steps.iter().map(|step| step.name()).collect();
     let only = |steps: Bson, observe: Bson| doc! { "steps": steps, "observe": observe };
     let observes = doc! { "$or": [observe, { "$eq": ["$reconcileRequest.observe", true] }] };

@@ -12,7 +12,7 @@ use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 use super::document::{DESIRED, TRACEPARENT, WAITED_FOR};
 use super::indexes::first_batch;
 use super::{OpenError, Store, StoreError, TENANTS, UNAUTHORIZED};
-use crate::tenant::{Phase, Slug, StepKind};
+use crate::tenant::{Phase, Slug, Upstream};
 
 /// Version of the validator. A newer process replaces an older one's, never the other way round.
 pub const SCHEMA_VERSION: i64 = 2;
@@ -216,7 +216,7 @@ fn whole(phase: Phase) -> Document {
     let slug = format!("trial-{:016x}", rand::random::<u64>());
     debug_assert!(slug.parse::<Slug>().is_ok());
     let observed = doc! { "presence": "present", "name": "Trial", "storageBytes": 1_i64 };
-    let steps: Document = StepKind::ALL
+    let steps: Document = Upstream::ALL
         .into_iter()
         .map(|step| {
             let status = doc! {
@@ -228,7 +228,7 @@ fn whole(phase: Phase) -> Document {
         })
         .collect();
     let noted: Document =
-        StepKind::ALL.into_iter().map(|step| (step.name().to_owned(), "ok".into())).collect();
+        Upstream::ALL.into_iter().map(|step| (step.name().to_owned(), "ok".into())).collect();
     let ready = doc! {
         "type": "Ready", "status": "False", "reason": "Conflict", "message": "trial",
         "observedGeneration": 1_i64, "lastTransitionTime": now.clone(),

@@ -13,7 +13,7 @@ use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::IndexOptions;
 
 use super::{Store, StoreError};
-use crate::tenant::{Reason, StepKind, StepState};
+use crate::tenant::{Reason, StepState, Upstream};
 
 /// Why a step waits for something that affects the fleet.
 const HELD: [Reason; 3] = [Reason::Stopped, Reason::ChangeGuard, Reason::DesiredStateChanged];
@@ -30,13 +30,13 @@ pub struct Woken {
 
 impl Store {
     /// Makes due at most so many of the tenants that wait for an upstream.
-    pub async fn unpark(&self, step: StepKind, most: u32) -> Result<Woken, StoreError> {
+    pub async fn unpark(&self, step: Upstream, most: u32) -> Result<Woken, StoreError> {
         let parked = doc! { format!("steps.{step}.parked"): true };
         self.go_on("unpark", step, parked, most).await
     }
 
     /// Makes due at most so many of the tenants that a stop or a guard held back.
-    pub async fn wake_held(&self, step: StepKind, most: u32) -> Result<Woken, StoreError> {
+    pub async fn wake_held(&self, step: Upstream, most: u32) -> Result<Woken, StoreError> {
         let held = doc! {
             format!("steps.{step}.state"): StepState::Pending.name(),
             format!("steps.{step}.reason"): { "$in": HELD.map(Reason::name).to_vec() },
@@ -49,7 +49,7 @@ impl Store {
     async fn go_on(
         &self,
         operation: &'static str,
-        step: StepKind,
+        step: Upstream,
         waiting: Document,
         most: u32,
     ) -> Result<Woken, StoreError> {
@@ -74,7 +74,7 @@ impl Store {
 
 /// Indexes of what waits.
 pub(super) fn indexes() -> impl Iterator<Item = IndexModel> {
-    StepKind::ALL.into_iter().flat_map(|step| {
+    Upstream::ALL.into_iter().flat_map(|step| {
         let field = |name: &str| format!("steps.{step}.{name}");
         let index = |name: &str, keys: Document, those: Document| {
             let options = IndexOptions::builder()

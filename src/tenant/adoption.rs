@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{StepKind, StepStatus, Tenant};
+use super::{StepStatus, Tenant, Upstream};
 
 /// What a tenant may take over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,7 +56,7 @@ impl Origin {
 
 impl Tenant {
     /// What the tenant may take over in a step. `by_default`: the operator adopts unless told otherwise.
-    pub fn may_adopt(&self, step: StepKind, by_default: bool) -> MayAdopt {
+    pub fn may_adopt(&self, step: Upstream, by_default: bool) -> MayAdopt {
         let asked = self.desired.adopt;
         MayAdopt {
             unmarked: asked.unwrap_or(by_default || self.status.steps[step].legacy),
@@ -113,7 +113,7 @@ mod tests {
         let mut desired = Desired::new("Acme".parse().unwrap());
         desired.adopt = adopt;
         let mut status = Status::default();
-        status.steps[StepKind::Stalwart].legacy = legacy;
+        status.steps[Upstream::Stalwart].legacy = legacy;
         Tenant {
             id: TenantId::from_bytes([1; 12]),
             slug: "acme".parse().unwrap(),
@@ -141,12 +141,12 @@ mod tests {
             (Some(true), false, false, true),
             (Some(false), true, true, false),
         ] {
-            let may = tenant(adopt, legacy).may_adopt(StepKind::Stalwart, by_default);
+            let may = tenant(adopt, legacy).may_adopt(Upstream::Stalwart, by_default);
             assert_eq!(may.unmarked, unmarked, "{adopt:?} {legacy} {by_default}");
             assert_eq!(may.released, adopt == Some(true), "a released one is for who asks for it");
         }
         assert!(
-            !tenant(None, true).may_adopt(StepKind::Authentik, false).unmarked,
+            !tenant(None, true).may_adopt(Upstream::Authentik, false).unmarked,
             "each step is its own"
         );
     }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Fleet, PerStep, StepKind, Swept};
+use super::{Fleet, PerStep, Swept, Upstream};
 
 /// The state of all stops and guards, as every process sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -11,7 +11,7 @@ pub struct Controls {
     pub stopped: bool,
     /// Nothing is changed in this upstream.
     pub stopped_upstreams: PerStep<bool>,
-    pub guards: PerStep<Guard>,
+    pub guards: PerStep<ChangeGuard>,
     /// How many resources each upstream should have, as the latest sweep counted; 0 before the first.
     pub sizes: PerStep<u64>,
     /// How the latest sweep of each upstream ended; `None` before the first.
@@ -23,24 +23,24 @@ pub struct Controls {
 }
 
 impl Controls {
-    pub fn is_stopped(&self, step: StepKind) -> bool {
+    pub fn is_stopped(&self, step: Upstream) -> bool {
         self.stopped || self.stopped_upstreams[step]
     }
 
     /// Whether a stop or a guard holds anything of the step back.
-    pub fn hold(&self, step: StepKind) -> bool {
+    pub fn hold(&self, step: Upstream) -> bool {
         self.is_stopped(step) || self.guards[step].is_tripped()
     }
 
     /// Whether the fleet has the upstream, whatever this process can reach.
-    pub fn fleet_has(&self, step: StepKind) -> bool {
+    pub fn fleet_has(&self, step: Upstream) -> bool {
         self.fleet.as_ref().is_some_and(|fleet| fleet.has(step))
     }
 }
 
 /// An upstream's change guard.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Guard {
+pub enum ChangeGuard {
     /// Repairs go on, within bounds.
     #[default]
     Armed,
@@ -55,7 +55,7 @@ pub enum Guard {
     Lifted { until: Timestamp },
 }
 
-impl Guard {
+impl ChangeGuard {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Armed => "armed",
@@ -71,12 +71,12 @@ impl Guard {
 
 /// How much may be repaired in an upstream at once before that is not believed.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GuardPolicy {
+pub struct ChangeGuardPolicy {
     /// Of the upstream's resources, in percent.
     pub percent: u32,
 }
 
-impl GuardPolicy {
+impl ChangeGuardPolicy {
     /// Fewer than that are always believed.
     pub const AT_LEAST: u64 = 20;
 
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_small_fleet_may_change_by_twenty_and_a_large_one_by_its_share() {
-        let policy = GuardPolicy { percent: 10 };
+        let policy = ChangeGuardPolicy { percent: 10 };
         assert_eq!([0, 1, 100, 200, 201, 1_000].map(|n| policy.bound(n)), [20, 20, 20, 20, 20, 100]);
     }
 }

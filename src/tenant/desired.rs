@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{MailDomain, PerStep, StepKind, TenantName};
+use super::{MailDomain, PerStep, TenantName, Upstream};
 
 /// What a tenant should be. Slug and id belong to its identity and never change, so they are not
 /// part of it.
@@ -81,11 +81,11 @@ impl FromStr for DeletionPolicy {
 pub struct Services(PerStep<bool>);
 
 impl Services {
-    pub fn new(enabled: impl FnMut(StepKind) -> bool) -> Self {
+    pub fn new(enabled: impl FnMut(Upstream) -> bool) -> Self {
         Self(PerStep::from_fn(enabled))
     }
 
-    pub fn has(&self, step: StepKind) -> bool {
+    pub fn has(&self, step: Upstream) -> bool {
         self.0[step]
     }
 }
@@ -148,16 +148,16 @@ pub struct StepDesired {
 impl StepDesired {
     /// What the step is to bring about. Without a mail domain there is nothing to be there: what was is let go
     /// as if the service were off.
-    pub fn presence_for(&self, step: StepKind) -> Presence {
+    pub fn presence_for(&self, step: Upstream) -> Presence {
         match (step, self.presence) {
-            (StepKind::Stalwart, Presence::Present) if self.domain.is_none() => Presence::Off,
+            (Upstream::Stalwart, Presence::Present) if self.domain.is_none() => Presence::Off,
             (_, presence) => presence,
         }
     }
 }
 
 impl Desired {
-    pub fn for_step(&self, step: StepKind) -> StepDesired {
+    pub fn for_step(&self, step: Upstream) -> StepDesired {
         StepDesired {
             presence: match self.deletion {
                 Some(policy) => Presence::Gone(policy),
@@ -166,12 +166,12 @@ impl Desired {
             },
             name: self.name.clone(),
             domain: match step {
-                StepKind::Stalwart => self.domain.clone(),
-                StepKind::Authentik | StepKind::Ocis => None,
+                Upstream::Stalwart => self.domain.clone(),
+                Upstream::Authentik | Upstream::Ocis => None,
             },
             storage_bytes: match step {
-                StepKind::Ocis => self.storage_bytes,
-                StepKind::Authentik | StepKind::Stalwart => None,
+                Upstream::Ocis => self.storage_bytes,
+                Upstream::Authentik | Upstream::Stalwart => None,
             },
             paused: self.paused,
             adopt: self.adopt,

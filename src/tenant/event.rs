@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 
-use super::{Reason, Slug, StepKind, TenantId};
+use super::{Reason, Slug, TenantId, Upstream};
 
 macro_rules! kinds {
     ($( $(#[$doc:meta])* $name:ident, )*) => {
@@ -103,7 +103,7 @@ impl FromStr for EventKind {
 pub struct Event {
     pub at: Timestamp,
     pub kind: EventKind,
-    pub step: Option<StepKind>,
+    pub step: Option<Upstream>,
     pub reason: Option<Reason>,
     pub message: String,
     /// Who asked for it, where that is known.
@@ -126,7 +126,7 @@ impl Event {
     }
 
     #[must_use]
-    pub fn of_step(mut self, step: StepKind, reason: Option<Reason>) -> Self {
+    pub fn of_step(mut self, step: Upstream, reason: Option<Reason>) -> Self {
         (self.step, self.reason) = (Some(step), reason);
         self
     }
@@ -147,7 +147,7 @@ impl Event {
 
 /// A change that was asked for, until it is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub struct Attribution {
     /// Who asked for it, where that is known.
     pub by: Option<String>,
     pub kind: EventKind,

@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 
-use super::{PerStep, StepKind};
+use super::{PerStep, Upstream};
 
 /// Names one fleet: six random bytes, shown as 12 lower-case hex digits. It is made once for a database, and
 /// marks in the upstreams carry it, as one unbroken word.
@@ -101,19 +101,19 @@ impl Fleet {
         }
     }
 
-    pub fn has(&self, step: StepKind) -> bool {
+    pub fn has(&self, step: Upstream) -> bool {
         matches!(self.upstreams[step], Standing::Known { .. })
     }
 
     /// The upstreams of the fleet that a process with these settings lacks.
-    pub fn lacked_by(&self, configured: &[StepKind]) -> Vec<StepKind> {
-        let lacks = |step: &StepKind| self.has(*step) && !configured.contains(step);
-        StepKind::ALL.into_iter().filter(lacks).collect()
+    pub fn lacked_by(&self, configured: &[Upstream]) -> Vec<Upstream> {
+        let lacks = |step: &Upstream| self.has(*step) && !configured.contains(step);
+        Upstream::ALL.into_iter().filter(lacks).collect()
     }
 }
 
 /// For people: what it means that this process lacks the setting of an upstream that the fleet has.
-pub fn lacking(step: StepKind) -> String {
+pub fn lacking(step: Upstream) -> String {
     format!(
         "{step}: this fleet has it, and this process was started without {}. Its steps are held, what is \
          recorded of them stays, and deletions wait. Set it again, or end this upstream for the fleet with \

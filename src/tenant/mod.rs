@@ -32,10 +32,10 @@ mod urgency;
 pub use act::{Act, ActKind, Deed, Fate, Resource};
 pub use adoption::{Adopted, Before, MayAdopt, Origin};
 pub use backoff::{Backoff, Jitter};
-pub use controls::{Controls, Guard, GuardPolicy};
+pub use controls::{ChangeGuard, ChangeGuardPolicy, Controls};
 pub use desired::{DeletionPolicy, Desired, Presence, Services, StepDesired};
 pub use due::{due_steps, starts_afresh, steps_to_observe};
-pub use event::{Change, Event, EventKind, Subject};
+pub use event::{Attribution, Event, EventKind, Subject};
 pub use fingerprint::{Fingerprint, Part, UnknownFingerprint};
 pub use fleet::{Fleet, FleetId, InvalidFleetId, Standing, lacking};
 pub use health::{Breaker, UpstreamHealth};
@@ -46,7 +46,7 @@ pub use observation::{Field, Found, Observation, shortened};
 pub use plan::{Action, PlannedField, StepPlan, plan};
 pub use slug::{InvalidSlug, Slug};
 pub use status::{Phase, Ready, Status};
-pub use step::{CreateIntent, OtherResource, PerStep, Reason, StepKind, StepState, StepStatus};
+pub use step::{CreateIntent, OtherResource, PerStep, Reason, StepState, StepStatus, Upstream};
 pub use traffic::{Latency, SweepEnd, SweepFound, Swept, Traffic};
 pub use transition::{Basis, Failure, FailureKind, Outcome, Policy, StepRun, Transition, transition};
 pub use tries::TryLimits;
@@ -74,7 +74,7 @@ pub struct Tenant {
     pub reconcile_requested_by: Vec<String>,
     /// Who has changed the desired state since it was last handled, as far as that is known, in order; `None`
     /// for what cannot be read.
-    pub changed_by: Vec<Option<Change>>,
+    pub changed_by: Vec<Option<Attribution>>,
     pub status: Status,
     /// An earlier reconcile ended without saying what it did: what it had found out no longer counts.
     pub interrupted: bool,
@@ -93,7 +93,7 @@ impl Tenant {
     }
 
     /// Whether an open request is about the step.
-    pub fn is_requested(&self, step: StepKind) -> bool {
+    pub fn is_requested(&self, step: Upstream) -> bool {
         self.open_request().is_some()
             && self.reconcile_requested_steps.as_ref().is_none_or(|of| of[step])
     }
@@ -110,7 +110,7 @@ impl Tenant {
 
     /// The state of a step as it may be shown: `ok` and `skipped` speak of the *current* desired
     /// state, so a recorded one that was reached for an earlier desired state counts as pending.
-    pub fn current_state(&self, step: StepKind) -> StepState {
+    pub fn current_state(&self, step: Upstream) -> StepState {
         let recorded = &self.status.steps[step];
         if recorded.state.is_settled()
             && recorded.observed.as_ref() != Some(&self.desired.for_step(step))

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use jiff::Timestamp;
 
 use super::{
-    Controls, DeletionPolicy, Found, Presence, Reason, StepDesired, StepKind, StepState, StepStatus,
-    Tenant,
+    Controls, DeletionPolicy, Found, Presence, Reason, StepDesired, StepState, StepStatus, Tenant,
+    Upstream,
 };
 
 /// What a reconcile would do to a step's resource.
@@ -85,7 +85,7 @@ pub struct StepPlan {
 
 /// What a reconcile of the step would do now. Nothing without an upstream; what only this process lacks
 /// (`configured`) is held back.
-pub fn plan(tenant: &Tenant, step: StepKind, configured: bool, controls: &Controls) -> StepPlan {
+pub fn plan(tenant: &Tenant, step: Upstream, configured: bool, controls: &Controls) -> StepPlan {
     let recorded = &tenant.status.steps[step];
     if !configured && !controls.fleet_has(step) {
         return StepPlan {
@@ -163,8 +163,8 @@ pub fn plan(tenant: &Tenant, step: StepKind, configured: bool, controls: &Contro
 
 /// What is to be done about a resource that should be there, and that nobody has looked at since that, or
 /// since the step failed.
-fn unseen(step: StepKind, recorded: &StepStatus, desired: &StepDesired) -> Action {
-    if step == StepKind::Stalwart && desired.domain.is_none() {
+fn unseen(step: Upstream, recorded: &StepStatus, desired: &StepDesired) -> Action {
+    if step == Upstream::Stalwart && desired.domain.is_none() {
         return Action::Nothing;
     }
     match (&recorded.external_id, &recorded.observed) {
@@ -179,7 +179,7 @@ fn unseen(step: StepKind, recorded: &StepStatus, desired: &StepDesired) -> Actio
 }
 
 /// The tenant's fields that the step answers for, as it last matched and as they are now.
-fn own_fields(step: StepKind, recorded: &StepStatus, desired: &StepDesired) -> Vec<PlannedField> {
+fn own_fields(step: Upstream, recorded: &StepStatus, desired: &StepDesired) -> Vec<PlannedField> {
     let observed = recorded.observed.as_ref().filter(|seen| seen.presence == Presence::Present);
     let mut fields = unmade(step, desired);
     for field in &mut fields {
@@ -196,11 +196,11 @@ fn own_fields(step: StepKind, recorded: &StepStatus, desired: &StepDesired) -> V
 
 const QUOTA: &str = "quota.storageBytes";
 
-fn unmade(step: StepKind, desired: &StepDesired) -> Vec<PlannedField> {
+fn unmade(step: Upstream, desired: &StepDesired) -> Vec<PlannedField> {
     let names: &[&'static str] = match step {
-        StepKind::Authentik => &["name"],
-        StepKind::Stalwart => &["name", "domain"],
-        StepKind::Ocis => &["name", QUOTA],
+        Upstream::Authentik => &["name"],
+        Upstream::Stalwart => &["name", "domain"],
+        Upstream::Ocis => &["name", QUOTA],
     };
     let field = |name: &&'static str| PlannedField {
         name: (*name).into(),
@@ -220,7 +220,7 @@ fn value(of: &StepDesired, field: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Desired, Field, Guard, Observation, PerStep, Services, Status, TenantId};
+    use super::super::{ChangeGuard, Desired, Field, Observation, PerStep, Services, Status, TenantId};
     use super::*;
 
     fn at(seconds: i64) -> Timestamp {
@@ -263,10 +263,10 @@ mod tests {
     }
 
     fn actions(tenant: &Tenant) -> [Action; 3] {
-        StepKind::ALL.map(|step| plan(tenant, step, true, &Controls::default()).action)
+        Upstream::ALL.map(|step| plan(tenant, step, true, &Controls::default()).action)
     }
 
-    fn see(tenant: &mut Tenant, step: StepKind, found: Found) {
+    fn see(tenant: &mut Tenant, step: Upstream, found: Found) {
         let against = tenant.desired.for_step(step);
         tenant.status.steps[step].observation = Some(Observation { at: at(2), against, found });
     }
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(actions(&tenant(|_| {})), [Action::Create; 3]);
         let converged = converged(|_| {});
         assert_eq!(actions(&converged), [Action::Nothing; 3]);
-        let step = plan(&converged, StepKind::Stalwart, true, &Controls::default());
+        let step = plan(&converged, Upstream::Stalwart, true, &Controls::default());
         assert_eq!(step.observed_at, Some(at(1)));
         assert!(step.fields.iter().all(|field| !field.changes()), "{step:?}");
         assert_eq!(
@@ -291,7 +291,7 @@ mod tests {
         let mut edited = converged(|_| {});
         edited.desired.storage_bytes = Some(7);
         assert_eq!(actions(&edited), [Action::Nothing, Action::Nothing, Action::Update]);
-        let step = plan(&edited, StepKind::Ocis, true, &Controls::default());
+        let step = plan(&edited, Upstream::Ocis, true, &Controls::default());
         let changing: Vec<_> = step.fields.iter().filter(|field| field.changes()).collect();
         assert_eq!(changing.len(), 1);
         assert_eq!(
@@ -303,17 +303,17 @@ mod tests {
     #[test]
     fn what_a_look_saw_counts_until_the_desired_state_changes() {
         let mut drifted = converged(|_| {});
-        see(&mut drifted, StepKind::Authentik, Found::Missing);
+        see(&mut drifted, Upstream::Authentik, Found::Missing);
         see(
             &mut drifted,
-            StepKind::Ocis,
+            Upstream::Ocis,
             Found::Fields(vec![
                 Field::new("name", "x", "Acme"),
                 Field::new("state", "enabled", "enabled"),
             ]),
         );
         assert_eq!(actions(&drifted), [Action::Create, Action::Nothing, Action::Update]);
-        let step = plan(&drifted, StepKind::Ocis, true, &Controls::default());
+        let step = plan(&drifted, Upstream::Ocis, true, &Controls::default());
         assert_eq!(step.fields.iter().map(PlannedField::changes).collect::<Vec<_>>(), [true, false]);
         assert_eq!(step.observed_at, Some(at(2)));
         drifted.desired.name = "Other".parse().unwrap();
@@ -324,10 +324,10 @@ mod tests {
     fn what_cannot_be_seen_is_not_guessed() {
         let mut tenant = converged(|_| {});
         let failed = Found::Failed { reason: Reason::Timeout, message: "ocis: too slow".into() };
-        see(&mut tenant, StepKind::Ocis, failed);
-        tenant.status.steps[StepKind::Authentik].state = StepState::Error;
+        see(&mut tenant, Upstream::Ocis, failed);
+        tenant.status.steps[Upstream::Authentik].state = StepState::Error;
         assert_eq!(actions(&tenant), [Action::Look, Action::Nothing, Action::Look]);
-        let step = plan(&tenant, StepKind::Ocis, true, &Controls::default());
+        let step = plan(&tenant, Upstream::Ocis, true, &Controls::default());
         assert_eq!(step.message.as_deref(), Some("ocis: too slow"));
     }
 
@@ -346,7 +346,7 @@ mod tests {
             leaving.desired.deletion = Some(policy);
             assert_eq!(actions(&leaving), [action; 3]);
         }
-        see(&mut leaving, StepKind::Stalwart, Found::Missing);
+        see(&mut leaving, Upstream::Stalwart, Found::Missing);
         assert_eq!(actions(&leaving)[1], Action::Nothing);
     }
 
@@ -356,10 +356,10 @@ mod tests {
         paused.desired.name = "Other".parse().unwrap();
         let mut controls = Controls::default();
         let held = |tenant: &Tenant, controls: &Controls| {
-            StepKind::ALL.map(|step| plan(tenant, step, true, controls).held_back)
+            Upstream::ALL.map(|step| plan(tenant, step, true, controls).held_back)
         };
         assert_eq!(held(&paused, &controls), [None; 3]);
-        controls.stopped_upstreams[StepKind::Ocis] = true;
+        controls.stopped_upstreams[Upstream::Ocis] = true;
         assert_eq!(held(&paused, &controls), [None, None, Some(Reason::Stopped)]);
         paused.desired.paused = true;
         assert_eq!(held(&paused, &controls), [Some(Reason::Paused); 3]);
@@ -367,13 +367,13 @@ mod tests {
         controls.stopped = true;
         assert_eq!(held(&converged, &controls), [None; 3], "there is nothing to hold back");
 
-        let tripped = Guard::Tripped { at: at(0), message: "too many".into() };
+        let tripped = ChangeGuard::Tripped { at: at(0), message: "too many".into() };
         let controls = Controls { guards: PerStep::from_fn(|_| tripped.clone()), ..Controls::default() };
         let mut edited = converged.clone();
         edited.desired.name = "Other".parse().unwrap();
         assert_eq!(held(&edited, &controls), [None; 3], "what is asked for goes on");
         let mut missing = edited.clone();
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             see(&mut missing, step, Found::Missing);
         }
         assert_eq!(held(&missing, &controls), [Some(Reason::ChangeGuard); 3], "but not from nothing");
@@ -386,17 +386,17 @@ mod tests {
     #[test]
     fn what_only_this_process_lacks_is_held_back_and_not_gone() {
         let mut fleet = crate::tenant::Fleet::new(crate::tenant::FleetId::from_bytes([1; 6]));
-        fleet.upstreams[StepKind::Ocis] = crate::tenant::Standing::Known { since: at(0) };
+        fleet.upstreams[Upstream::Ocis] = crate::tenant::Standing::Known { since: at(0) };
         let controls = Controls { fleet: Some(fleet), ..Controls::default() };
-        let planned = plan(&tenant(|_| {}), StepKind::Ocis, false, &controls);
+        let planned = plan(&tenant(|_| {}), Upstream::Ocis, false, &controls);
         assert_eq!((planned.action, planned.held_back), (Action::Create, Some(Reason::NotConfigured)));
-        let converged = plan(&converged(|_| {}), StepKind::Ocis, false, &controls);
+        let converged = plan(&converged(|_| {}), Upstream::Ocis, false, &controls);
         assert_eq!((converged.action, converged.held_back), (Action::Nothing, None));
     }
 
     #[test]
     fn without_an_upstream_there_is_nothing_to_do() {
-        let step = plan(&tenant(|_| {}), StepKind::Ocis, false, &Controls::default());
+        let step = plan(&tenant(|_| {}), Upstream::Ocis, false, &Controls::default());
         assert_eq!((step.action, step.observed_at), (Action::Nothing, None));
     }
 }

@@ -10,13 +10,13 @@ use super::{Adopted, Fingerprint, IntentId, Observation, StepDesired};
 
 /// A step, named after the upstream it drives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum StepKind {
+pub enum Upstream {
     Authentik,
     Stalwart,
     Ocis,
 }
 
-impl StepKind {
+impl Upstream {
     pub const ALL: [Self; 3] = [Self::Authentik, Self::Stalwart, Self::Ocis];
 
     /// The name used in documents, the API, metrics and logs alike.
@@ -44,7 +44,7 @@ impl StepKind {
     }
 }
 
-impl fmt::Display for StepKind {
+impl fmt::Display for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -55,25 +55,25 @@ impl fmt::Display for StepKind {
 pub struct PerStep<T>([T; 3]);
 
 impl<T> PerStep<T> {
-    pub fn from_fn(make: impl FnMut(StepKind) -> T) -> Self {
-        Self(StepKind::ALL.map(make))
+    pub fn from_fn(make: impl FnMut(Upstream) -> T) -> Self {
+        Self(Upstream::ALL.map(make))
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (StepKind, &T)> {
-        StepKind::ALL.into_iter().zip(&self.0)
+    pub fn iter(&self) -> impl Iterator<Item = (Upstream, &T)> {
+        Upstream::ALL.into_iter().zip(&self.0)
     }
 }
 
-impl<T> Index<StepKind> for PerStep<T> {
+impl<T> Index<Upstream> for PerStep<T> {
     type Output = T;
 
-    fn index(&self, step: StepKind) -> &T {
+    fn index(&self, step: Upstream) -> &T {
         &self.0[step as usize]
     }
 }
 
-impl<T> IndexMut<StepKind> for PerStep<T> {
-    fn index_mut(&mut self, step: StepKind) -> &mut T {
+impl<T> IndexMut<Upstream> for PerStep<T> {
+    fn index_mut(&mut self, step: Upstream) -> &mut T {
         &mut self.0[step as usize]
     }
 }

@@ -51,7 +51,7 @@ fn adopted_as(id: &str) -> Adopted {
 }
 
 prop_compose! {
-    fn any_step(desired: Desired, kind: StepKind)(
+    fn any_step(desired: Desired, kind: Upstream)(
         state in any_state(),
         attempts in 0u32..100,
         matches in any::<bool>(),
@@ -92,7 +92,7 @@ fn any_tenant() -> impl Strategy<Value = Tenant> {
     any_desired().prop_flat_map(|desired| {
         let handled =
             prop_oneof![Just(None), Just(Some(desired.clone())), any_desired().prop_map(Some),];
-        let [a, b, c] = StepKind::ALL.map(|kind| any_step(desired.clone(), kind).boxed());
+        let [a, b, c] = Upstream::ALL.map(|kind| any_step(desired.clone(), kind).boxed());
         (
             Just(desired),
             (a, b, c),
@@ -197,9 +197,9 @@ fn any_policy() -> impl Strategy<Value = Policy> {
 struct Case {
     tenant: Tenant,
     policy: Policy,
-    due: Vec<StepKind>,
+    due: Vec<Upstream>,
     /// Those among them that are only looked at.
-    only_looks: Vec<StepKind>,
+    only_looks: Vec<Upstream>,
     runs: Vec<StepRun>,
     spread: Jitter,
 }
@@ -209,7 +209,7 @@ impl Case {
         transition(&self.tenant, &self.due, &self.runs, basis, at(0), &self.policy, self.spread)
     }
 
-    fn ran(&self, step: StepKind) -> Option<&StepRun> {
+    fn ran(&self, step: Upstream) -> Option<&StepRun> {
         self.runs.iter().find(|run| run.step == step)
     }
 
@@ -268,7 +268,7 @@ proptest! {
     fn active_is_entered_iff_every_step_is_settled_for_the_current_desired_state(case in any_case()) {
         let after = case.after(Basis::Current);
         let tenant = with(&case.tenant, after.status.clone());
-        let settled = StepKind::ALL.into_iter().all(|step| {
+        let settled = Upstream::ALL.into_iter().all(|step| {
             let recorded = &after.status.steps[step];
             recorded.state.is_settled()
                 && recorded.observed == Some(case.tenant.desired.for_step(step))
@@ -283,7 +283,7 @@ proptest! {
         let ready = after.status.ready.expect("a transition always says whether it is ready");
         prop_assert_eq!(ready.ready, settled);
         prop_assert_eq!(ready.observed_generation, case.tenant.generation);
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             if tenant.current_state(step).is_settled() {
                 prop_assert_eq!(
                     tenant.status.steps[step].observed.clone(),
@@ -304,7 +304,7 @@ proptest! {
     fn a_step_that_did_not_run_is_untouched(case in any_case()) {
         for basis in [Basis::Current, Basis::Superseded] {
             let after = case.after(basis);
-            for step in StepKind::ALL {
+            for step in Upstream::ALL {
                 if case.ran(step).is_none() {
                     // But for an intent that the claim recorded in case it did.
                     let mut before = case.tenant.status.steps[step].clone();
@@ -506,7 +506,7 @@ proptest! {
     #[test]
     fn a_failing_step_is_due_by_its_own_time_or_by_request_or_change_only(case in any_case()) {
         let tenant = &case.tenant;
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             let detail = &tenant.status.steps[step];
             let waits = detail.state == StepState::Error
                 && detail.next_attempt_at.is_some_and(|next| next > at(0));
@@ -518,7 +518,7 @@ proptest! {
 
     #[test]
     fn a_step_that_is_settled_for_something_else_is_due(case in any_case()) {
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             let recorded = &case.tenant.status.steps[step];
             if recorded.state.is_settled() && !case.tenant.current_state(step).is_settled() {
                 prop_assert!(case.due.contains(&step));
@@ -528,7 +528,7 @@ proptest! {
 
     #[test]
     fn whatever_an_interrupted_reconcile_found_settled_is_looked_at_again(case in any_case()) {
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             if case.tenant.interrupted && case.tenant.status.steps[step].state.is_settled() {
                 prop_assert!(case.due.contains(&step));
             }
@@ -554,7 +554,7 @@ proptest! {
         if !after.visible {
             let (old, new) = (&case.tenant.status, &after.status);
             prop_assert_eq!(old.phase, new.phase);
-            for step in StepKind::ALL {
+            for step in Upstream::ALL {
                 prop_assert_eq!(old.steps[step].state, new.steps[step].state);
                 prop_assert_eq!(&old.steps[step].message, &new.steps[step].message);
             }
@@ -643,22 +643,22 @@ const LATER: i64 = 1_000_000;
 #[test]
 fn steps_settled_at_different_times_come_together_again() {
     let tenant = settled(PerStep::from_fn(|kind| match kind {
-        StepKind::Authentik => 0,
-        StepKind::Stalwart => 290,
-        StepKind::Ocis => 310,
+        Upstream::Authentik => 0,
+        Upstream::Stalwart => 290,
+        Upstream::Ocis => 310,
     }));
     let due = due_steps(&tenant, at(0), &policy());
-    assert_eq!(due, [StepKind::Authentik, StepKind::Stalwart], "what is near rides along");
+    assert_eq!(due, [Upstream::Authentik, Upstream::Stalwart], "what is near rides along");
 }
 
 #[test]
 fn a_request_is_about_the_steps_that_it_names_or_about_all() {
     let mut tenant = settled(PerStep::from_fn(|_| LATER));
     tenant.reconcile_requested_at = Some(at(0));
-    tenant.reconcile_requested_steps = Some(PerStep::from_fn(|step| step == StepKind::Ocis));
-    assert_eq!(due_steps(&tenant, at(0), &policy()), [StepKind::Ocis]);
+    tenant.reconcile_requested_steps = Some(PerStep::from_fn(|step| step == Upstream::Ocis));
+    assert_eq!(due_steps(&tenant, at(0), &policy()), [Upstream::Ocis]);
     tenant.reconcile_requested_steps = None;
-    assert_eq!(due_steps(&tenant, at(0), &policy()), StepKind::ALL);
+    assert_eq!(due_steps(&tenant, at(0), &policy()), Upstream::ALL);
 }
 
 #[test]
@@ -669,11 +669,11 @@ fn a_look_that_somebody_asked_for_reconciles_nothing_that_is_not_due_by_itself()
     tenant.observation_requested = true;
     let due = due_steps(&tenant, at(0), &policy());
     assert_eq!(due, []);
-    assert_eq!(steps_to_observe(&tenant, &due), StepKind::ALL);
-    tenant.status.steps[StepKind::Stalwart].next_attempt_at = None;
+    assert_eq!(steps_to_observe(&tenant, &due), Upstream::ALL);
+    tenant.status.steps[Upstream::Stalwart].next_attempt_at = None;
     let due = due_steps(&tenant, at(0), &policy());
-    assert!(due.contains(&StepKind::Stalwart), "what is due is done all the same");
-    assert!(!steps_to_observe(&tenant, &due).contains(&StepKind::Stalwart));
+    assert!(due.contains(&Upstream::Stalwart), "what is due is done all the same");
+    assert!(!steps_to_observe(&tenant, &due).contains(&Upstream::Stalwart));
     tenant.status.last_handled_reconcile_at = tenant.reconcile_requested_at;
     assert_eq!(steps_to_observe(&tenant, &[]), [], "once");
 }

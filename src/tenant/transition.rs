@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{
     Adopted, Backoff, Fingerprint, Found, Jitter, Observation, Phase, Presence, Ready, Reason, Status,
-    StepKind, StepState, StepStatus, Tenant, due::starts_afresh, lacking,
+    StepState, StepStatus, Tenant, Upstream, due::starts_afresh, lacking,
 };
 
 /// When things are tried again.
@@ -149,7 +149,7 @@ pub enum FailureKind {
 /// One step's outcome with the time it was reached and the jitter for its retry.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepRun {
-    pub step: StepKind,
+    pub step: Upstream,
     pub outcome: Outcome,
     pub at: Timestamp,
     pub jitter: Jitter,
@@ -193,7 +193,7 @@ pub struct Transition {
 /// * The tenant's next due time is the earliest of its steps'.
 pub fn transition(
     tenant: &Tenant,
-    due: &[StepKind],
+    due: &[Upstream],
     runs: &[StepRun],
     basis: Basis,
     now: Timestamp,
@@ -207,11 +207,11 @@ pub fn transition(
         status.steps[run.step] = after_run(tenant, run, basis, recheck_at, policy);
     }
 
-    let ran = |step: &StepKind| runs.iter().any(|run| run.step == *step);
+    let ran = |step: &Upstream| runs.iter().any(|run| run.step == *step);
     let complete = due.iter().all(ran);
     if complete {
         // The claim records an intent for every step that could need one; these did not.
-        for step in StepKind::ALL.into_iter().filter(|step| !ran(step)) {
+        for step in Upstream::ALL.into_iter().filter(|step| !ran(step)) {
             let intent = &mut status.steps[step].create_intent;
             *intent = intent.filter(|intent| !intent.fresh);
         }
@@ -222,7 +222,7 @@ pub fn transition(
 
     let after = Tenant { status, ..tenant.clone() };
     let settled = basis == Basis::Current
-        && StepKind::ALL.into_iter().all(|step| after.current_state(step).is_settled());
+        && Upstream::ALL.into_iter().all(|step| after.current_state(step).is_settled());
     let mut status = after.status;
     status.phase = match (basis, tenant.desired.deletion) {
         (Basis::Superseded, _) => before.phase,
@@ -245,7 +245,7 @@ pub fn transition(
 
     let visible = before.phase != status.phase
         || before.ready.as_ref().map(said) != status.ready.as_ref().map(said)
-        || StepKind::ALL.into_iter().any(|s| looks(&before.steps[s]) != looks(&status.steps[s]));
+        || Upstream::ALL.into_iter().any(|s| looks(&before.steps[s]) != looks(&status.steps[s]));
     Transition { status, visible }
 }
 
@@ -407,7 +407,7 @@ fn after_run(
 }
 
 /// Failed attempts in a row that count.
-fn failed_before(tenant: &Tenant, step: StepKind) -> u32 {
+fn failed_before(tenant: &Tenant, step: Upstream) -> u32 {
     if starts_afresh(tenant, step) { 0 } else { tenant.status.steps[step].attempts }
 }
 
@@ -455,7 +455,7 @@ fn ready(before: &Status, status: &Status, settled: bool, generation: i64, now: 
 }
 
 /// Most messages begin with the name of their upstream.
-fn of_step(step: StepKind, message: &str) -> String {
+fn of_step(step: Upstream, message: &str) -> String {
     let named = message.strip_prefix(step.name()).is_some_and(|rest| rest.starts_with(": "));
     if named { message.to_owned() } else { format!("{step}: {message}") }
 }

@@ -29,9 +29,9 @@ use mongodb::{Client, Collection, Database};
 use tenantry::dev::authentik::{Release, Simulator};
 use tenantry::dev::faults::Fault;
 use tenantry::dev::mongod::{self, DataDir, Mongod};
-use tenantry::store::{ClaimAnswer, Commit, Holder, Plans, Store, StoreOptions};
+use tenantry::store::{ClaimAnswer, Commit, CommitCandidates, Holder, Store, StoreOptions};
 use tenantry::tenant::{
-    Backoff, Basis, Jitter, Outcome, Policy, Reason, StepKind, StepRun, TenantId, due_steps, transition,
+    Backoff, Basis, Jitter, Outcome, Policy, Reason, StepRun, TenantId, Upstream, due_steps, transition,
 };
 use tokio::process::{Child, Command};
 
@@ -320,18 +320,18 @@ async fn record_commands(world: &World) -> anyhow::Result<(Document, Document)> 
         anyhow::bail!("a new tenant is due");
     };
     let due = due_steps(&claim.tenant, claim.now(), &policy);
-    let run = |step: &StepKind| StepRun {
+    let run = |step: &Upstream| StepRun {
         step: *step,
         outcome: match step {
-            StepKind::Authentik => Outcome::ok(&format!("{:036}", 0)),
-            StepKind::Stalwart | StepKind::Ocis => Outcome::Skipped(Reason::NotConfigured),
+            Upstream::Authentik => Outcome::ok(&format!("{:036}", 0)),
+            Upstream::Stalwart | Upstream::Ocis => Outcome::Skipped(Reason::NotConfigured),
         },
         at: claim.now(),
         jitter: Jitter::NONE,
     };
     let runs: Vec<_> = due.iter().map(run).collect();
     let plan = |basis| transition(&claim.tenant, &due, &runs, basis, claim.now(), &policy, Jitter::NONE);
-    let plans = Plans {
+    let plans = CommitCandidates {
         current: plan(Basis::Current),
         superseded: plan(Basis::Superseded),
         ran: due.clone(),

@@ -15,12 +15,12 @@ use tenantry::dev::mongod::{self, DataDir};
 use tenantry::dev::{authentik, issuer, ocis, stalwart};
 use tenantry::integration::{
     Authentik, BaseUrl, ClientCredentials, Credentials, DkimManagement, GroupTemplate, HttpClient,
-    Integrations, Limits, Ocis, Stalwart, TokenEndpoint, TokenSource, Upstream,
+    Integrations, Limits, Ocis, Stalwart, TokenEndpoint, TokenSource, UpstreamClient,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
 use tenantry::store::{Holder, Journal, NewTenant, Store, StoreOptions};
-use tenantry::tenant::{Backoff, Controls, Desired, GuardPolicy, Policy, Services, StepKind};
+use tenantry::tenant::{Backoff, ChangeGuardPolicy, Controls, Desired, Policy, Services, Upstream};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{Answer, http, setting, then_tidy, unique};
@@ -124,15 +124,15 @@ impl Servers {
         let gentle = Limits { concurrent: 3, per_minute: NonZeroU32::new(900) };
         let upstream = |step, url: &str, credentials, limits| {
             let base = BaseUrl::parse(url, "").expect("it is an address");
-            Upstream::new(step, http.clone(), base, credentials, limits, Arc::clone(metrics))
+            UpstreamClient::new(step, http.clone(), base, credentials, limits, Arc::clone(metrics))
         };
         let token = Credentials::Bearer(Secret::from(self.authentik.1.as_str()));
-        let authentik = upstream(StepKind::Authentik, &self.authentik.0, token, Limits::GENEROUS);
+        let authentik = upstream(Upstream::Authentik, &self.authentik.0, token, Limits::GENEROUS);
         let template = GroupTemplate::parse("tenant-{slug}").expect("it is a template");
-        let stalwart = upstream(StepKind::Stalwart, &self.stalwart.0, self.stalwart.1.clone(), gentle);
-        let issuer = upstream(StepKind::Ocis, &self.ocis.0, Credentials::None, Limits::GENEROUS);
+        let stalwart = upstream(Upstream::Stalwart, &self.stalwart.0, self.stalwart.1.clone(), gentle);
+        let issuer = upstream(Upstream::Ocis, &self.ocis.0, Credentials::None, Limits::GENEROUS);
         let tokens = Arc::new(TokenSource::new(issuer, self.ocis.1.clone()));
-        let ocis = upstream(StepKind::Ocis, &self.ocis.0, Credentials::Tokens(tokens), Limits::GENEROUS);
+        let ocis = upstream(Upstream::Ocis, &self.ocis.0, Credentials::Tokens(tokens), Limits::GENEROUS);
         let ocis = Ocis::new(ocis, None, PATIENCE, Arc::clone(metrics));
         let integrations = Integrations::new(Arc::clone(metrics))
             .with_authentik(Authentik::new(authentik, template))
@@ -320,7 +320,7 @@ async fn a_tenant_is_created_repaired_renamed_moved_and_kept_apart_on_every_give
             shutdown_grace: Duration::from_secs(10),
             holder: Holder::new("contract", rand::random()),
             sweep_interval: Duration::from_secs(3600),
-            guard: GuardPolicy { percent: 10 },
+            guard: ChangeGuardPolicy { percent: 10 },
             adopt_unmarked: false,
             queue_capacity: 100,
         },

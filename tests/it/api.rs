@@ -7,7 +7,7 @@ use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tenantry::config::Given;
 use tenantry::run::{self, Addresses};
-use tenantry::tenant::StepKind;
+use tenantry::tenant::Upstream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -348,7 +348,7 @@ async fn a_reconcile_may_be_asked_for_some_steps_only() {
     suite.create("acme").await;
     suite.settled("acme").await;
     let slug = "acme".parse().unwrap();
-    let asked = async |steps: &[StepKind]| {
+    let asked = async |steps: &[Upstream]| {
         suite.world.store.request_reconcile_of(&slug, steps).await.unwrap().unwrap().at
     };
     let handled = async |token: jiff::Timestamp| {
@@ -360,14 +360,14 @@ async fn a_reconcile_may_be_asked_for_some_steps_only() {
         .await;
     };
     suite.forget_requests();
-    handled(asked(&[StepKind::Ocis]).await).await;
+    handled(asked(&[Upstream::Ocis]).await).await;
     assert_eq!(suite.requests(), [0, 0, 1]);
 
     // What is asked for before the first is handled adds to it.
     controller.stop().await;
     suite.forget_requests();
-    asked(&[StepKind::Ocis]).await;
-    let both = asked(&[StepKind::Authentik]).await;
+    asked(&[Upstream::Ocis]).await;
+    let both = asked(&[Upstream::Authentik]).await;
     let controller =
         suite.controller(|settings| settings.poll_interval = Duration::from_secs(600)).await;
     handled(both).await;
@@ -375,8 +375,8 @@ async fn a_reconcile_may_be_asked_for_some_steps_only() {
     // Each is checked at start.
     assert_eq!(suite.requests(), [CHECK[0] + 1, CHECK[1], CHECK[2] + 1]);
     suite.forget_requests();
-    asked(&StepKind::ALL).await;
-    let all = asked(&[StepKind::Ocis]).await;
+    asked(&Upstream::ALL).await;
+    let all = asked(&[Upstream::Ocis]).await;
     let controller = suite.controller(|_| {}).await;
     handled(all).await;
     controller.stop().await;

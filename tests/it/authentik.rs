@@ -10,7 +10,7 @@ use tenantry::dev::authentik::{Release, Rights, Simulator};
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::integration::{Authentik, Converged, Effect, Error, Gate, Mode, Target};
 use tenantry::metrics::Metrics;
-use tenantry::tenant::{Desired, FailureKind, MayAdopt, PerStep, Reason, Services, StepKind, TenantId};
+use tenantry::tenant::{Desired, FailureKind, MayAdopt, PerStep, Reason, Services, TenantId, Upstream};
 
 use crate::support::{self, TOKEN, adopting, converge};
 
@@ -58,7 +58,7 @@ fn connect(url: &str, token: &str) -> Authentik {
 
 fn gate() -> Gate {
     let board = tokio::sync::watch::Sender::new(PerStep::default());
-    Gate::new(StepKind::Authentik, Arc::new(Metrics::new()), board)
+    Gate::new(Upstream::Authentik, Arc::new(Metrics::new()), board)
 }
 
 pub fn target() -> Target {
@@ -74,7 +74,7 @@ pub fn target() -> Target {
     Target {
         id: TenantId::from_bytes(ObjectId::new().bytes()),
         slug: "acme".parse().unwrap(),
-        desired: desired.for_step(StepKind::Authentik),
+        desired: desired.for_step(Upstream::Authentik),
         observed: None,
         left: None,
         recorded: None,
@@ -82,7 +82,7 @@ pub fn target() -> Target {
         search: false,
         may_exist: false,
         intent: None,
-        mode: Mode::Change,
+        mode: Mode::Apply,
         fleet: crate::fleet::FLEET,
         known: true,
         may_adopt: MayAdopt::default(),

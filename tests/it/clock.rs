@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tenantry::tenant::StepKind;
+use tenantry::tenant::Upstream;
 
 use crate::support::{eventually, missing};
 use crate::three::Suite;
@@ -37,12 +37,12 @@ async fn a_process_whose_clock_is_an_hour_off_trips_the_guard_and_repairs_once_i
             suite.world.authentik.delete_named(&format!("tenant-{slug}"));
         }
         eventually(&format!("{offset}: the guard trips"), async || {
-            suite.guard(StepKind::Authentik).await.is_tripped()
+            suite.guard(Upstream::Authentik).await.is_tripped()
         })
         .await;
         assert!(suite.world.authentik.count() < 30, "{offset}");
         let hour = Duration::from_secs(3600);
-        assert!(suite.world.store.lift_guard(StepKind::Authentik, hour).await.unwrap(), "{offset}");
+        assert!(suite.world.store.lift_guard(Upstream::Authentik, hour).await.unwrap(), "{offset}");
         eventually(&format!("{offset}: all is repaired"), async || suite.world.authentik.count() == 30)
             .await;
         let log = process.stop().await;

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use mongodb::bson::doc;
 use tenantry::dev::faults::{Fault, FaultAnswer};
-use tenantry::tenant::{StepKind, TryLimits};
+use tenantry::tenant::{TryLimits, Upstream};
 
 use crate::outage::many;
 use crate::support::{World, eventually, holds_for};
 use crate::three::{KEY, Suite};
 
-const STALWART: StepKind = StepKind::Stalwart;
+const STALWART: Upstream = Upstream::Stalwart;
 const PERMISSIONS: [&str; 9] = [
     "authenticate",
     "sysDomainGet",

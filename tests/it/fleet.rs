@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mongodb::bson::{Document, doc};
 use serde_json::{Value, json};
-use tenantry::tenant::{FleetId, StepKind};
+use tenantry::tenant::{FleetId, Upstream};
 
 use crate::support::{Process, eventually, holds_for, http};
 use crate::three::Suite;
@@ -55,7 +55,7 @@ async fn a_step_that_only_this_process_cannot_run_is_held_and_what_is_known_of_i
     suite.known(&["acme", "idle"]).await;
     let before = suite.world.step_of("acme", "ocis").await;
     let idle = suite.world.find("idle").await;
-    let controller = suite.controller_without(&[StepKind::Ocis]).await;
+    let controller = suite.controller_without(&[Upstream::Ocis]).await;
     suite.world.set("acme", doc! { "name": "Acme AG" }).await;
     suite.stands_at("acme", "authentik", "ok", "InSync").await;
     suite.stands_at("acme", "ocis", "pending", "NotConfigured").await;
@@ -88,7 +88,7 @@ async fn a_step_that_only_this_process_cannot_run_is_held_and_what_is_known_of_i
 async fn a_new_tenant_waits_for_an_upstream_of_the_fleet_and_becomes_active_when_it_is_configured() {
     let suite = Suite::new().await;
     suite.known(&[]).await;
-    let controller = suite.controller_without(&[StepKind::Authentik]).await;
+    let controller = suite.controller_without(&[Upstream::Authentik]).await;
     suite.create("acme").await;
     suite.stands_at("acme", "ocis", "ok", "InSync").await;
     suite.stands_at("acme", "authentik", "pending", "NotConfigured").await;
@@ -104,7 +104,7 @@ async fn a_new_tenant_waits_for_an_upstream_of_the_fleet_and_becomes_active_when
 async fn a_deletion_waits_for_an_upstream_that_this_process_lacks() {
     let suite = Suite::new().await;
     suite.known(&["acme"]).await;
-    let controller = suite.controller_without(&[StepKind::Stalwart, StepKind::Ocis]).await;
+    let controller = suite.controller_without(&[Upstream::Stalwart, Upstream::Ocis]).await;
     let policy = tenantry::tenant::DeletionPolicy::Purge;
     suite.world.store.request_deletion(&"acme".parse().unwrap(), policy).await.unwrap();
     suite.stands_at("acme", "authentik", "skipped", "Deleted").await;
@@ -140,7 +140,7 @@ async fn what_was_skipped_before_an_upstream_was_first_configured_becomes_due_th
     // As versions that did not remember the fleet left it.
     let controls = suite.world.mongo.collection::<Document>("tenantry_controls");
     controls.delete_one(doc! { "_id": "fleet" }).await.unwrap();
-    let controller = suite.controller_without(&[StepKind::Stalwart]).await;
+    let controller = suite.controller_without(&[Upstream::Stalwart]).await;
     suite.stands_at("acme", "ocis", "ok", "InSync").await;
     suite.stands_at("acme", "stalwart", "skipped", "NotConfigured").await;
     controller.stop().await;
@@ -160,7 +160,7 @@ async fn a_process_that_lacks_an_upstream_stands_by_while_another_has_them_all()
     let suite = Suite::new().await;
     suite.known(&["t0", "t1", "t2"]).await;
     let whole = suite.controller(|_| {}).await;
-    let lacking = suite.controller_without(&[StepKind::Ocis]).await;
+    let lacking = suite.controller_without(&[Upstream::Ocis]).await;
     eventually("the question is answered", async || {
         let fleet = suite.world.store.controls().await.unwrap().fleet.unwrap();
         fleet.asked_at.is_some() && fleet.answered_at >= fleet.asked_at
@@ -255,7 +255,7 @@ async fn many_processes_that_start_at_once_make_one_fleet() {
     for _ in 0..16 {
         let store = suite.world.other_store().await;
         joining.spawn(async move {
-            while store.join_fleet(&[StepKind::Authentik], None).await.is_err() {}
+            while store.join_fleet(&[Upstream::Authentik], None).await.is_err() {}
             store.controls().await.unwrap().fleet.unwrap().id
         });
     }
@@ -265,6 +265,6 @@ async fn many_processes_that_start_at_once_make_one_fleet() {
     let id = *ids.first().unwrap();
     let controls = suite.world.mongo.collection::<Document>("tenantry_controls");
     controls.delete_one(doc! { "_id": "fleet" }).await.unwrap();
-    suite.world.store.join_fleet(&[StepKind::Authentik], Some(id)).await.unwrap();
+    suite.world.store.join_fleet(&[Upstream::Authentik], Some(id)).await.unwrap();
     assert_eq!(suite.world.store.controls().await.unwrap().fleet.unwrap().id, id);
 }

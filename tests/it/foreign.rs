@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tenantry::controller::Settings;
 use tenantry::metrics::Metrics;
 use tenantry::store::NewTenant;
-use tenantry::tenant::{Controls, DeletionPolicy, Desired, StepKind};
+use tenantry::tenant::{Controls, DeletionPolicy, Desired, Upstream};
 
 use crate::support::{Commands, Running, eventually, open_store, settings};
 use crate::three::{STEPS, Suite};
@@ -95,7 +95,7 @@ async fn another_database_on_the_same_upstreams_conflicts_changes_nothing_and_is
     }
     // Spaces have no unique names.
     eventually("it has a space of its own", async || suite.files.server.count() == 2).await;
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         let swept = |controls: &Controls| {
             let found = controls.sweeps[step].as_ref().and_then(|swept| swept.found);
             found.is_some_and(|found| found.foreign == 1 && found.orphans == 0)

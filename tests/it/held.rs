@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use mongodb::bson::doc;
 use tenantry::dev::faults::{Fault, Faults};
 use tenantry::store::Scope;
-use tenantry::tenant::StepKind;
+use tenantry::tenant::Upstream;
 
 use crate::support::{ServerFault, eventually, holds_for};
 use crate::three::Suite;
@@ -87,7 +87,7 @@ async fn a_start_during_the_commit_of_a_hold_leaves_nothing_held() {
     let Some(fault) = fault else { return };
     eventually("its last step has ended", async || {
         let held =
-            controller.metrics.step_seconds.of((StepKind::Authentik, tenantry::metrics::StepEnd::Held));
+            controller.metrics.step_seconds.of((Upstream::Authentik, tenantry::metrics::StepEnd::Held));
         held.get_sample_count() > 0
     })
     .await;
@@ -125,16 +125,16 @@ async fn a_guard_that_is_lifted_during_a_reconcile_leaves_nothing_held() {
     let controller = suite.controller(|_| {}).await;
     suite.create("acme").await;
     suite.settled("acme").await;
-    assert!(suite.world.store.trip_guard(StepKind::Authentik, "for a test").await.unwrap());
+    assert!(suite.world.store.trip_guard(Upstream::Authentik, "for a test").await.unwrap());
     let mut controls = controller.controls.clone();
-    controls.wait_for(|controls| controls.guards[StepKind::Authentik].is_tripped()).await.unwrap();
+    controls.wait_for(|controls| controls.guards[Upstream::Authentik].is_tripped()).await.unwrap();
     suite.world.authentik.delete_named("tenant-acme");
     suite.forget_requests();
     slow(&suite.world.authentik.faults, "GET", GROUPS);
     suite.world.store.request_reconcile(&"acme".parse().unwrap()).await.unwrap();
     suite.is_asked(&suite.world.authentik.faults, GROUPS).await;
     let hour = Duration::from_secs(3600);
-    assert!(suite.world.store.lift_guard(StepKind::Authentik, hour).await.unwrap());
+    assert!(suite.world.store.lift_guard(Upstream::Authentik, hour).await.unwrap());
     eventually("it is repaired", async || suite.world.authentik.count() == 1).await;
     suite.settled("acme").await;
     suite.audit("acme").await;
@@ -225,18 +225,18 @@ async fn a_stop_is_known_within_a_second_however_often_its_stream_was_interrupte
     let controller = suite.controller(|_| {}).await;
     let mut controls = controller.controls.clone();
     let store = &suite.world.store;
-    let ocis = Scope::Upstream(StepKind::Ocis);
+    let ocis = Scope::Upstream(Upstream::Ocis);
     for round in 0..7 {
         let fault =
             ServerFault::on(&suite.world, "tenantry_controls", &["getMore"], INTERRUPTED, Some(1)).await;
         let Some(fault) = fault else { return };
         // The first change ends the wait that is under way, and the next wait fails.
         store.stop(ocis).await.unwrap();
-        controls.wait_for(|controls| controls.is_stopped(StepKind::Ocis)).await.unwrap();
+        controls.wait_for(|controls| controls.is_stopped(Upstream::Ocis)).await.unwrap();
         fault.off().await;
         let asked = Instant::now();
         store.start(ocis).await.unwrap();
-        controls.wait_for(|controls| !controls.is_stopped(StepKind::Ocis)).await.unwrap();
+        controls.wait_for(|controls| !controls.is_stopped(Upstream::Ocis)).await.unwrap();
         // A second, and two for a busy machine; a delay that only grew would be past that by now.
         assert!(asked.elapsed() < Duration::from_secs(3), "round {round}: {:?}", asked.elapsed());
     }

@@ -11,8 +11,8 @@ use tenantry::dev::authentik::Release;
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::integration::{Mode, Target};
 use tenantry::metrics::Metrics;
-use tenantry::store::Change;
-use tenantry::tenant::{Desired, MayAdopt, Services, StepKind, TenantId};
+use tenantry::store::WorkEvent;
+use tenantry::tenant::{Desired, MayAdopt, Services, TenantId, Upstream};
 
 use crate::support::{self, World, converge, date, eventually, holds_for, settings};
 
@@ -155,7 +155,7 @@ fn target(slug: &str) -> Target {
     Target {
         id: TenantId::from_bytes(ObjectId::new().bytes()),
         slug: slug.parse().unwrap(),
-        desired: desired.for_step(StepKind::Authentik),
+        desired: desired.for_step(Upstream::Authentik),
         observed: None,
         left: None,
         recorded: None,
@@ -163,7 +163,7 @@ fn target(slug: &str) -> Target {
         search: false,
         may_exist: false,
         intent: None,
-        mode: Mode::Change,
+        mode: Mode::Apply,
         fleet: crate::fleet::FLEET,
         known: true,
         may_adopt: MayAdopt::default(),
@@ -331,7 +331,7 @@ async fn the_controllers_own_writes_produce_no_event() {
     }
     // Were there more, they would stand before the last one.
     assert_eq!(seen.len(), 3, "insert, request, rename: {seen:?}");
-    assert!(seen.iter().all(|change| matches!(change, Change::Tenant { .. })));
+    assert!(seen.iter().all(|change| matches!(change, WorkEvent::Tenant { .. })));
     watch.close().await;
 }
 

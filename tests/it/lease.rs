@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use mongodb::bson::{Bson, DateTime, doc, oid::ObjectId};
-use tenantry::store::{Claim, ClaimAnswer, Commit, Holder, Plans, Store};
+use tenantry::store::{Claim, ClaimAnswer, Commit, CommitCandidates, Holder, Store};
 use tenantry::tenant::{
-    Basis, Found, Jitter, Outcome, Policy, Reason, StepKind, StepRun, TenantId, Transition, due_steps,
+    Basis, Found, Jitter, Outcome, Policy, Reason, StepRun, TenantId, Transition, Upstream, due_steps,
     steps_to_observe, transition,
 };
 
@@ -32,15 +32,15 @@ async fn claim(store: &Store, tenant: ObjectId, by: &str, ttl: Duration) -> Opti
 }
 
 /// What a reconcile that found everything well would write.
-fn all_well(claim: &Claim) -> Plans {
+fn all_well(claim: &Claim) -> CommitCandidates {
     plans(claim, |_| Outcome::ok("x"))
 }
 
-fn plans(claim: &Claim, outcome: impl Fn(StepKind) -> Outcome) -> Plans {
+fn plans(claim: &Claim, outcome: impl Fn(Upstream) -> Outcome) -> CommitCandidates {
     let policy: Policy = settings().policy;
     let mut due = due_steps(&claim.tenant, claim.now(), &policy);
     due.extend(steps_to_observe(&claim.tenant, &due));
-    let run = |step: &StepKind| StepRun {
+    let run = |step: &Upstream| StepRun {
         step: *step,
         outcome: outcome(*step),
         at: claim.now(),
@@ -50,7 +50,7 @@ fn plans(claim: &Claim, outcome: impl Fn(StepKind) -> Outcome) -> Plans {
     let plan = |basis| -> Transition {
         transition(&claim.tenant, &due, &runs, basis, claim.now(), &policy, Jitter::NONE)
     };
-    Plans {
+    CommitCandidates {
         current: plan(Basis::Current),
         superseded: plan(Basis::Superseded),
         ran: runs.iter().filter(|run| !run.is_look()).map(|run| run.step).collect(),
@@ -63,16 +63,16 @@ async fn a_tenant_is_claimed_by_one_at_a_time_and_not_again_before_it_is_due() {
     let world = World::new().await;
     let acme = world.insert("acme").await;
     let first = claim(&world.store, acme, "a", TTL).await.expect("it is due");
-    assert!(!first.may_have_made(StepKind::Authentik), "it is new, and nobody has claimed it");
-    assert!(first.may_have_made(StepKind::Ocis), "only a document that says so is certainly unclaimed");
+    assert!(!first.may_have_made(Upstream::Authentik), "it is new, and nobody has claimed it");
+    assert!(first.may_have_made(Upstream::Ocis), "only a document that says so is certainly unclaimed");
     assert!(claim(&world.store, acme, "b", TTL).await.is_none(), "it is held");
     let done = world.store.commit(&first, &all_well(&first)).await.unwrap();
     assert!(matches!(done, Commit::Done { interrupted: false, next: Some(_), .. }), "{done:?}");
     assert!(claim(&world.store, acme, "b", TTL).await.is_none(), "it is not due");
     world.set("acme", doc! { "name": "Acme, renamed" }).await;
     let second = claim(&world.store, acme, "b", TTL).await.expect("its desired state changed");
-    assert!(second.may_have_made(StepKind::Authentik));
-    assert!(!second.may_have_made(StepKind::Ocis), "an earlier claim would have left its intent");
+    assert!(second.may_have_made(Upstream::Authentik));
+    assert!(!second.may_have_made(Upstream::Ocis), "an earlier claim would have left its intent");
 }
 
 #[tokio::test]
@@ -133,7 +133,7 @@ async fn a_released_tenant_is_due_at_once_with_its_epoch_kept() {
     let first = claim(&world.store, acme, "a", TTL).await.expect("it is due");
     world.store.release(&first).await.unwrap();
     let second = claim(&world.store, acme, "b", TTL).await.expect("it is free and due");
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         assert!(second.may_have_made(step), "epochs never go back, and an intent stays");
     }
     assert_eq!(world.store.commit(&first, &all_well(&first)).await.unwrap(), Commit::Fenced);
@@ -237,9 +237,9 @@ async fn the_legacy_fields_agree_with_the_detailed_ones_and_foreign_ones_stay() 
     let acme = legacy.get_object_id("_id").unwrap();
     let held = claim(&world.store, acme, "a", TTL).await.expect("nobody has looked at it yet");
     let mixed = plans(&held, |step| match step {
-        StepKind::Authentik => Outcome::ok("pk"),
-        StepKind::Stalwart => Outcome::Skipped(Reason::NotConfigured),
-        StepKind::Ocis => Outcome::Failed(tenantry::tenant::Failure {
+        Upstream::Authentik => Outcome::ok("pk"),
+        Upstream::Stalwart => Outcome::Skipped(Reason::NotConfigured),
+        Upstream::Ocis => Outcome::Failed(tenantry::tenant::Failure {
             kind: tenantry::tenant::FailureKind::Transient { retry_after: None },
             reason: Reason::Timeout,
             message: "ocis: too slow".into(),
@@ -263,7 +263,7 @@ async fn the_legacy_fields_agree_with_the_detailed_ones_and_foreign_ones_stay() 
     assert_eq!(tenant.get("contacts"), legacy.get("contacts"));
     assert_eq!(tenant.get("__v"), legacy.get("__v"));
     let steps = tenant.get_document("steps").unwrap();
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         let detail = steps.get_document(step.name()).unwrap();
         let summary = tenant.get_document("provisioningStatus").unwrap();
         assert_eq!(detail.get("state"), summary.get(step.name()));
@@ -379,7 +379,7 @@ async fn settled_steps_are_looked_at_again_after_a_reconcile_that_did_not_finish
         let next = next.expect("just checked");
         assert!(next.tenant.interrupted, "{ended_by}");
         let due = due_steps(&next.tenant, next.now(), &settings().policy);
-        assert_eq!(due, StepKind::ALL, "{ended_by}");
+        assert_eq!(due, Upstream::ALL, "{ended_by}");
         world.store.commit(&next, &all_well(&next)).await.unwrap();
     }
     world.store.request_reconcile(&"acme".parse().unwrap()).await.unwrap();
@@ -465,7 +465,7 @@ async fn a_request_for_all_outlives_a_crash_and_whoever_only_wants_to_look() {
     })
     .await;
     let tenant = again.expect("just checked").tenant;
-    assert!(StepKind::ALL.into_iter().all(|step| tenant.is_requested(step)), "{tenant:?}");
+    assert!(Upstream::ALL.into_iter().all(|step| tenant.is_requested(step)), "{tenant:?}");
 }
 
 #[tokio::test]
@@ -478,7 +478,7 @@ async fn what_makes_a_step_due_while_it_is_looked_at_outlives_the_look() {
     world.store.request_observation(&slug).await.unwrap().expect("there is such a tenant");
     let look = claim(&world.store, acme, "a", TTL).await.expect("it is asked for");
     // A sweep sees something meanwhile.
-    world.store.make_due(StepKind::Ocis, &[id(acme)], std::time::Duration::ZERO).await.unwrap();
+    world.store.make_due(Upstream::Ocis, &[id(acme)], std::time::Duration::ZERO).await.unwrap();
     let mut flagged = world.step_of("acme", "ocis").await;
     assert!(flagged.remove("createIntent").is_some(), "the claim records one in case something is made");
     let seen = plans(&look, |_| Outcome::Observed(Found::Missing));
@@ -488,7 +488,7 @@ async fn what_makes_a_step_due_while_it_is_looked_at_outlives_the_look() {
     assert!(step.remove("observation").is_some());
     assert_eq!(step, flagged, "a look leaves nothing but what it saw");
     let next = claim(&world.store, acme, "a", TTL).await.expect("it is due");
-    assert_eq!(due_steps(&next.tenant, next.now(), &settings().policy), [StepKind::Ocis]);
+    assert_eq!(due_steps(&next.tenant, next.now(), &settings().policy), [Upstream::Ocis]);
 }
 
 #[tokio::test]

@@ -16,8 +16,8 @@ use tenantry::integration::{Credentials, Integrations, Limits, Mode, Target, Unb
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
 use tenantry::tenant::{
-    Basis, DeletionPolicy, Desired, Fleet, Jitter, Reason, Services, Status, StepKind, StepRun, Tenant,
-    TenantId, transition,
+    Basis, DeletionPolicy, Desired, Fleet, Jitter, Reason, Services, Status, StepRun, Tenant, TenantId,
+    Upstream, transition,
 };
 
 use crate::stalwart::{Bench, desired, next, target};
@@ -182,9 +182,9 @@ impl Life {
     }
 
     async fn reconcile(&mut self, is_committed: bool) {
-        let step = StepKind::Stalwart;
+        let step = Upstream::Stalwart;
         let paused = self.tenant.desired.paused;
-        let mode = if paused { Mode::Observe(Some(Reason::Paused)) } else { Mode::Change };
+        let mode = if paused { Mode::Hold(Reason::Paused) } else { Mode::Apply };
         let now = Timestamp::now();
         let fleet = Fleet::new(crate::fleet::FLEET);
         let target = Target::of(&self.tenant, &fleet, step, self.claimed, mode, false, now);

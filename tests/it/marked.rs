@@ -6,7 +6,7 @@ use mongodb::bson::{Document, doc};
 use serde_json::json;
 use tenantry::controller::Settings;
 use tenantry::dev::faults::{Fault, FaultAnswer};
-use tenantry::tenant::{DeletionPolicy, StepKind};
+use tenantry::tenant::{DeletionPolicy, Upstream};
 
 use crate::support::eventually;
 use crate::three::Suite;
@@ -36,18 +36,18 @@ impl Suite {
     }
 
     /// Whether a resource with this text says that it is in use.
-    fn in_use(&self, step: StepKind) -> usize {
+    fn in_use(&self, step: Upstream) -> usize {
         match step {
-            StepKind::Authentik => {
+            Upstream::Authentik => {
                 let groups = self.world.authentik.groups();
                 groups.iter().filter(|it| it["attributes"]["tenantry_status"].is_null()).count()
             }
-            StepKind::Stalwart => {
+            Upstream::Stalwart => {
                 let domains = self.stalwart.domains();
                 let off = |text: &str| text.contains(" off ") || text.contains(" released ");
                 domains.iter().filter(|it| !off(it["description"].as_str().unwrap_or(""))).count()
             }
-            StepKind::Ocis => {
+            Upstream::Ocis => {
                 let drives = self.files.server.drives();
                 let off = |text: &str| text.contains(" off ") || text.contains(" released ");
                 drives.iter().filter(|it| !off(it["description"].as_str().unwrap_or(""))).count()
@@ -57,11 +57,11 @@ impl Suite {
 }
 
 /// Applies what is asked, and says that something failed.
-fn unanswered(step: StepKind) -> Fault {
+fn unanswered(step: Upstream) -> Fault {
     let fault = match step {
-        StepKind::Authentik => Fault { method: Some("POST".into()), ..Fault::default() },
-        StepKind::Stalwart => Fault { body: Some("\"create\"".into()), ..Fault::default() },
-        StepKind::Ocis => Fault {
+        Upstream::Authentik => Fault { method: Some("POST".into()), ..Fault::default() },
+        Upstream::Stalwart => Fault { body: Some("\"create\"".into()), ..Fault::default() },
+        Upstream::Ocis => Fault {
             method: Some("POST".into()),
             path: Some("/graph/v1.0/drives".into()),
             ..Fault::default()
@@ -73,13 +73,13 @@ fn unanswered(step: StepKind) -> Fault {
 
 #[tokio::test]
 async fn a_service_that_is_switched_off_while_its_create_was_unanswered_leaves_nothing_in_use() {
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         let suite = Suite::new().await;
         let controller = suite.controller(|_| {}).await;
         suite.faults(step).add(unanswered(step));
         // Nor can it be looked for.
         let read = match step {
-            StepKind::Stalwart => Fault { body: Some("/query".into()), ..Fault::default() },
+            Upstream::Stalwart => Fault { body: Some("/query".into()), ..Fault::default() },
             _ => Fault { method: Some("GET".into()), ..Fault::default() },
         };
         let answer = FaultAnswer::Status { status: 502, body: String::new(), retry_after: None };
@@ -103,7 +103,7 @@ async fn what_a_late_create_leaves_of_a_service_that_is_off_is_shown_and_then_ma
     let id = tenant.get_object_id("_id").unwrap().to_hex();
     let services = doc! { "services": { "authentik": false, "stalwart": false, "ocis": false } };
     suite.world.set("acme", services).await;
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         suite.reason_becomes("acme", step.name(), "ServiceDisabled").await;
         eventually("it is marked off", async || suite.in_use(step) == 0).await;
     }
@@ -116,7 +116,7 @@ async fn what_a_late_create_leaves_of_a_service_that_is_off_is_shown_and_then_ma
         "name": "Late", "driveAlias": format!("tenantry/{id}/{intent}"),
         "description": format!("[tenantry {id}/{intent} {fleet}]"),
     }));
-    for step in [StepKind::Stalwart, StepKind::Ocis] {
+    for step in [Upstream::Stalwart, Upstream::Ocis] {
         eventually(&format!("the late one of {step} is put out of use"), async || {
             suite.in_use(step) == 0
         })
@@ -138,12 +138,12 @@ async fn a_mail_domain_that_the_tenant_no_longer_has_is_let_go_and_comes_back_wi
     suite.stalwart.plant_account("acme.test", "anna");
     suite.world.set("acme", doc! { "domain": null }).await;
     suite.reason_becomes("acme", "stalwart", "NoMailDomain").await;
-    assert_eq!(suite.in_use(StepKind::Stalwart), 0, "{:?}", suite.stalwart.domains());
+    assert_eq!(suite.in_use(Upstream::Stalwart), 0, "{:?}", suite.stalwart.domains());
     assert_eq!(suite.stalwart.count(), 1, "it stays");
     suite.settled("acme").await;
     suite.world.set("acme", doc! { "domain": "acme.test" }).await;
     suite.reason_becomes("acme", "stalwart", "InSync").await;
-    assert_eq!((suite.in_use(StepKind::Stalwart), suite.stalwart.count()), (1, 1));
+    assert_eq!((suite.in_use(Upstream::Stalwart), suite.stalwart.count()), (1, 1));
     // A tenant that never had one costs no request.
     suite.world.insert("globex").await;
     suite.settled("globex").await;
@@ -165,7 +165,7 @@ async fn a_copy_of_a_group_is_shown_until_it_is_gone_and_flagged_once() {
     suite.settled("acme").await;
     // From now on nothing is to be done about it.
     let swept = async || {
-        let swept = controller.controls.borrow().sweeps[StepKind::Authentik].clone();
+        let swept = controller.controls.borrow().sweeps[Upstream::Authentik].clone();
         swept.map(|swept| swept.ended_at)
     };
     let before = suite.world.find("acme").await;

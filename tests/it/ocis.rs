@@ -11,12 +11,12 @@ use tenantry::dev::ocis::{Flavour, Options, Simulator};
 use tenantry::integration::{
     BaseUrl, ClientCredentials, Converged, Credentials, Error, GroupTemplate, HttpClient, Integration,
     Integrations, Intent, Limits, Membership, Mode, Ocis, SpaceRole, Target, TokenEndpoint, TokenSource,
-    Unbounded, Upstream,
+    Unbounded, UpstreamClient,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
 use tenantry::tenant::{
-    Desired, FailureKind, IntentId, MayAdopt, Outcome, Reason, Services, StepDesired, StepKind, TenantId,
+    Desired, FailureKind, IntentId, MayAdopt, Outcome, Reason, Services, StepDesired, TenantId, Upstream,
 };
 
 use crate::support::{converge, eventually};
@@ -67,7 +67,7 @@ impl FileServer {
         let upstream = |credentials| {
             let base = BaseUrl::parse(&self.server.url(), "graph/v1.0").unwrap();
             let (http, metrics) = (http.clone(), Arc::clone(metrics));
-            Upstream::new(StepKind::Ocis, http, base, credentials, Limits::GENEROUS, metrics)
+            UpstreamClient::new(Upstream::Ocis, http, base, credentials, Limits::GENEROUS, metrics)
         };
         let tokens = Arc::new(TokenSource::new(upstream(Credentials::None), credentials));
         let upstream = upstream(Credentials::Tokens(tokens));
@@ -121,7 +121,7 @@ fn desired(name: &str, storage_bytes: Option<i64>) -> StepDesired {
         adopt: None,
         deletion: None,
     };
-    desired.for_step(StepKind::Ocis)
+    desired.for_step(Upstream::Ocis)
 }
 
 fn intent() -> IntentId {
@@ -144,7 +144,7 @@ fn target() -> Target {
         search: false,
         may_exist: false,
         intent: Some(Intent { id: intent(), open: false, age: Duration::ZERO }),
-        mode: Mode::Change,
+        mode: Mode::Apply,
         fleet: crate::fleet::FLEET,
         known: true,
         may_adopt: MayAdopt::default(),
@@ -567,7 +567,7 @@ async fn rejected_credentials_cost_the_issuer_one_request_and_ocis_none() {
     let mut runs = tokio::task::JoinSet::new();
     for _ in 0..1_000 {
         let integrations = Arc::clone(&integrations);
-        runs.spawn(async move { integrations.run(StepKind::Ocis, &target(), &Unbounded).await });
+        runs.spawn(async move { integrations.run(Upstream::Ocis, &target(), &Unbounded).await });
     }
     while let Some(outcome) = runs.join_next().await {
         let Outcome::Failed(failure) = outcome.unwrap() else { panic!("it cannot work") };
@@ -592,7 +592,7 @@ async fn a_token_that_ocis_refuses_costs_at_most_three_requests_in_ten_minutes()
     let mut runs = tokio::task::JoinSet::new();
     for _ in 0..1_000 {
         let integrations = Arc::clone(&integrations);
-        runs.spawn(async move { integrations.run(StepKind::Ocis, &target(), &Unbounded).await });
+        runs.spawn(async move { integrations.run(Upstream::Ocis, &target(), &Unbounded).await });
     }
     let mut soonest = Duration::MAX;
     while let Some(outcome) = runs.join_next().await {

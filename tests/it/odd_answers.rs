@@ -14,13 +14,13 @@ use tenantry::dev::stalwart;
 use tenantry::integration::{Converged, Credentials, Error, Integration, Intent, Limits, Mode, Target};
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
-use tenantry::tenant::{Desired, IntentId, MayAdopt, Reason, StepKind, TenantId};
+use tenantry::tenant::{Desired, IntentId, MayAdopt, Reason, TenantId, Upstream};
 
 use crate::ocis::FileServer;
 use crate::stalwart::connect;
 use crate::support::{TOKEN, authentik, converge};
 
-fn target(step: StepKind, slug: &str) -> Target {
+fn target(step: Upstream, slug: &str) -> Target {
     let mut desired = Desired::new("Acme Corporation".parse().unwrap());
     desired.domain = Some(format!("{slug}.test").parse().unwrap());
     Target {
@@ -34,7 +34,7 @@ fn target(step: StepKind, slug: &str) -> Target {
         search: false,
         may_exist: false,
         intent: None,
-        mode: Mode::Change,
+        mode: Mode::Apply,
         fleet: crate::fleet::FLEET,
         known: true,
         may_adopt: MayAdopt::default(),
@@ -73,7 +73,7 @@ async fn a_space_that_cannot_be_understood_spoils_no_list_and_is_not_taken_for_g
     let targets = ["acme", "globex", "initech"].map(|slug| {
         let id = IntentId::from_bytes(rand::random());
         let intent = Some(Intent { id, open: false, age: Duration::ZERO });
-        Target { intent, ..target(StepKind::Ocis, slug) }
+        Target { intent, ..target(Upstream::Ocis, slug) }
     });
     for target in &targets {
         converge(&ocis, target).await.unwrap();
@@ -93,7 +93,7 @@ async fn a_space_that_cannot_be_understood_spoils_no_list_and_is_not_taken_for_g
     files.server.faults.add(Fault { method: Some("GET".into()), path, answer, ..Fault::default() });
 
     assert_eq!(swept(&ocis).await, all(&targets));
-    assert_eq!(metrics.unreadable.of(StepKind::Ocis).get(), 3);
+    assert_eq!(metrics.unreadable.of(Upstream::Ocis).get(), 3);
     files.server.faults.forget_requests();
     let open = |target: &Target| {
         let intent = target.intent.map(|intent| Intent { open: true, ..intent });
@@ -110,7 +110,7 @@ async fn a_space_that_cannot_be_understood_spoils_no_list_and_is_not_taken_for_g
 async fn a_group_that_cannot_be_understood_spoils_no_list_and_is_not_taken_for_gone() {
     let server = authentik::Simulator::new(0, TOKEN, Release::R2025_8).await.unwrap();
     let authentik = authentik(&server.url(), TOKEN, Duration::from_secs(2), &Arc::default());
-    let targets = ["acme", "globex", "initech"].map(|slug| target(StepKind::Authentik, slug));
+    let targets = ["acme", "globex", "initech"].map(|slug| target(Upstream::Authentik, slug));
     for target in &targets {
         converge(&authentik, target).await.unwrap();
     }
@@ -137,7 +137,7 @@ async fn a_domain_that_cannot_be_understood_spoils_no_list_and_is_not_taken_for_
     let server = stalwart::Simulator::new(0, "API_odd", stalwart::Options::default()).await.unwrap();
     let key = Credentials::Bearer(Secret::from("API_odd"));
     let stalwart = connect(&server.url(), key, Limits::GENEROUS);
-    let targets = ["acme", "globex", "initech"].map(|slug| target(StepKind::Stalwart, slug));
+    let targets = ["acme", "globex", "initech"].map(|slug| target(Upstream::Stalwart, slug));
     for target in &targets {
         converge(&stalwart, target).await.unwrap();
     }

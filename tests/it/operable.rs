@@ -12,7 +12,7 @@ use saphyr_parser::{Event, Parser, ScalarStyle, StrInput};
 use serde_json::{Map, Value, json};
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::metrics::{GuideFormat, describe, guide};
-use tenantry::tenant::StepKind;
+use tenantry::tenant::Upstream;
 use tokio::process::Command;
 
 use crate::support::{Process, World, eventually, http, missing, tool};
@@ -837,7 +837,7 @@ async fn an_outage_of_authentik_is_told_by_its_alert_alone_and_every_panel_shows
         .await;
 
     let answer = FaultAnswer::Status { status: 503, body: String::new(), retry_after: None };
-    suite.faults(StepKind::Authentik).add(Fault { answer, ..Fault::default() });
+    suite.faults(Upstream::Authentik).add(Fault { answer, ..Fault::default() });
     for slug in &slugs[..4] {
         suite.world.store.request_reconcile(&slug.parse().unwrap()).await.unwrap();
     }
@@ -864,7 +864,7 @@ async fn an_outage_of_authentik_is_told_by_its_alert_alone_and_every_panel_shows
             })
             .await;
     }
-    suite.faults(StepKind::Authentik).clear();
+    suite.faults(Upstream::Authentik).clear();
     prometheus
         .eventually(&format!("{down} is resolved"), async || {
             prometheus.is(None, down, "authentik").await

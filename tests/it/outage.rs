@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use mongodb::bson::doc;
 use tenantry::dev::faults::{Fault, FaultAnswer};
-use tenantry::tenant::StepKind;
+use tenantry::tenant::Upstream;
 
 use crate::support::{eventually, holds_for};
 use crate::three::{KEY, Suite};
@@ -210,7 +210,7 @@ async fn recovery_goes_on_until_nothing_waits_though_another_process_does_the_sa
     world.tenants.insert_many(waiting).await.unwrap();
     let parked = doc! { "steps.ocis.parked": true };
     let recover = async |store: &tenantry::store::Store| {
-        while store.unpark(StepKind::Ocis, 10).await.unwrap().found > 0 {}
+        while store.unpark(Upstream::Ocis, 10).await.unwrap().found > 0 {}
         assert_eq!(world.tenants.count_documents(parked.clone()).await.unwrap(), 0);
     };
     tokio::join!(recover(&world.store), recover(&other));
@@ -302,11 +302,11 @@ async fn a_persons_request_overtakes_a_long_queue() {
 async fn an_upstream_that_is_back_is_told_as_working_though_no_tenant_needs_it() {
     let suite = Suite::new().await;
     let away = FaultAnswer::Status { status: 503, body: String::new(), retry_after: None };
-    suite.faults(StepKind::Authentik).add(Fault { answer: away, ..Fault::default() });
+    suite.faults(Upstream::Authentik).add(Fault { answer: away, ..Fault::default() });
     let controller = suite.controller(|_| {}).await;
-    let down = || controller.metrics.upstream_down.of(StepKind::Authentik).get();
+    let down = || controller.metrics.upstream_down.of(Upstream::Authentik).get();
     eventually("it is told as down", async || down() == 1).await;
-    suite.faults(StepKind::Authentik).clear();
+    suite.faults(Upstream::Authentik).clear();
     eventually("it is told as working", async || down() == 0).await;
     controller.stop().await;
 }

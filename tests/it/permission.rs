@@ -12,13 +12,13 @@ use tenantry::dev::faults::{Fault, Faults};
 use tenantry::dev::ocis::Flavour;
 use tenantry::integration::{
     Authentik, BaseUrl, Credentials, GroupTemplate, HttpClient, Integrations, Intent, Limits,
-    Membership, Mode, Permission, Purpose, Ready, Refusal, SpaceRole, Target, Unbounded, Upstream,
+    Membership, Mode, Permission, Purpose, Ready, Refusal, SpaceRole, Target, Unbounded, UpstreamClient,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
 use tenantry::store::Scope;
 use tenantry::tenant::{
-    DeletionPolicy, Desired, IntentId, MayAdopt, Outcome, Reason, Services, StepKind, TenantId,
+    DeletionPolicy, Desired, IntentId, MayAdopt, Outcome, Reason, Services, TenantId, Upstream,
 };
 
 use crate::support::{Running, TOKEN, World, eventually, holds_for, settings};
@@ -80,7 +80,7 @@ impl Bench {
         let few = Arc::new(Few::default());
         let permission: Arc<dyn Permission> = few.clone();
         integrations.obey(&permission);
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             count_writes(suite.faults(step));
         }
         Self { suite, integrations, few }
@@ -88,7 +88,7 @@ impl Bench {
 
     /// Runs a step again and again, each time with one write more than before, until it is not held any more.
     /// Until then as many writes reach the upstream as may. Returns how many did, and how it ended.
-    async fn write_by_write(&self, step: StepKind, target: &mut Target) -> (u32, Outcome) {
+    async fn write_by_write(&self, step: Upstream, target: &mut Target) -> (u32, Outcome) {
         let faults = self.suite.faults(step);
         let mut arrived = 0;
         for allowed in 0..10 {
@@ -108,14 +108,14 @@ impl Bench {
     }
 }
 
-fn desired(step: StepKind, change: impl FnOnce(&mut Desired)) -> tenantry::tenant::StepDesired {
+fn desired(step: Upstream, change: impl FnOnce(&mut Desired)) -> tenantry::tenant::StepDesired {
     let mut desired = Desired::new("Acme".parse().unwrap());
     desired.domain = Some("acme.test".parse().unwrap());
     change(&mut desired);
     desired.for_step(step)
 }
 
-fn target(step: StepKind) -> Target {
+fn target(step: Upstream) -> Target {
     let mut id: [u8; 12] = rand::random();
     id[..4].copy_from_slice(&1_800_000_000_u32.to_be_bytes());
     Target {
@@ -129,7 +129,7 @@ fn target(step: StepKind) -> Target {
         search: false,
         may_exist: false,
         intent: Some(Intent { id: IntentId::from_bytes(id), open: false, age: Duration::ZERO }),
-        mode: Mode::Change,
+        mode: Mode::Apply,
         fleet: crate::fleet::FLEET,
         known: true,
         may_adopt: MayAdopt::default(),
@@ -142,7 +142,7 @@ fn target(step: StepKind) -> Target {
 async fn every_write_of_every_run_asks_and_one_that_may_not_go_holds_the_step() {
     let bench = Bench::new().await;
     bench.suite.files.server.add_group("tenant-acme");
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         let mut target = target(step);
         let (created, outcome) = bench.write_by_write(step, &mut target).await;
         let Outcome::Ok { external_id, .. } = outcome else { panic!("{step}: {outcome:?}") };
@@ -157,11 +157,11 @@ async fn every_write_of_every_run_asks_and_one_that_may_not_go_holds_the_step() 
         // A second resource of the tenant, or for mail the former one.
         let id = target.id.to_string();
         match step {
-            StepKind::Authentik => {
+            Upstream::Authentik => {
                 let mark = json!({ "tenantry_id": id });
                 bench.suite.world.authentik.plant("tenant-acme", mark, &[]);
             }
-            StepKind::Stalwart => {
+            Upstream::Stalwart => {
                 target.desired = desired(step, |desired| {
                     desired.domain = Some("other.test".parse().unwrap());
                 });
@@ -170,7 +170,7 @@ async fn every_write_of_every_run_asks_and_one_that_may_not_go_holds_the_step() 
                 })
                 .await;
             }
-            StepKind::Ocis => {
+            Upstream::Ocis => {
                 let intent = target.intent.map(|intent| Intent { open: true, ..intent });
                 let alias = format!("tenantry/{id}/{}", intent.unwrap().id);
                 bench.suite.files.server.plant(json!({ "name": "Twin", "driveAlias": alias }));
@@ -190,35 +190,35 @@ async fn every_write_of_every_run_asks_and_one_that_may_not_go_holds_the_step() 
         let purge = |desired: &mut Desired| desired.deletion = Some(DeletionPolicy::Purge);
         target.desired = desired(step, purge);
         eventually("the server has made its keys", async || {
-            step != StepKind::Stalwart || bench.suite.stalwart.dkim_keys("other.test") > 0
+            step != Upstream::Stalwart || bench.suite.stalwart.dkim_keys("other.test") > 0
         })
         .await;
         let (purged, outcome) = bench.write_by_write(step, &mut target).await;
         assert!(matches!(outcome, Outcome::Released { .. }), "{step}: {outcome:?}");
         let expected = match step {
-            StepKind::Authentik => [1, 1, 1, 1, 1],
+            Upstream::Authentik => [1, 1, 1, 1, 1],
             // A domain is tried as it is before it goes with its keys.
-            StepKind::Stalwart => [1, 1, 3, 1, 3],
+            Upstream::Stalwart => [1, 1, 3, 1, 3],
             // With the group's role; the mark that it is released comes before disabling and purging.
-            StepKind::Ocis => [2, 1, 1, 1, 3],
+            Upstream::Ocis => [2, 1, 1, 1, 3],
         };
         assert_eq!([created, updated, tidied, off, purged], expected, "{step}");
     }
 }
 
 /// A read of one tenant's resource that takes a moment.
-fn slow_read(step: StepKind) -> Fault {
+fn slow_read(step: Upstream) -> Fault {
     let slow = Fault { times: Some(1), delay_ms: 700, ..Fault::default() };
     match step {
-        StepKind::Authentik | StepKind::Ocis => Fault { method: Some("GET".into()), ..slow },
-        StepKind::Stalwart => Fault { body: Some("x:Domain/query".into()), ..slow },
+        Upstream::Authentik | Upstream::Ocis => Fault { method: Some("GET".into()), ..slow },
+        Upstream::Stalwart => Fault { body: Some("x:Domain/query".into()), ..slow },
     }
 }
 
 impl Suite {
     /// Orders a stop while the next request to the upstream is under way, and expects that nothing is
     /// written after it.
-    async fn stop_in_the_middle(&self, controller: &Running, step: StepKind) {
+    async fn stop_in_the_middle(&self, controller: &Running, step: Upstream) {
         let faults = self.faults(step);
         let before = faults.total();
         eventually("the slow request is under way", async || faults.total() > before).await;
@@ -250,7 +250,7 @@ impl Suite {
 
 #[tokio::test]
 async fn nothing_is_written_once_a_stop_is_known_though_the_run_began_before() {
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         let suite = Suite::new().await;
         let controller = suite.controller(|_| {}).await;
         // The first request of a process proves that the upstream answers; it is not the tenant's.
@@ -291,8 +291,8 @@ async fn a_write_that_waits_for_its_turn_at_the_limiter_asks_when_it_has_it() {
     let metrics = Arc::new(Metrics::new());
     // Three requests at once, and then one a second.
     let limits = Limits { concurrent: 64, per_minute: NonZeroU32::new(60) };
-    let upstream = Upstream::new(
-        StepKind::Authentik,
+    let upstream = UpstreamClient::new(
+        Upstream::Authentik,
         HttpClient::new(None, Duration::from_secs(2)).unwrap(),
         BaseUrl::parse(&world.authentik.url(), "api/v3").unwrap(),
         Credentials::Bearer(Secret::from(TOKEN)),

@@ -206,7 +206,7 @@ async fn a_request_that_is_open_is_not_lost_to_a_look_nor_a_look_to_a_request() 
     suite.spoil("acme");
     let slug = "acme".parse().unwrap();
     let store = &suite.world.store;
-    store.request_reconcile_of(&slug, &[tenantry::tenant::StepKind::Ocis]).await.unwrap();
+    store.request_reconcile_of(&slug, &[tenantry::tenant::Upstream::Ocis]).await.unwrap();
     store.request_observation(&slug).await.unwrap();
     let controller = suite.controller(|_| {}).await;
     eventually("the space is repaired", async || {

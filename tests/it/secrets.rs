@@ -11,11 +11,11 @@ use tenantry::dev::authentik::Rights;
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::dev::mongod::Mongod;
 use tenantry::integration::{
-    Authentik, BaseUrl, Credentials, GroupTemplate, HttpClient, Integrations, Limits, Upstream,
+    Authentik, BaseUrl, Credentials, GroupTemplate, HttpClient, Integrations, Limits, UpstreamClient,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
-use tenantry::tenant::StepKind;
+use tenantry::tenant::Upstream;
 
 use crate::auth::issuer;
 use crate::ocis::{ACCOUNT, PASSWORD};
@@ -123,8 +123,8 @@ async fn a_secret_that_is_refused_is_read_again_at_once_and_the_step_goes_on() {
     let mut mounted = Mounted::new(&[("key", TOKEN)]);
     let secret = Secret::from_file("AUTHENTIK_API_TOKEN_FILE", &mounted.path("key")).unwrap();
     let metrics = Arc::new(Metrics::new());
-    let upstream = Upstream::new(
-        StepKind::Authentik,
+    let upstream = UpstreamClient::new(
+        Upstream::Authentik,
         HttpClient::new(None, Duration::from_secs(2)).unwrap(),
         BaseUrl::parse(&world.authentik.url(), "api/v3").unwrap(),
         Credentials::Bearer(secret),

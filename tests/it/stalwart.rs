@@ -11,13 +11,13 @@ use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::dev::stalwart::{Options, Simulator};
 use tenantry::integration::{
     BaseUrl, Converged, Credentials, DkimManagement, Error, HttpClient, Integration, Integrations,
-    Limits, Mode, Stalwart, Target, Unbounded, Upstream, run,
+    Limits, Mode, Stalwart, Target, Unbounded, UpstreamClient, run,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
 use tenantry::tenant::{
     DeletionPolicy, Desired, FailureKind, MayAdopt, Outcome, Presence, Reason, Services, StepDesired,
-    StepKind, TenantId,
+    TenantId, Upstream,
 };
 
 use crate::support::{adopting, converge, eventually};
@@ -79,8 +79,8 @@ pub fn connect(url: &str, credentials: Credentials, limits: Limits) -> Stalwart 
 }
 
 pub fn connect_with(url: &str, credentials: Credentials, limits: Limits, timeout: Duration) -> Stalwart {
-    let upstream = Upstream::new(
-        StepKind::Stalwart,
+    let upstream = UpstreamClient::new(
+        Upstream::Stalwart,
         HttpClient::new(None, timeout).unwrap(),
         BaseUrl::parse(url, "jmap").unwrap(),
         credentials,
@@ -100,7 +100,7 @@ pub fn desired(domain: &str) -> StepDesired {
         adopt: None,
         deletion: None,
     };
-    desired.for_step(StepKind::Stalwart)
+    desired.for_step(Upstream::Stalwart)
 }
 
 pub fn target() -> Target {
@@ -115,7 +115,7 @@ pub fn target() -> Target {
         search: false,
         may_exist: false,
         intent: None,
-        mode: Mode::Change,
+        mode: Mode::Apply,
         fleet: crate::fleet::FLEET,
         known: true,
         may_adopt: MayAdopt::default(),
@@ -412,7 +412,7 @@ async fn a_rejected_key_costs_at_most_three_requests_in_ten_minutes_for_a_thousa
     let mut runs = tokio::task::JoinSet::new();
     for _ in 0..1_000 {
         let integrations = Arc::clone(&integrations);
-        runs.spawn(async move { integrations.run(StepKind::Stalwart, &target(), &Unbounded).await });
+        runs.spawn(async move { integrations.run(Upstream::Stalwart, &target(), &Unbounded).await });
     }
     let mut soonest = Duration::MAX;
     while let Some(outcome) = runs.join_next().await {
@@ -424,7 +424,7 @@ async fn a_rejected_key_costs_at_most_three_requests_in_ten_minutes_for_a_thousa
     }
     // Nor do those that come later.
     for _ in 0..100 {
-        integrations.run(StepKind::Stalwart, &target(), &Unbounded).await;
+        integrations.run(Upstream::Stalwart, &target(), &Unbounded).await;
     }
     assert_eq!(server.faults.total(), 1);
     assert_eq!(server.failed_logins(), 1);

@@ -14,12 +14,12 @@ use tenantry::dev::authentik::{Release, Simulator};
 use tenantry::dev::mongod::{self, DataDir, Mongod};
 use tenantry::integration::{
     Authentik, BaseUrl, Converged, Credentials, Error, GroupTemplate, HttpClient, Integration,
-    Integrations, Limits, Reached, Target, Unbounded, Upstream, run,
+    Integrations, Limits, Reached, Target, Unbounded, UpstreamClient, run,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
 use tenantry::store::{Holder, Journal, Store, StoreOptions};
-use tenantry::tenant::{Backoff, Controls, GuardPolicy, MayAdopt, Policy, StepKind};
+use tenantry::tenant::{Backoff, ChangeGuardPolicy, Controls, MayAdopt, Policy, Upstream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -355,8 +355,8 @@ pub fn adopting(target: Target) -> Target {
 }
 
 pub fn authentik(url: &str, token: &str, timeout: Duration, metrics: &Arc<Metrics>) -> Authentik {
-    let upstream = Upstream::new(
-        StepKind::Authentik,
+    let upstream = UpstreamClient::new(
+        Upstream::Authentik,
         HttpClient::new(None, timeout).expect("TLS can be set up"),
         BaseUrl::parse(url, "api/v3").expect("the address is valid"),
         Credentials::Bearer(Secret::from(token)),
@@ -380,7 +380,7 @@ pub fn settings() -> Settings {
         holder: Holder::new("test", rand::random()),
         // Tests that want one say so.
         sweep_interval: Duration::from_secs(3600),
-        guard: GuardPolicy { percent: 10 },
+        guard: ChangeGuardPolicy { percent: 10 },
         adopt_unmarked: false,
         queue_capacity: 1_000,
     }

@@ -10,7 +10,7 @@ use tenantry::controller::Settings;
 use tenantry::dev::faults::Fault;
 use tenantry::failpoint::SWEEPING;
 use tenantry::store::Scope;
-use tenantry::tenant::{Guard, StepKind, SweepEnd};
+use tenantry::tenant::{ChangeGuard, SweepEnd, Upstream};
 
 use crate::support::{Running, ServerFault, eventually, holds_for};
 use crate::three::{STEPS, Suite};
@@ -41,7 +41,7 @@ impl Suite {
         let end = SweepEnd::ALL.into_iter().find(|end| end.name() == result).unwrap();
         let count = || -> Vec<u64> {
             let sweeps = &controller.metrics.sweeps;
-            StepKind::ALL.map(|step| sweeps.of((step, end)).get()).to_vec()
+            Upstream::ALL.map(|step| sweeps.of((step, end)).get()).to_vec()
         };
         let before = count();
         eventually(&format!("{more} sweeps end {result}"), async || {
@@ -50,7 +50,7 @@ impl Suite {
         .await;
     }
 
-    pub async fn guard(&self, step: StepKind) -> Guard {
+    pub async fn guard(&self, step: Upstream) -> ChangeGuard {
         self.world.store.controls().await.unwrap().guards[step].clone()
     }
 }
@@ -167,12 +167,12 @@ async fn a_sweep_finds_and_repairs_every_kind_of_drift_and_touches_nothing_else(
         now["lastModifiedDateTime"], untouched["lastModifiedDateTime"],
         "what is well is left alone"
     );
-    assert_eq!(suite.guard(StepKind::Ocis).await, Guard::Armed);
+    assert_eq!(suite.guard(Upstream::Ocis).await, ChangeGuard::Armed);
     eventually("the history says what a sweep saw", async || {
         let events = suite.world.store.events(&"t001".parse().unwrap(), 100).await.unwrap();
         events.iter().any(|event| {
             event.kind.name() == "DriftFound"
-                && event.step == Some(StepKind::Authentik)
+                && event.step == Some(Upstream::Authentik)
                 && event.message == "a sweep saw: missing or unmarked"
         })
     })
@@ -229,11 +229,11 @@ async fn an_upstream_that_seems_to_have_lost_too_much_trips_its_guard_and_is_lef
         },
         ..Default::default()
     });
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         eventually(&format!("the guard of {step} trips"), async || suite.guard(step).await.is_tripped())
             .await;
     }
-    let Guard::Tripped { message, .. } = suite.guard(StepKind::Stalwart).await else { panic!() };
+    let ChangeGuard::Tripped { message, .. } = suite.guard(Upstream::Stalwart).await else { panic!() };
     assert!(message.contains("30 tenants differ (30 missing or unmarked)"), "{message}");
     eventually("an alert can be made of it", async || {
         controller.metrics.render().contains("tenantry_guard_tripped{upstream=\"ocis\"} 1")
@@ -275,14 +275,16 @@ async fn an_upstream_that_seems_to_have_lost_too_much_trips_its_guard_and_is_lef
     suite.settled("newcomer").await;
 
     // oCIS was only lying: a sane sweep arms its guard. Authentik's loss is real: a person lifts it.
-    eventually("the guard of ocis is armed", async || suite.guard(StepKind::Ocis).await == Guard::Armed)
-        .await;
+    eventually("the guard of ocis is armed", async || {
+        suite.guard(Upstream::Ocis).await == ChangeGuard::Armed
+    })
+    .await;
     assert_eq!(suite.files.server.count(), 61, "and nothing was made twice");
     let hour = Duration::from_secs(3600);
-    for step in [StepKind::Authentik, StepKind::Stalwart] {
+    for step in [Upstream::Authentik, Upstream::Stalwart] {
         assert!(suite.world.store.lift_guard(step, hour).await.unwrap());
     }
-    assert!(!suite.world.store.lift_guard(StepKind::Ocis, hour).await.unwrap());
+    assert!(!suite.world.store.lift_guard(Upstream::Ocis, hour).await.unwrap());
     eventually("all is back", async || {
         suite.world.authentik.count() == 61 && suite.stalwart.count() == 61
     })
@@ -291,18 +293,19 @@ async fn an_upstream_that_seems_to_have_lost_too_much_trips_its_guard_and_is_lef
         suite.settled(slug).await;
         suite.audit(slug).await;
     }
-    for step in StepKind::ALL {
-        eventually("all guards are armed again", async || suite.guard(step).await == Guard::Armed).await;
+    for step in Upstream::ALL {
+        eventually("all guards are armed again", async || suite.guard(step).await == ChangeGuard::Armed)
+            .await;
     }
     // The history is written after what it tells.
-    let told = async |kind: &str, step: StepKind| {
+    let told = async |kind: &str, step: Upstream| {
         let events = suite.world.store.fleet_events(100).await.unwrap();
         events.iter().filter(|event| event.kind.name() == kind && event.step == Some(step)).count()
     };
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         eventually("the history ends with that", async || told("GuardArmed", step).await == 1).await;
         assert_eq!(told("GuardTripped", step).await, 1, "once, whoever saw it");
-        let lifts = usize::from(step != StepKind::Ocis);
+        let lifts = usize::from(step != Upstream::Ocis);
         assert_eq!(told("GuardLifted", step).await, lifts);
     }
     let events = suite.world.store.fleet_events(100).await.unwrap();
@@ -397,9 +400,13 @@ async fn an_empty_list_of_a_storage_that_is_away_is_no_list() {
     suite.sweeps(&controller, "ok", 1).await;
     let before = suite.world.step_of("t001", "ocis").await;
     suite.files.server.storage_away(true);
-    let failed = || controller.metrics.sweeps.of((StepKind::Ocis, SweepEnd::Failed)).get();
+    let failed = || controller.metrics.sweeps.of((Upstream::Ocis, SweepEnd::Failed)).get();
     eventually("two sweeps of it fail", async || failed() >= 2).await;
-    assert_eq!(suite.guard(StepKind::Ocis).await, Guard::Armed, "nothing was seen, so nothing is wrong");
+    assert_eq!(
+        suite.guard(Upstream::Ocis).await,
+        ChangeGuard::Armed,
+        "nothing was seen, so nothing is wrong"
+    );
     assert_eq!(suite.drift_found(&controller), Vec::<String>::new());
     assert_eq!(suite.world.step_of("t001", "ocis").await, before);
     suite.files.server.storage_away(false);
@@ -420,7 +427,7 @@ async fn repairs_one_by_one_add_up_and_trip_the_guard_too() {
     for slug in &slugs {
         suite.world.store.request_reconcile(&slug.parse().unwrap()).await.unwrap();
     }
-    eventually("the guard trips", async || suite.guard(StepKind::Authentik).await.is_tripped()).await;
+    eventually("the guard trips", async || suite.guard(Upstream::Authentik).await.is_tripped()).await;
     for slug in &slugs {
         eventually("every request is handled", async || {
             let tenant = suite.world.find(slug).await;
@@ -437,10 +444,10 @@ async fn a_stop_holds_within_a_second_survives_a_restart_and_a_start_takes_it_ba
     let suite = Suite::new().await;
     let controller = suite.controller(|_| {}).await;
     suite.fleet(2).await;
-    suite.world.store.stop(Scope::Upstream(StepKind::Stalwart)).await.unwrap();
+    suite.world.store.stop(Scope::Upstream(Upstream::Stalwart)).await.unwrap();
     let asked = Instant::now();
     let mut controls = controller.controls.clone();
-    controls.wait_for(|controls| controls.is_stopped(StepKind::Stalwart)).await.unwrap();
+    controls.wait_for(|controls| controls.is_stopped(Upstream::Stalwart)).await.unwrap();
     assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     suite.stalwart.delete("t000.test");
     suite.world.authentik.delete_named("tenant-t000");
@@ -472,7 +479,7 @@ async fn a_stop_holds_within_a_second_survives_a_restart_and_a_start_takes_it_ba
     })
     .await;
     suite.world.store.start(Scope::Everything).await.unwrap();
-    suite.world.store.start(Scope::Upstream(StepKind::Stalwart)).await.unwrap();
+    suite.world.store.start(Scope::Upstream(Upstream::Stalwart)).await.unwrap();
     for slug in ["t000", "t001", "late"] {
         suite.settled(slug).await;
         suite.audit(slug).await;
@@ -559,11 +566,11 @@ async fn an_orphan_that_was_found_during_a_sweep_is_not_forgotten_by_it() {
         name: "tenant-acme".to_owned(),
     }];
     let began = jiff::Timestamp::now() - Duration::from_secs(1);
-    store.add_orphans(StepKind::Authentik, &found).await.unwrap();
-    store.record_orphans(StepKind::Authentik, &[], began).await.unwrap();
+    store.add_orphans(Upstream::Authentik, &found).await.unwrap();
+    store.record_orphans(Upstream::Authentik, &[], began).await.unwrap();
     assert_eq!(store.orphans().await.unwrap().len(), 1, "it may have become one since the sweep looked");
     let later = jiff::Timestamp::now() + Duration::from_secs(1);
-    store.record_orphans(StepKind::Authentik, &[], later).await.unwrap();
+    store.record_orphans(Upstream::Authentik, &[], later).await.unwrap();
     assert_eq!(store.orphans().await.unwrap(), []);
     let told = store.fleet_events(10).await.unwrap();
     let kinds: Vec<_> = told.iter().map(|event| event.kind.name()).collect();

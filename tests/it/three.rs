@@ -16,7 +16,7 @@ use tenantry::integration::{Credentials, Integrations, Limits, Ocis};
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;
 use tenantry::store::NewTenant;
-use tenantry::tenant::{Desired, Services, StepKind};
+use tenantry::tenant::{Desired, Services, Upstream};
 
 use crate::ocis::{ACCOUNT, FileServer, PASSWORD};
 use crate::support::{Process, Running, TOKEN, World, eventually, settings};
@@ -53,7 +53,7 @@ impl Suite {
         Self { world: World::new().await, stalwart, files: FileServer::new(flavour).await }
     }
 
-    fn integrations(&self, metrics: &Arc<Metrics>, lacked: &[StepKind]) -> Arc<Integrations> {
+    fn integrations(&self, metrics: &Arc<Metrics>, lacked: &[Upstream]) -> Arc<Integrations> {
         self.integrations_with(metrics, lacked, self.files.connect(metrics))
     }
 
@@ -61,31 +61,31 @@ impl Suite {
     pub fn integrations_with(
         &self,
         metrics: &Arc<Metrics>,
-        lacked: &[StepKind],
+        lacked: &[Upstream],
         ocis: Ocis,
     ) -> Arc<Integrations> {
         let timeout = self.files.timeout;
         let mut integrations = Integrations::new(Arc::clone(metrics));
-        if !lacked.contains(&StepKind::Authentik) {
+        if !lacked.contains(&Upstream::Authentik) {
             let url = self.world.authentik.url();
             let authentik = crate::support::authentik(&url, TOKEN, timeout, metrics);
             integrations = integrations.with_authentik(authentik);
         }
-        if !lacked.contains(&StepKind::Stalwart) {
+        if !lacked.contains(&Upstream::Stalwart) {
             let credentials = Credentials::Bearer(Secret::from(KEY));
             let limits = Limits { concurrent: 3, per_minute: None };
             let url = self.stalwart.url();
             let stalwart = crate::stalwart::connect_with(&url, credentials, limits, timeout);
             integrations = integrations.with_stalwart(stalwart);
         }
-        if !lacked.contains(&StepKind::Ocis) {
+        if !lacked.contains(&Upstream::Ocis) {
             integrations = integrations.with_ocis(ocis);
         }
         Arc::new(integrations)
     }
 
     /// A controller that was started without the settings of some upstreams.
-    pub async fn controller_without(&self, lacked: &[StepKind]) -> Running {
+    pub async fn controller_without(&self, lacked: &[Upstream]) -> Running {
         let metrics = Arc::new(Metrics::new());
         let integrations = self.integrations(&metrics, lacked);
         Running::start(self.world.other_store().await, integrations, metrics, settings()).await
@@ -184,16 +184,16 @@ impl Suite {
     }
 
     /// Rules and record of an upstream.
-    pub fn faults(&self, step: StepKind) -> &Faults {
+    pub fn faults(&self, step: Upstream) -> &Faults {
         match step {
-            StepKind::Authentik => &self.world.authentik.faults,
-            StepKind::Stalwart => &self.stalwart.faults,
-            StepKind::Ocis => &self.files.server.faults,
+            Upstream::Authentik => &self.world.authentik.faults,
+            Upstream::Stalwart => &self.stalwart.faults,
+            Upstream::Ocis => &self.files.server.faults,
         }
     }
 
     pub fn requests(&self) -> [u64; 3] {
-        StepKind::ALL.map(|step| self.faults(step).total())
+        Upstream::ALL.map(|step| self.faults(step).total())
     }
 
     pub fn forget_requests(&self) {

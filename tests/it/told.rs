@@ -5,7 +5,7 @@ use std::time::Duration;
 use mongodb::bson::doc;
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::store::{ClaimAnswer, Gone, Holder};
-use tenantry::tenant::{Event, EventKind, StepKind, Subject, TenantId};
+use tenantry::tenant::{Event, EventKind, Subject, TenantId, Upstream};
 
 use crate::support::{ServerFault, World, eventually, holds_for};
 use crate::three::{STEPS, Suite};
@@ -237,7 +237,7 @@ async fn what_is_done_to_a_resource_is_told_by_its_name_and_id() {
     // Off, and on again.
     for on in [false, true] {
         let mut edit = tenantry::store::Edit::default();
-        edit.services[tenantry::tenant::StepKind::Ocis] = Some(on);
+        edit.services[tenantry::tenant::Upstream::Ocis] = Some(on);
         suite.world.store.edit(&"acme".parse().unwrap(), &edit).await.unwrap();
         suite.settled("acme").await;
     }
@@ -257,8 +257,8 @@ async fn what_is_done_to_a_resource_is_told_by_its_name_and_id() {
     }
     use tenantry::tenant::ActKind::{Created, Deleted, Disabled, Recreated};
     let acts = |step, act| controller.metrics.acts.of((step, act)).get();
-    assert_eq!([Created, Recreated, Deleted].map(|act| acts(StepKind::Authentik, act)), [1, 1, 1]);
-    assert_eq!([Disabled, Deleted].map(|act| acts(StepKind::Ocis, act)), [1, 1]);
+    assert_eq!([Created, Recreated, Deleted].map(|act| acts(Upstream::Authentik, act)), [1, 1, 1]);
+    assert_eq!([Disabled, Deleted].map(|act| acts(Upstream::Ocis, act)), [1, 1]);
     controller.stop().await;
 }
 

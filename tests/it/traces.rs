@@ -11,7 +11,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use serde_json::{Value, json};
-use tenantry::tenant::StepKind;
+use tenantry::tenant::Upstream;
 
 use crate::auth::{issuer, trusting};
 use crate::support::{Process, World, eventually, http};
@@ -159,7 +159,7 @@ async fn a_trace_is_handed_on_to_upstreams_and_nothing_is_traced_unless_it_is_as
         .lock()
         .unwrap()
         .iter()
-        .filter(|span| span.name == StepKind::Authentik.name())
+        .filter(|span| span.name == Upstream::Authentik.name())
         .count();
     assert!(steps > 0, "what is left is sent before the process ends");
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use mongodb::bson::{DateTime, Document, doc};
 use tenantry::store::{Counting, Relist, Scope, Woken};
-use tenantry::tenant::StepKind;
+use tenantry::tenant::Upstream;
 
 use crate::support::{ServerFault, World, eventually};
 
@@ -54,7 +54,7 @@ async fn fleet(world: &World, tenants: usize) {
     world.tenants.insert_many(documents).await.unwrap();
 }
 
-fn held(slug: &str, step: StepKind) -> Document {
+fn held(slug: &str, step: Upstream) -> Document {
     let held = doc! { "state": "pending", "reason": "Stopped", "nextAttemptAt": DateTime::MAX };
     doc! { "slug": slug, "name": "x", "nextReconcileAt": DateTime::MAX, "steps": { step.name(): held } }
 }
@@ -63,7 +63,7 @@ fn held(slug: &str, step: StepKind) -> Document {
 async fn what_waits_is_found_by_an_index_of_nothing_else() {
     let world = World::new().await;
     fleet(&world, 500).await;
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         for n in 0..3 {
             let parked = doc! { "state": "error", "parked": true, "nextAttemptAt": DateTime::MAX };
             let parked = doc! {
@@ -75,7 +75,7 @@ async fn what_waits_is_found_by_an_index_of_nothing_else() {
         }
     }
     let operations = profiled(&world, async || {
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             for found in [2, 1, 0] {
                 let woken = Woken { found, made_due: found as u64 };
                 assert_eq!(world.store.unpark(step, 2).await.unwrap(), woken, "{step}");
@@ -106,8 +106,8 @@ async fn a_census_and_a_relist_read_the_fleet_in_slices_by_index() {
     assert_bounded(&operations, 10_001);
     let all = FLEET as u64;
     assert_eq!(counting.census.phases, [0, all, 0]);
-    assert_eq!(counting.census.steps[StepKind::Authentik], [0, all, 0, 0]);
-    assert_eq!(counting.census.steps[StepKind::Ocis], [0, 0, all, 0]);
+    assert_eq!(counting.census.steps[Upstream::Authentik], [0, all, 0, 0]);
+    assert_eq!(counting.census.steps[Upstream::Ocis], [0, 0, all, 0]);
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn a_stop_is_taken_back_at_once_and_what_it_held_goes_on_though_the_proces
     const HELD: usize = 2_500;
     let world = World::new().await;
     world.store.stop(Scope::Everything).await.unwrap();
-    let documents = (0..HELD).map(|n| held(&format!("t{n}"), StepKind::Stalwart));
+    let documents = (0..HELD).map(|n| held(&format!("t{n}"), Upstream::Stalwart));
     world.tenants.insert_many(documents).await.unwrap();
     let delay = Duration::from_secs(2);
     let Some(slow) = ServerFault::delaying(&world, "tenants", &["update"], delay, None).await else {

@@ -66,11 +66,11 @@ impl Fake {
 impl Integration for Fake {
     type Resource = Resource;
 
-    fn step(&self) -> StepKind {
-        StepKind::Ocis
+    fn step(&self) -> Upstream {
+        Upstream::Ocis
     }
 
-    fn upstream(&self) -> &Upstream {
+    fn upstream(&self) -> &UpstreamClient {
         unreachable!("no run of a step looks at the connection")
     }
 
@@ -163,7 +163,7 @@ fn target() -> Target {
     Target {
         id,
         slug: "acme".parse().unwrap(),
-        desired: crate::tenant::Desired::new("Acme".parse().unwrap()).for_step(StepKind::Ocis),
+        desired: crate::tenant::Desired::new("Acme".parse().unwrap()).for_step(Upstream::Ocis),
         observed: None,
         left: None,
         recorded: None,
@@ -171,7 +171,7 @@ fn target() -> Target {
         search: false,
         may_exist: false,
         intent: None,
-        mode: Mode::Change,
+        mode: Mode::Apply,
         fleet: crate::tenant::FleetId::from_bytes([7; 6]),
         known: true,
         may_adopt: MayAdopt::default(),

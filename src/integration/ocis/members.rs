@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{graph_code, refused};
-use crate::integration::upstream::{Call, Purpose, Upstream};
+use crate::integration::upstream::{Call, Purpose, UpstreamClient};
 use crate::integration::{Error, GroupTemplate};
 use crate::metrics::Operation;
 use crate::tenant::{Reason, Slug};
@@ -128,7 +128,12 @@ impl Members {
     }
 
     /// Gives the group its role. Repeating it changes nothing.
-    pub async fn add(&self, upstream: &Upstream, drive: &str, slug: &Slug) -> Result<Added, Error> {
+    pub async fn add(
+        &self,
+        upstream: &UpstreamClient,
+        drive: &str,
+        slug: &Slug,
+    ) -> Result<Added, Error> {
         let group = self.group(slug);
         if self.api(upstream).await? == Api::Invitations {
             let Some(id) = find_group(upstream, &group).await? else {
@@ -143,11 +148,11 @@ impl Members {
     }
 
     /// Asks which API there is, once.
-    pub async fn learn(&self, upstream: &Upstream) -> Result<(), Error> {
+    pub async fn learn(&self, upstream: &UpstreamClient) -> Result<(), Error> {
         self.api(upstream).await.map(drop)
     }
 
-    async fn api(&self, upstream: &Upstream) -> Result<Api, Error> {
+    async fn api(&self, upstream: &UpstreamClient) -> Result<Api, Error> {
         if let Some(api) = *self.api.lock().unwrap_or_else(PoisonError::into_inner) {
             return Ok(api);
         }
@@ -167,7 +172,7 @@ impl Members {
         *self.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(api);
     }
 
-    async fn share(&self, upstream: &Upstream, drive: &str, group: &str) -> Result<Added, Error> {
+    async fn share(&self, upstream: &UpstreamClient, drive: &str, group: &str) -> Result<Added, Error> {
         #[derive(Deserialize)]
         struct Reply {
             ocs: Ocs,
@@ -206,7 +211,7 @@ impl Members {
     /// `None` where there is no such route: oCIS 5.0 (observed).
     async fn invite(
         &self,
-        upstream: &Upstream,
+        upstream: &UpstreamClient,
         drive: &str,
         group: &str,
         id: &str,
@@ -246,7 +251,7 @@ impl Members {
 
 /// A group's id. Without a search of three characters or more a space admin is refused (observed); the
 /// search is by substring, so its results are compared.
-async fn find_group(upstream: &Upstream, name: &str) -> Result<Option<String>, Error> {
+async fn find_group(upstream: &UpstreamClient, name: &str) -> Result<Option<String>, Error> {
     #[derive(Deserialize)]
     struct Groups {
         #[serde(default)]

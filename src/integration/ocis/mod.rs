@@ -38,14 +38,14 @@ use super::converge::{
     Checked, DUPLICATE, Integration, Marked, Release, Released, Remarks, Seen, Target, Usage,
 };
 use super::deeds::note;
-use super::upstream::{Answer, Call, Credentials, Dialect, Purpose, Upstream};
+use super::upstream::{Answer, Call, Credentials, Dialect, Purpose, UpstreamClient};
 use crate::failpoint;
 use crate::metrics::{Metrics, Operation};
-use crate::tenant::{Before, Deed, Fate, Field, Fingerprint, Reason, StepKind, TenantId};
+use crate::tenant::{Before, Deed, Fate, Field, Fingerprint, Reason, TenantId, Upstream};
 
 /// The integration with one oCIS or OpenCloud.
 pub struct Ocis {
-    upstream: Arc<Upstream>,
+    upstream: Arc<UpstreamClient>,
     search: Search,
     members: Option<Members>,
     metrics: Arc<Metrics>,
@@ -83,7 +83,7 @@ const REMEDY: &str = "Our account needs the role Space Admin: map one of its gro
 impl Ocis {
     /// `patience` is the longest that a list may pause.
     pub fn new(
-        upstream: Upstream,
+        upstream: UpstreamClient,
         membership: Option<Membership>,
         patience: Duration,
         metrics: Arc<Metrics>,
@@ -386,7 +386,7 @@ fn graph_code(answer: &Answer) -> Option<String> {
 }
 
 /// What oCIS says of our token, whatever was asked.
-fn judge(upstream: &Upstream, call: &Call<'_>, answer: &Answer) -> Option<Error> {
+fn judge(upstream: &UpstreamClient, call: &Call<'_>, answer: &Answer) -> Option<Error> {
     // Of the proxy, which says nothing, and says it also when it cannot ask the issuer (observed).
     if answer.status != StatusCode::UNAUTHORIZED || graph_code(answer).is_some() {
         return None;
@@ -411,7 +411,7 @@ fn judge(upstream: &Upstream, call: &Call<'_>, answer: &Answer) -> Option<Error>
 }
 
 /// What a refusal means.
-fn refused(upstream: &Upstream, call: &Call<'_>, purpose: Purpose, answer: Answer) -> Error {
+fn refused(upstream: &UpstreamClient, call: &Call<'_>, purpose: Purpose, answer: Answer) -> Error {
     let message = upstream.refusal(call, &answer);
     match answer.status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -429,11 +429,11 @@ fn refused(upstream: &Upstream, call: &Call<'_>, purpose: Purpose, answer: Answe
 impl Integration for Ocis {
     type Resource = Space;
 
-    fn step(&self) -> StepKind {
-        StepKind::Ocis
+    fn step(&self) -> Upstream {
+        Upstream::Ocis
     }
 
-    fn upstream(&self) -> &Upstream {
+    fn upstream(&self) -> &UpstreamClient {
         &self.upstream
     }
 

@@ -16,7 +16,7 @@ use super::list_reader::{Element, ListReader};
 use super::{DRIVES, refused};
 use crate::integration::Error;
 use crate::integration::asked;
-use crate::integration::upstream::{Broken, Call, Purpose, Upstream};
+use crate::integration::upstream::{Broken, Call, Purpose, UpstreamClient};
 use crate::metrics::Operation;
 use crate::tenant::{Reason, Slug, TenantId};
 
@@ -49,7 +49,7 @@ fn is_project(drive: &Drive) -> bool {
 /// Answers searches with as few lists as can be. Clones share them.
 #[derive(Clone)]
 pub struct Search {
-    upstream: Arc<Upstream>,
+    upstream: Arc<UpstreamClient>,
     /// The longest between two pieces of a list.
     patience: Duration,
     waiting: Arc<Mutex<Waiting>>,
@@ -74,7 +74,7 @@ struct Marked {
 const REMEMBERED: Duration = Duration::from_secs(60);
 
 impl Search {
-    pub fn new(upstream: Arc<Upstream>, patience: Duration) -> Self {
+    pub fn new(upstream: Arc<UpstreamClient>, patience: Duration) -> Self {
         Self { upstream, patience, waiting: Arc::default() }
     }
 

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::super::upstream::{Answer, Call, Dialect, Purpose, Upstream};
+use super::super::upstream::{Answer, Call, Dialect, Purpose, UpstreamClient};
 use super::super::{Effect, Error};
 use crate::metrics::Operation;
 use crate::tenant::Reason;
@@ -101,7 +101,7 @@ pub enum Written {
 }
 
 /// Sends a batch.
-pub async fn send(upstream: &Upstream, batch: &Batch) -> Result<Answers, Error> {
+pub async fn send(upstream: &UpstreamClient, batch: &Batch) -> Result<Answers, Error> {
     let Batch { operation, purpose, calls } = batch;
     let body = json!({
         "using": ["urn:ietf:params:jmap:core", "urn:stalwart:jmap"],
@@ -133,7 +133,7 @@ const LIFT: &str = "and when tenantry uses it, and not before, let an administra
 const RARELY: &str =
     "A hundred failed logins ban our address for ever, so this is tried again only rarely";
 
-fn judge(upstream: &Upstream, call: &Call<'_>, answer: &Answer) -> Option<Error> {
+fn judge(upstream: &UpstreamClient, call: &Call<'_>, answer: &Answer) -> Option<Error> {
     let status = answer.status;
     let problem = answer.json::<Problem>().unwrap_or_default();
     let message = format!("{}: {status}: {}", upstream.what(call), upstream.printable(&problem.title));
@@ -163,7 +163,7 @@ fn is_momentary(problem: &Problem) -> bool {
 
 /// An answer with status 200, or what it means that it is none.
 pub fn accepted(
-    upstream: &Upstream,
+    upstream: &UpstreamClient,
     call: &Call<'_>,
     purpose: Purpose,
     answer: Answer,

@@ -32,10 +32,10 @@ use super::converge::{
     Checked, FORMER, Integration, Marked, Release, Released, Remarks, Seen, Target, Usage,
 };
 use super::deeds::note;
-use super::upstream::{Call, Purpose, Upstream};
+use super::upstream::{Call, Purpose, UpstreamClient};
 use crate::metrics::Operation;
 use crate::tenant::{
-    Before, Deed, Fate, Field, Fingerprint, FleetId, MailDomain, Presence, Reason, StepKind, TenantId,
+    Before, Deed, Fate, Field, Fingerprint, FleetId, MailDomain, Presence, Reason, TenantId, Upstream,
 };
 
 /// Who makes a new domain's DKIM keys.
@@ -75,7 +75,7 @@ impl FromStr for DkimManagement {
 
 /// The integration with one Stalwart server.
 pub struct Stalwart {
-    upstream: Upstream,
+    upstream: UpstreamClient,
     dkim: DkimManagement,
 }
 
@@ -160,7 +160,7 @@ const PERMISSIONS: &str = "The API key needs the permissions authenticate, \
                            sysDkimSignature{Query,Destroy}";
 
 impl Stalwart {
-    pub fn new(upstream: Upstream, dkim: DkimManagement) -> Self {
+    pub fn new(upstream: UpstreamClient, dkim: DkimManagement) -> Self {
         Self { upstream: upstream.speaking(DIALECT), dkim }
     }
 
@@ -609,11 +609,11 @@ fn wanted(target: &Target) -> Result<&MailDomain, Error> {
 impl Integration for Stalwart {
     type Resource = MailService;
 
-    fn step(&self) -> StepKind {
-        StepKind::Stalwart
+    fn step(&self) -> Upstream {
+        Upstream::Stalwart
     }
 
-    fn upstream(&self) -> &Upstream {
+    fn upstream(&self) -> &UpstreamClient {
         &self.upstream
     }
 

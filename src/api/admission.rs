@@ -33,7 +33,7 @@ pub struct Limits {
 
 /// See the module. Cheap to clone.
 #[derive(Clone)]
-pub struct Guard(Arc<Inner>);
+pub struct Admission(Arc<Inner>);
 
 struct Inner {
     /// `None`: everybody may do everything.
@@ -84,7 +84,7 @@ impl Place {
 /// The longest path and query, in bytes.
 const MAX_ADDRESS: usize = 4096;
 
-impl Guard {
+impl Admission {
     pub fn new(authenticator: Option<Authenticator>, limits: Limits) -> Self {
         let Limits { rate, at_once, origins } = limits;
         let origins = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
@@ -180,7 +180,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 /// Lets a request through to its handler, or says why not. The handler finds the [`Principal`] among the
 /// request's extensions.
 pub async fn admit(
-    State(guard): State<Guard>,
+    State(guard): State<Admission>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {

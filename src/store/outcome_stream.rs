@@ -1,19 +1,19 @@
 //! A change stream that tells how tenants are, for whoever waits for one or watches many.
 //!
-//! Unlike [`watch`](super::watch), which tells the controller what others changed, it tells the outcome:
+//! Unlike [`watch`](super::work_stream), which tells the controller what others changed, it tells the outcome:
 //! every change but claims, each with the tenant as it is then. The server looks the document up, so that
 //! waiting for an outcome costs no command of its own.
 
 use mongodb::bson::{Document, doc};
 
+use super::change_stream::{ChangeStream, WatchError};
 use super::document::{Record, projection, read};
-use super::stream::{ChangeStream, WatchError};
 use super::{Store, StoreError, TENANTS};
 use crate::tenant::TenantId;
 
 /// Something that became of a tenant.
 #[derive(Debug, Clone)]
-pub enum Told {
+pub enum OutcomeEvent {
     /// It is now like this. `token` names the event, in every process alike.
     Is { token: String, record: Box<Record> },
     /// Its document is gone.
@@ -21,22 +21,22 @@ pub enum Told {
 }
 
 /// An open stream. Where it breaks, events are missed: it does not resume.
-pub struct Follow(ChangeStream);
+pub struct OutcomeStream(ChangeStream);
 
 impl Store {
     /// Opens a stream from now on.
-    pub async fn follow(&self) -> Result<Follow, WatchError> {
+    pub async fn follow(&self) -> Result<OutcomeStream, WatchError> {
         let options = doc! { "fullDocument": "updateLookup" };
-        let stages = vec![doc! { "$match": outcomes() }, essence()];
-        ChangeStream::open(self, TENANTS, options, stages, None).await.map(Follow)
+        let stages = vec![doc! { "$match": outcomes() }, only_what_is_read()];
+        ChangeStream::open(self, TENANTS, options, stages, None).await.map(OutcomeStream)
     }
 }
 
-impl Follow {
+impl OutcomeStream {
     /// The next events; empty when nothing happened for a while.
     ///
     /// Not cancel-safe: after dropping the future, open a new stream.
-    pub async fn next(&mut self) -> Result<Vec<Told>, WatchError> {
+    pub async fn next(&mut self) -> Result<Vec<OutcomeEvent>, WatchError> {
         let events = self.0.next().await?.ok_or_else(|| {
             WatchError::Unresumable(StoreError::Refused {
                 operation: "read change stream",
@@ -53,14 +53,14 @@ impl Follow {
     }
 }
 
-fn told(event: &Document) -> Option<Told> {
+fn told(event: &Document) -> Option<OutcomeEvent> {
     let token = event.get_document("_id").ok()?.get_str("_data").ok()?.to_owned();
     if let Ok(document) = event.get_document("fullDocument") {
-        return Some(Told::Is { token, record: Box::new(read(document)) });
+        return Some(OutcomeEvent::Is { token, record: Box::new(read(document)) });
     }
     // Deleted, now or since.
     let id = event.get_document("documentKey").ok()?.get_object_id("_id").ok()?;
-    Some(Told::Gone { token, id: TenantId::from_bytes(id.bytes()) })
+    Some(OutcomeEvent::Gone { token, id: TenantId::from_bytes(id.bytes()) })
 }
 
 /// Selects all but claims and renewals of leases, which set the holder or the time of its end.
@@ -78,7 +78,7 @@ fn outcomes() -> Document {
 }
 
 /// Only what [`told`] reads.
-fn essence() -> Document {
+fn only_what_is_read() -> Document {
     let mut fields = doc! { "documentKey": 1, "fullDocument._id": 1 };
     fields.extend(projection().into_iter().map(|(name, on)| (format!("fullDocument.{name}"), on)));
     doc! { "$project": fields }

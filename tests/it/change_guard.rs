@@ -11,7 +11,7 @@ use tenantry::dev::ocis::Flavour;
 use tenantry::integration::{GroupTemplate, Membership, SpaceRole};
 use tenantry::metrics::Metrics;
 use tenantry::store::UnknownResource;
-use tenantry::tenant::{EventKind, Guard, PerStep, Reason, StepKind, TenantId};
+use tenantry::tenant::{ChangeGuard, EventKind, PerStep, Reason, TenantId, Upstream};
 
 use crate::support::{Running, World, date, eventually, settings};
 use crate::sweep::sweeping;
@@ -44,7 +44,7 @@ impl Suite {
         }
     }
 
-    async fn drifted(&self, step: StepKind) -> u64 {
+    async fn drifted(&self, step: Upstream) -> u64 {
         self.world.store.count_drift(step).await.unwrap()
     }
 }
@@ -57,7 +57,7 @@ fn found_drift(controller: &Running) -> Vec<String> {
     lines.map(ToOwned::to_owned).collect()
 }
 
-fn repairs(controller: &Running, step: StepKind) -> u64 {
+fn repairs(controller: &Running, step: Upstream) -> u64 {
     controller.metrics.acts.of((step, tenantry::tenant::ActKind::Repaired)).get()
 }
 
@@ -105,18 +105,18 @@ async fn the_guard_counts_tenants_and_not_attempts() {
         world.store.count_repair(step, (tenant, &slug), "there is none", window).await.unwrap()
     };
     for _ in 0..30 {
-        assert_eq!(count(one, StepKind::Authentik).await, 1);
+        assert_eq!(count(one, Upstream::Authentik).await, 1);
     }
-    assert_eq!(count(TenantId::from_bytes([2; 12]), StepKind::Authentik).await, 2);
-    assert_eq!(count(one, StepKind::Ocis).await, 1);
+    assert_eq!(count(TenantId::from_bytes([2; 12]), Upstream::Authentik).await, 2);
+    assert_eq!(count(one, Upstream::Ocis).await, 1);
     // What a sweep saw is no repair.
     let seen = [(TenantId::from_bytes([3; 12]), "other".to_owned(), "missing".to_owned())];
-    world.store.record_drift(StepKind::Ocis, &seen).await.unwrap();
-    assert_eq!(count(one, StepKind::Ocis).await, 1);
+    world.store.record_drift(Upstream::Ocis, &seen).await.unwrap();
+    assert_eq!(count(one, Upstream::Ocis).await, 1);
     let over = Duration::from_millis(1);
     tokio::time::sleep(Duration::from_millis(5)).await;
     let whose = (TenantId::from_bytes([4; 12]), &slug);
-    let late = world.store.count_repair(StepKind::Authentik, whose, "", over).await.unwrap();
+    let late = world.store.count_repair(Upstream::Authentik, whose, "", over).await.unwrap();
     assert!(late <= 1, "the others are too long ago");
 }
 
@@ -143,7 +143,7 @@ async fn how_large_an_upstream_is_survives_a_restart() {
     }
     suite.all_requests_are_handled(&slugs[..25]).await;
     assert_eq!(suite.world.authentik.count(), 60, "25 of 60 are fewer than half");
-    assert_eq!(suite.guard(StepKind::Authentik).await, Guard::Armed);
+    assert_eq!(suite.guard(Upstream::Authentik).await, ChangeGuard::Armed);
     controller.stop().await;
 }
 
@@ -153,9 +153,9 @@ async fn a_group_that_the_file_server_does_not_know_is_no_repair() {
     let controller = suite.with_role(Some(SpaceRole::Editor), |_| {}).await;
     let slugs = suite.fleet(22).await;
     suite.all_requests_are_handled(&slugs).await;
-    assert_eq!(suite.guard(StepKind::Ocis).await, Guard::Armed);
-    assert_eq!(suite.drifted(StepKind::Ocis).await, 0);
-    assert_eq!(repairs(&controller, StepKind::Ocis), 0);
+    assert_eq!(suite.guard(Upstream::Ocis).await, ChangeGuard::Armed);
+    assert_eq!(suite.drifted(Upstream::Ocis).await, 0);
+    assert_eq!(repairs(&controller, Upstream::Ocis), 0);
     controller.stop().await;
 }
 
@@ -200,7 +200,7 @@ async fn a_group_that_the_file_server_learns_later_gets_its_role_soon_after() {
             !step.contains_key("awaitsSince") && !step.contains_key("message")
         })
         .await;
-        assert_eq!(suite.guard(StepKind::Ocis).await, Guard::Armed);
+        assert_eq!(suite.guard(Upstream::Ocis).await, ChangeGuard::Armed);
         controller.stop().await;
     }
 }
@@ -232,9 +232,9 @@ async fn a_role_that_was_just_given_is_no_drift_and_neither_is_a_setting_that_ch
             eventually("all groups have the new role", async || has_it(role) == 25).await;
         }
         assert_eq!(found_drift(&controller), Vec::<String>::new(), "{role:?}");
-        assert_eq!(suite.guard(StepKind::Ocis).await, Guard::Armed, "{role:?}");
-        assert_eq!(suite.drifted(StepKind::Ocis).await, 0, "{role:?}");
-        assert_eq!(repairs(&controller, StepKind::Ocis), 0, "{role:?}");
+        assert_eq!(suite.guard(Upstream::Ocis).await, ChangeGuard::Armed, "{role:?}");
+        assert_eq!(suite.drifted(Upstream::Ocis).await, 0, "{role:?}");
+        assert_eq!(repairs(&controller, Upstream::Ocis), 0, "{role:?}");
         controller.stop().await;
     }
 }
@@ -258,9 +258,9 @@ async fn a_former_domain_that_must_stay_is_no_drift() {
     suite.sweeps(&controller, "ok", 3).await;
     suite.all_requests_are_handled(&slugs).await;
     assert_eq!(found_drift(&controller), Vec::<String>::new());
-    assert_eq!(suite.guard(StepKind::Stalwart).await, Guard::Armed);
-    assert_eq!(suite.drifted(StepKind::Stalwart).await, 0);
-    assert_eq!(repairs(&controller, StepKind::Stalwart), 0);
+    assert_eq!(suite.guard(Upstream::Stalwart).await, ChangeGuard::Armed);
+    assert_eq!(suite.drifted(Upstream::Stalwart).await, 0);
+    assert_eq!(repairs(&controller, Upstream::Stalwart), 0);
     assert_eq!(suite.stalwart.count(), 44, "nothing with accounts in it is removed");
     // They go once they are empty, and that is no drift either, however many.
     for slug in &slugs {
@@ -268,7 +268,7 @@ async fn a_former_domain_that_must_stay_is_no_drift() {
     }
     suite.all_requests_are_handled(&slugs).await;
     assert_eq!(suite.stalwart.count(), 22);
-    assert_eq!(suite.guard(StepKind::Stalwart).await, Guard::Armed);
+    assert_eq!(suite.guard(Upstream::Stalwart).await, ChangeGuard::Armed);
     controller.stop().await;
 }
 
@@ -281,7 +281,7 @@ async fn a_tripped_guard_tells_who_is_concerned_and_lifting_repairs_them_without
         suite.world.authentik.delete_named(&format!("tenant-{slug}"));
     }
     suite.all_requests_are_handled(&slugs).await;
-    assert!(suite.guard(StepKind::Authentik).await.is_tripped());
+    assert!(suite.guard(Upstream::Authentik).await.is_tripped());
     let held = |step: &Document| step.get_str("reason").is_ok_and(|reason| reason == "ChangeGuard");
     let mut concerned = Vec::new();
     for slug in &slugs {
@@ -298,8 +298,8 @@ async fn a_tripped_guard_tells_who_is_concerned_and_lifting_repairs_them_without
         }
     }
     assert!(concerned.len() >= 10, "{concerned:?}");
-    let first = suite.world.store.drift(StepKind::Authentik, None, 20).await.unwrap();
-    let rest = suite.world.store.drift(StepKind::Authentik, Some(first[19].tenant), 20).await.unwrap();
+    let first = suite.world.store.drift(Upstream::Authentik, None, 20).await.unwrap();
+    let rest = suite.world.store.drift(Upstream::Authentik, Some(first[19].tenant), 20).await.unwrap();
     assert_eq!(first.len() + rest.len(), 30);
     let listed: Vec<_> = first.iter().chain(&rest).collect();
     for slug in &concerned {
@@ -311,7 +311,7 @@ async fn a_tripped_guard_tells_who_is_concerned_and_lifting_repairs_them_without
             let events = suite.world.store.events(&slug.parse().unwrap(), 100).await.unwrap();
             events.iter().any(|event| {
                 event.kind == EventKind::StepChanged
-                    && event.step == Some(StepKind::Authentik)
+                    && event.step == Some(Upstream::Authentik)
                     && event.reason == Some(reason)
                     && event.message.contains(message)
             })
@@ -323,7 +323,7 @@ async fn a_tripped_guard_tells_who_is_concerned_and_lifting_repairs_them_without
     }
     // The next sweep is an hour away.
     let hour = Duration::from_secs(3600);
-    assert!(suite.world.store.lift_guard(StepKind::Authentik, hour).await.unwrap());
+    assert!(suite.world.store.lift_guard(Upstream::Authentik, hour).await.unwrap());
     eventually("all is back", async || suite.world.authentik.count() == 30).await;
     for slug in &slugs {
         suite.settled(slug).await;
@@ -355,12 +355,12 @@ async fn lifting_makes_a_hundred_thousand_tenants_due_one_batch_after_the_other(
         .iter()
         .map(|id| (TenantId::from_bytes(id.bytes()), id.to_hex(), "missing or unmarked".to_owned()))
         .collect();
-    world.store.record_drift(StepKind::Ocis, &found).await.unwrap();
-    assert_eq!(world.store.count_drift(StepKind::Ocis).await.unwrap(), u64::from(TENANTS));
+    world.store.record_drift(Upstream::Ocis, &found).await.unwrap();
+    assert_eq!(world.store.count_drift(Upstream::Ocis).await.unwrap(), u64::from(TENANTS));
     let (pace, within) = (Duration::from_secs(5), Duration::from_secs(1_800));
-    let due = world.store.repair_drift(StepKind::Ocis, pace, within).await.unwrap();
+    let due = world.store.repair_drift(Upstream::Ocis, pace, within).await.unwrap();
     assert_eq!(due, u64::from(TENANTS));
-    assert_eq!(world.store.count_drift(StepKind::Ocis).await.unwrap(), 0);
+    assert_eq!(world.store.count_drift(Upstream::Ocis).await.unwrap(), 0);
     let mut first = None;
     for (batch, id) in ids.iter().enumerate().step_by(1_000) {
         let tenant = world.tenants.find_one(doc! { "_id": id }).await.unwrap().unwrap();
@@ -403,9 +403,9 @@ async fn an_orphan_keeps_the_time_when_it_was_first_seen() {
         external_id: format!("id-{n}"),
         name: format!("name-{n}"),
     };
-    world.store.add_orphans(StepKind::Ocis, &[found(1)]).await.unwrap();
+    world.store.add_orphans(Upstream::Ocis, &[found(1)]).await.unwrap();
     let before = world.store.orphans().await.unwrap().remove(0);
-    world.store.add_orphans(StepKind::Ocis, &[found(1), found(2)]).await.unwrap();
+    world.store.add_orphans(Upstream::Ocis, &[found(1), found(2)]).await.unwrap();
     let orphans = world.store.orphans().await.unwrap();
     assert_eq!(orphans.len(), 2);
     assert_eq!(orphans[0].first_seen_at, before.first_seen_at);

@@ -2,16 +2,16 @@
 //!
 //! They are documents that every process watches, so that a stop holds everywhere within a moment, and
 //! survives restarts. What cannot be read stays as it was last known; before the first read nothing is
-//! known, and nothing may be done ([`Guards::known`]).
+//! known, and nothing may be done ([`ChangeGuards::known`]).
 //!
 //! # What a stop or a guard held back goes on when it is taken back
 //!
 //! * Taking it back is recorded, and no more. Each process makes due what is recorded as held when it learns
-//!   that nothing holds the step any more, and when it starts: what one that crashed has left ([`Guards::wake`]).
+//!   that nothing holds the step any more, and when it starts: what one that crashed has left ([`ChangeGuards::wake`]).
 //! * A process may record a hold after others did that, because it has not learned of it yet. It makes due
 //!   what it has held when it learns of it.
 //! * A reconcile may record a hold after *that*, because its step ran before. So a reconcile asks again
-//!   around its commit ([`Guards::is_free_since`]).
+//!   around its commit ([`ChangeGuards::is_free_since`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ use crate::integration::{
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError, WatchError, Woken};
 use crate::tenant::{
-    Controls, Fleet, Found, Guard, GuardPolicy, PerStep, Reason, StepKind, Swept, TenantId,
+    ChangeGuard, ChangeGuardPolicy, Controls, Fleet, Found, PerStep, Reason, Swept, TenantId, Upstream,
 };
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -43,10 +43,10 @@ pub const PACE: Duration = Duration::from_secs(5);
 pub const WITHIN: Duration = Duration::from_secs(1800);
 
 /// Follows the controls for this process, and decides about repairs.
-pub struct Guards {
+pub struct ChangeGuards {
     store: Store,
     metrics: Arc<Metrics>,
-    policy: GuardPolicy,
+    policy: ChangeGuardPolicy,
     /// Repairs are counted over so long.
     window: Duration,
     controls: watch::Sender<Controls>,
@@ -62,11 +62,11 @@ pub struct Guards {
     owed: watch::Sender<PerStep<bool>>,
 }
 
-impl Guards {
+impl ChangeGuards {
     pub fn new(
         store: Store,
         metrics: Arc<Metrics>,
-        policy: GuardPolicy,
+        policy: ChangeGuardPolicy,
         window: Duration,
         controls: watch::Sender<Controls>,
         hints: mpsc::Sender<Hint>,
@@ -91,31 +91,31 @@ impl Guards {
         let _ = self.known.subscribe().wait_for(|known| *known).await;
     }
 
-    /// Stands for this moment in [`Guards::is_free_since`]. To be taken before [`Guards::mode`].
-    pub fn moment(&self, step: StepKind) -> u64 {
+    /// Stands for this moment in [`ChangeGuards::is_free_since`]. To be taken before [`ChangeGuards::mode`].
+    pub fn moment(&self, step: Upstream) -> u64 {
         self.freed.borrow()[step]
     }
 
     /// Whether nothing holds the step now, and this process has learned that since `moment`: a run that
     /// was held back then would not be now.
-    pub fn is_free_since(&self, step: StepKind, moment: u64) -> bool {
+    pub fn is_free_since(&self, step: Upstream, moment: u64) -> bool {
         self.moment(step) != moment && !self.controls.borrow().hold(step)
     }
 
     /// What was held of the step must be made due, in all tenants.
-    pub fn owe(&self, step: StepKind) {
+    pub fn owe(&self, step: Upstream) {
         self.owed.send_modify(|owed| owed[step] = true);
     }
 
     /// How much a step may do now.
-    pub fn mode(&self, step: StepKind) -> Mode {
+    pub fn mode(&self, step: Upstream) -> Mode {
         let controls = self.controls.borrow();
         if controls.is_stopped(step) {
-            Mode::Observe(Some(Reason::Stopped))
+            Mode::Hold(Reason::Stopped)
         } else if controls.guards[step].is_tripped() {
-            Mode::Disbelieve
+            Mode::Distrust
         } else {
-            Mode::Change
+            Mode::Apply
         }
     }
 
@@ -129,7 +129,7 @@ impl Guards {
         self.controls.borrow().sweeps.clone()
     }
 
-    pub fn guard(&self, step: StepKind) -> Guard {
+    pub fn guard(&self, step: Upstream) -> ChangeGuard {
         self.controls.borrow().guards[step].clone()
     }
 
@@ -140,7 +140,7 @@ impl Guards {
 
     /// How many resources the upstream should have, as the latest sweep of any process counted. Before the
     /// first sweep, as many as there are tenants.
-    async fn size(&self, step: StepKind) -> u64 {
+    async fn size(&self, step: Upstream) -> u64 {
         let counted = self.controls.borrow().sizes[step];
         if counted > 0 { counted } else { self.store.estimate().await.unwrap_or_default() }
     }
@@ -157,7 +157,7 @@ impl Guards {
     }
 
     /// Lets the guard of an upstream trip.
-    pub async fn trip(&self, step: StepKind, message: &str) {
+    pub async fn trip(&self, step: Upstream, message: &str) {
         match self.store.trip_guard(step, message).await {
             Ok(true) => tracing::error!(
                 upstream = %step,
@@ -219,7 +219,7 @@ impl Guards {
     }
 
     fn learn(&self, controls: Controls) {
-        for step in StepKind::ALL {
+        for step in Upstream::ALL {
             self.metrics.stopped.of(step).set(i64::from(controls.is_stopped(step)));
             let tripped = controls.guards[step].is_tripped();
             self.metrics.guard_tripped.of(step).set(i64::from(tripped));
@@ -231,13 +231,13 @@ impl Guards {
         let mut owed = Vec::new();
         if !*self.known.borrow() {
             // An earlier process may have ended before it had made due what it freed.
-            owed.extend(StepKind::ALL.into_iter().filter(|step| !controls.hold(*step)));
+            owed.extend(Upstream::ALL.into_iter().filter(|step| !controls.hold(*step)));
         }
         self.controls.send_if_modified(|known| {
             let changed = *known != controls;
             if changed {
                 tell(known, &controls);
-                let freed = StepKind::ALL.into_iter().filter(|s| known.hold(*s) && !controls.hold(*s));
+                let freed = Upstream::ALL.into_iter().filter(|s| known.hold(*s) && !controls.hold(*s));
                 let freed: Vec<_> = freed.collect();
                 // Before it can be seen: a run that begins in between is not held.
                 self.freed.send_if_modified(|times| {
@@ -259,7 +259,7 @@ impl Guards {
         loop {
             // We hold the sender, so that it cannot fail.
             let _ = owed.wait_for(|owed| owed.iter().any(|(_, owed)| *owed)).await;
-            for step in StepKind::ALL {
+            for step in Upstream::ALL {
                 let mut owes = false;
                 // Before the work: what is owed meanwhile is done after it.
                 self.owed.send_modify(|owed| owes = std::mem::take(&mut owed[step]));
@@ -283,10 +283,10 @@ impl Guards {
     }
 }
 
-impl Guards {
+impl ChangeGuards {
     /// Makes due some of what was held of the step; once a guard is lifted also what is recorded to differ, paced.
-    async fn go_on(&self, step: StepKind) -> Result<Woken, StoreError> {
-        if matches!(self.guard(step), Guard::Lifted { .. }) {
+    async fn go_on(&self, step: Upstream) -> Result<Woken, StoreError> {
+        if matches!(self.guard(step), ChangeGuard::Lifted { .. }) {
             let due = self.store.repair_drift(step, PACE, WITHIN).await?;
             if due > 0 {
                 let _ = self.hints.try_send(Hint::Scan);
@@ -298,7 +298,7 @@ impl Guards {
 }
 
 fn tell(before: &Controls, after: &Controls) {
-    for step in StepKind::ALL {
+    for step in Upstream::ALL {
         match (before.is_stopped(step), after.is_stopped(step)) {
             (false, true) => {
                 tracing::warn!(upstream = %step, "stopped: it is observed, and nothing is changed")
@@ -313,15 +313,15 @@ fn tell(before: &Controls, after: &Controls) {
     }
 }
 
-impl RepairGuard for Guards {
+impl RepairGuard for ChangeGuards {
     fn may_repair<'a>(
         &'a self,
-        step: StepKind,
+        step: Upstream,
         target: &'a Target,
         found: &'a Found,
     ) -> BoxFuture<'a, bool> {
         async move {
-            if matches!(self.guard(step), Guard::Lifted { .. }) {
+            if matches!(self.guard(step), ChangeGuard::Lifted { .. }) {
                 return true;
             }
             let bound = self.bound(self.size(step).await);
@@ -362,15 +362,15 @@ impl RepairGuard for Guards {
     }
 }
 
-impl Permission for Guards {
+impl Permission for ChangeGuards {
     fn ask(&self, request: Ready) -> Result<(), Refusal> {
         if request.purpose == Purpose::Read {
             return Ok(());
         }
         match (self.mode(request.step), request.cause) {
-            (Mode::Observe(Some(reason)), _) => Err(Refusal::Held(reason)),
-            (Mode::Disbelieve, Cause::Doubtful) => Err(Refusal::Held(Reason::ChangeGuard)),
-            (Mode::Change | Mode::Observe(None), _) | (Mode::Disbelieve, Cause::Asked) => Ok(()),
+            (Mode::Hold(reason), _) => Err(Refusal::Held(reason)),
+            (Mode::Distrust, Cause::Doubtful) => Err(Refusal::Held(Reason::ChangeGuard)),
+            (Mode::Apply | Mode::Look, _) | (Mode::Distrust, Cause::Asked) => Ok(()),
         }
     }
 }

@@ -4,21 +4,21 @@
 //!
 //! * The server filters: the controller's own claims and commits produce no event.
 //! * After an interruption the stream resumes where it was; where it cannot, the caller is told
-//!   ([`Change::Gap`]), and asks the database instead.
+//!   ([`WorkEvent::Gap`]), and asks the database instead.
 
 use jiff::Timestamp;
 use mongodb::bson::{Document, doc};
 
+use super::change_stream::{ChangeStream, ResumeToken, WatchError};
 use super::document::{WAITED_FOR, timestamp};
 use super::due::content_due;
 use super::history::Gone;
-use super::stream::{ChangeStream, ResumeToken, WatchError};
 use super::{Store, TENANTS};
 use crate::tenant::{TenantId, Urgency};
 
 /// One thing that the stream says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum WorkEvent {
     /// A tenant was inserted, or changed by somebody else. `at` is the server's time of the change.
     Tenant { id: TenantId, urgency: Urgency, at: Option<Timestamp> },
     /// A tenant's document is gone.
@@ -28,17 +28,17 @@ pub enum Change {
 }
 
 /// An open stream of the tenants' changes.
-pub struct Watch(ChangeStream);
+pub struct WorkStream(ChangeStream);
 
 impl Store {
     /// Opens a stream of changes from now on, or from where an earlier one was.
-    pub async fn watch(&self, resume: Option<ResumeToken>) -> Result<Watch, WatchError> {
-        let stages = vec![doc! { "$match": of_others() }, essence()];
-        ChangeStream::open(self, TENANTS, Document::new(), stages, resume).await.map(Watch)
+    pub async fn watch(&self, resume: Option<ResumeToken>) -> Result<WorkStream, WatchError> {
+        let stages = vec![doc! { "$match": that_give_work() }, only_what_is_read()];
+        ChangeStream::open(self, TENANTS, Document::new(), stages, resume).await.map(WorkStream)
     }
 }
 
-impl Watch {
+impl WorkStream {
     /// Where the stream is. Moves on even while nothing happens.
     pub fn token(&self) -> Option<ResumeToken> {
         self.0.token()
@@ -46,10 +46,11 @@ impl Watch {
 
     /// The next changes; empty when nothing happened for a while.
     ///
-    /// Not cancel-safe: after dropping the future, open a new stream from the last [`Watch::token`].
-    pub async fn next(&mut self) -> Result<Vec<Change>, WatchError> {
+    /// Not cancel-safe: after dropping the future, open a new stream from the last [`WorkStream::token`].
+    pub async fn next(&mut self) -> Result<Vec<WorkEvent>, WatchError> {
         let events = self.0.next().await?;
-        Ok(events.map_or_else(|| vec![Change::Gap], |events| events.iter().filter_map(change).collect()))
+        Ok(events
+            .map_or_else(|| vec![WorkEvent::Gap], |events| events.iter().filter_map(change).collect()))
     }
 
     /// Ends the stream on the server too.
@@ -58,7 +59,7 @@ impl Watch {
     }
 }
 
-fn change(event: &Document) -> Option<Change> {
+fn change(event: &Document) -> Option<WorkEvent> {
     let operation = event.get_str("operationType").unwrap_or_default();
     match operation {
         "insert" | "update" | "replace" => {
@@ -71,20 +72,20 @@ fn change(event: &Document) -> Option<Change> {
                 (false, false) => Urgency::New,
             };
             let at = event.get("wallTime").and_then(timestamp);
-            Some(Change::Tenant { id: TenantId::from_bytes(id.bytes()), urgency, at })
+            Some(WorkEvent::Tenant { id: TenantId::from_bytes(id.bytes()), urgency, at })
         }
         "delete" => {
             let id = event.get_document("documentKey").ok()?.get_object_id("_id").ok()?;
             let at = event.get("wallTime").and_then(timestamp);
-            Some(Change::Gone(Gone { id: TenantId::from_bytes(id.bytes()), at }))
+            Some(WorkEvent::Gone(Gone { id: TenantId::from_bytes(id.bytes()), at }))
         }
-        "drop" | "rename" | "dropDatabase" | "invalidate" => Some(Change::Gap),
+        "drop" | "rename" | "dropDatabase" | "invalidate" => Some(WorkEvent::Gap),
         _ => None,
     }
 }
 
 /// Selects events that somebody else caused and that give us work.
-fn of_others() -> Document {
+fn that_give_work() -> Document {
     // `updatedFields` names changed fields by path (`quota.storageBytes`), so its keys are matched.
     let path = "^(slug|name|domain|quota|services|paused|adopt|deletionRequestedAt|deletionPolicy|\
                 reconcileRequestedAt|waitedFor)([.]|$)";
@@ -128,7 +129,7 @@ fn of_others() -> Document {
 }
 
 /// Only what [`change`] reads: a document may be large.
-fn essence() -> Document {
+fn only_what_is_read() -> Document {
     doc! { "$project": {
         "operationType": 1,
         "documentKey": 1,
