@@ -277,7 +277,7 @@ FLEET = [
             ),
             stat(
                 "Held",
-                "Stops and tripped change guards, by upstream: writes rest there until a person goes on.",
+                "Stops and tripped change guards, by upstream: writes rest there until a person resumes.",
                 HELD,
                 "short",
                 GOOD_OR_WARN,

@@ -196,7 +196,7 @@ pub struct Given {
     #[arg(long, env = "SWEEP_INTERVAL", value_name = "DURATION", help_heading = "Reconciling")]
     pub sweep_interval: Option<String>,
     /// The most of an upstream's resources that may have changed between two sweeps, in percent (and at
-    /// least 20); more is not believed, and repairs rest until somebody lifts the guard, 0 to 100
+    /// least 20); more is not believed, and repairs rest until a person lifts the guard, 0 to 100
     /// [default: 10]
     #[arg(long, env = "GUARD_PERCENT", value_name = "NUMBER", help_heading = "Reconciling")]
     pub guard_percent: Option<String>,

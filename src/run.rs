@@ -68,7 +68,7 @@ const LINGER: u32 = 10;
 /// as both listeners are bound, which is before the database has answered.
 ///
 /// # Errors
-/// When something is wrong that waiting does not mend. A database that is away is waited for.
+/// When something is wrong that waiting does not correct. A database that is away is waited for.
 pub async fn run(
     config: Config,
     shutdown: CancellationToken,
@@ -163,7 +163,7 @@ pub async fn run(
         tokio::spawn(serve(telemetry, telemetry_router, patience, ended.clone())),
     ];
     if let Some(listening) = listening {
-        // Nobody may be waiting any more.
+        // The caller may not be waiting any more.
         let _ = listening.send(addresses);
     }
 

@@ -158,7 +158,7 @@ impl Admission {
         if principal.may(needed) { Ok(()) } else { Err(Problem::lacks_role(needed, &principal)) }
     }
 
-    /// Counts the request against whoever sent it.
+    /// Counts the request against its caller.
     fn count(&self, principal: Option<&Principal>, request: &Request) -> Result<(), Problem> {
         let Some(rates) = &self.0.rates else { return Ok(()) };
         match principal {
@@ -189,7 +189,7 @@ pub async fn admit(
     }
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     if route.as_deref().is_some_and(|route| access::OPEN.contains(&route)) {
-        // A token is not needed here, but whoever shows one may be told more.
+        // A token is not needed here, but a caller who shows one may be told more.
         let shows =
             guard.0.authenticator.is_none() || request.headers().contains_key(header::AUTHORIZATION);
         if shows && let Ok(principal) = guard.principal(request.headers()).await {

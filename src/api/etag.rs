@@ -1,6 +1,6 @@
 //! Versions of a tenant's desired state, as entity tags, and the conditions that name them.
 //!
-//! A tag changes with each change of the *desired* state, whoever made it, and with nothing else: an edit
+//! A tag changes with each change of the *desired* state, by whichever writer, and with nothing else: an edit
 //! must not fail because the controller recorded meanwhile how the last one went. So it is no use to a
 //! cache, and answers say `no-store`.
 

@@ -309,8 +309,8 @@ async fn object<S: Send + Sync>(
     }
     let media_type = request.headers().get(header::CONTENT_TYPE);
     let media_type = media_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = media_type.split(';').next().unwrap_or_default().trim();
-    if !accepted.iter().any(|accepted| essence.eq_ignore_ascii_case(accepted)) {
+    let base = media_type.split(';').next().unwrap_or_default().trim();
+    if !accepted.iter().any(|accepted| base.eq_ignore_ascii_case(accepted)) {
         return Err(Problem::unsupported_media_type(accepted));
     }
     let body = whole_body(request, state).await?;

@@ -59,7 +59,7 @@ pub struct Detail {
 #[serde(rename_all = "camelCase")]
 #[schema(as = Upstream)]
 pub struct UpstreamHealthView {
-    /// `null` while nobody has asked it yet.
+    /// `null` while it was not asked yet.
     reachable: Option<bool>,
     authenticated: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -2,9 +2,9 @@
 //!
 //! # Guarantees
 //!
-//! * It is open only while somebody listens, and a little longer: an idle API costs the database nothing.
-//! * Memory is bounded: the latest [`KEPT`] events are kept, once, whoever reads them. Whoever falls behind
-//!   those is told so, and nobody waits for him.
+//! * It is open only while there is a listener, and a little longer: an idle API costs the database nothing.
+//! * Memory is bounded: the latest [`KEPT`] events are kept, once, for all readers. A reader that falls behind
+//!   those is told so, and no other waits for it.
 //! * Listening begins before the request is carried out, so that its outcome cannot be missed.
 
 use std::collections::VecDeque;
@@ -23,7 +23,7 @@ pub const KEPT: usize = 1024;
 pub const WAITERS: usize = 2_000;
 /// Readers of the event stream at once.
 pub const WATCHERS: usize = 500;
-/// How long the stream stays open when nobody listens any more.
+/// How long the stream stays open without a listener.
 const LINGER: Duration = Duration::from_secs(60);
 /// How long the first listener waits for it to open.
 const OPENING: Duration = Duration::from_secs(2);
@@ -62,7 +62,7 @@ pub struct Hub {
 
 struct Shared {
     events: broadcast::Sender<Arc<Event>>,
-    /// The latest ones, in order. Held while one is added and sent, so that nobody gets one twice or never.
+    /// The latest ones, in order. Held while one is added and sent, so that no reader gets one twice or never.
     kept: Mutex<VecDeque<Arc<Event>>>,
     open: watch::Sender<bool>,
     wanted: Notify,
@@ -174,7 +174,7 @@ impl Hub {
             if self.shared.events.receiver_count() > 0 {
                 idle_since = None;
             } else if idle_since.get_or_insert_with(tokio::time::Instant::now).elapsed() > LINGER {
-                // Whoever comes from here on finds it closed, and has it opened again.
+                // A reader that comes from here on finds it closed, and has it opened again.
                 self.shared.open.send_replace(false);
                 follow.close().await;
                 return;
@@ -189,7 +189,7 @@ impl Hub {
             kept.pop_front();
         }
         kept.push_back(Arc::clone(&event));
-        // Nobody listening is no failure.
+        // To have no listener is no failure.
         let _ = self.shared.events.send(event);
     }
 

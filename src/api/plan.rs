@@ -1,4 +1,4 @@
-//! `/tenants/{slug}/plan`: what a reconcile would do now. It is read from what is recorded; whoever wants it
+//! `/tenants/{slug}/plan`: what a reconcile would do now. It is read from what is recorded; a caller who wants it
 //! fresh has the controller look.
 
 use std::collections::BTreeMap;
@@ -63,7 +63,7 @@ struct FieldView {
 
 /// Show what a reconcile would do now
 ///
-/// Field by field, from the latest observation. No upstream is asked, unless with `Prefer: wait` by somebody
+/// Field by field, from the latest observation. No upstream is asked, unless with `Prefer: wait` by a caller
 /// who may reconcile: then the controller looks first, and changes nothing that it would not change anyway.
 #[utoipa::path(get, path = "/tenants/{slug}/plan", tag = "tenants", operation_id = "planTenant",
     params(
@@ -88,7 +88,7 @@ pub async fn show(
     };
     let mut seen = None;
     let mut waited = None;
-    // Whoever may only read gives nobody work.
+    // A caller who may only read causes no work.
     let may_ask = principal.is_some_and(|Extension(principal)| principal.may(Role::Operator));
     if may_ask && wait.is_granted() {
         sensible(&store.get(&slug).await?.ok_or_else(unknown)?)?;

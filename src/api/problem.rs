@@ -375,7 +375,7 @@ impl IntoResponse for Problem {
 impl Challenge {
     fn header(self, description: &str) -> Option<HeaderValue> {
         let error = match self {
-            // Somebody who does not know that a token is needed has made no error.
+            // A caller who does not know that a token is needed has made no error.
             Self::NoToken => return Some(HeaderValue::from_static("Bearer realm=\"tenantry\"")),
             Self::BadToken => "invalid_token",
             Self::LacksRole => "insufficient_scope",

@@ -11,7 +11,7 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use crate::auth::Principal;
 
 /// Counts per client. Clients are told apart by a hash of 16 bits, so that there are never more than 65536
-/// counters, whoever comes; that among a hundred clients any two share one has a chance of 7 %. The hash
+/// counters, for all callers; that among a hundred clients any two share one has a chance of 7 %. The hash
 /// is another one in each process, and strangers do not share counters with those who have a token.
 pub struct Rates {
     known: DefaultKeyedRateLimiter<u16>,
@@ -28,20 +28,20 @@ impl Rates {
         Self { known, strangers, clock: DefaultClock::default(), hash: RandomState::new() }
     }
 
-    /// Counts a request of somebody who showed who he is.
+    /// Counts a request of a caller who was identified.
     ///
     /// # Errors
-    /// How long he must wait.
+    /// How long the caller must wait.
     pub fn count(&self, principal: &Principal) -> Result<(), Duration> {
         self.check(&self.known, self.hash.hash_one((&principal.issuer, &principal.sub)))
     }
 
-    /// Counts a request of somebody who did not.
+    /// Counts a request of a caller who was not.
     ///
     /// # Errors
-    /// How long he must wait.
+    /// How long the caller must wait.
     pub fn count_stranger(&self, address: Option<IpAddr>) -> Result<(), Duration> {
-        // Whoever has one address of IPv6 has the 2^64 around it.
+        // A caller with one address of IPv6 has the 2^64 around it.
         let network = match address {
             Some(IpAddr::V6(address)) => match address.to_ipv4_mapped() {
                 Some(address) => u128::from(address.to_bits()),

@@ -121,7 +121,7 @@ impl Reader {
             let event = match self.missed.pop_front() {
                 Some(event) => event,
                 None => tokio::select! {
-                    // Who has fallen behind is told, and cut off: he may come back for what is kept.
+                    // Who has fallen behind is told, and cut off: the client may come back for what is kept.
                     told = self.events.recv() => told.unwrap_or_else(|_| {
                         self.over = true;
                         Arc::new(Event::Gap)

@@ -144,7 +144,7 @@ pub async fn reconcile(
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct DeletionParameters {
-    /// `retain` releases the resources, which are then nobody's; `delete` removes them
+    /// `retain` releases the resources, which then belong to no tenant; `delete` removes them
     #[param(pattern = "^(retain|delete)$", default = "retain", nullable = false)]
     policy: Option<String>,
     /// With `policy=delete`: also remove what still holds people's data
@@ -255,7 +255,7 @@ fn accepted(slug: &Slug, record: Option<Record>) -> Result<Response, Problem> {
     Ok((StatusCode::ACCEPTED, Json(TenantView::from(&record))).into_response())
 }
 
-/// The store, in the name of whoever sent the request.
+/// The store, in the name of the caller.
 pub struct Acting(pub Store);
 
 impl<S: Send + Sync> FromRequestParts<S> for Acting

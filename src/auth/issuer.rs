@@ -20,7 +20,7 @@ pub enum InvalidIssuer {
     Address(String),
     #[error("{0}: must not have a query, a fragment, a user name or a password")]
     Decorated(String),
-    #[error("{0}: needs an audience; a token for somebody else must not be accepted")]
+    #[error("{0}: needs an audience; a token for another program must not be accepted")]
     NoAudience(String),
 }
 
@@ -33,7 +33,7 @@ struct Discovery {
 
 impl IssuerConfig {
     /// # Errors
-    /// When an address is none, or nobody is named that tokens may be for.
+    /// When an address is none, or no audience is named.
     pub fn new(
         issuer: &str,
         audiences: Vec<String>,
@@ -68,7 +68,7 @@ impl IssuerConfig {
             .map_err(|error| format!("the discovery document's jwks_uri is wrong: {error}"))?;
         if self.issuer.starts_with("https:") && url.scheme() != "https" {
             return Err(format!(
-                "the issuer has https but its keys are at {url}: they could be anybody's"
+                "the issuer has https but its keys are at {url}: they could come from any server"
             ));
         }
         Ok(url)

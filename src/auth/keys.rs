@@ -4,7 +4,7 @@
 //!
 //! * One request at a time, however many wait for it; and it goes on if they leave.
 //! * A token with an unknown key makes the keys be fetched again at most once per [`KEY_REFRESH`], so that
-//!   nobody can make us flood the issuer.
+//!   no caller can make us flood the issuer.
 //! * Keys outlive an issuer that is away. A key that it has withdrawn is forgotten within [`MAX_AGE`],
 //!   or when it can be asked again.
 //! * An issuer that cannot be asked is asked again after a pause that grows to [`LONGEST_HOLD`].
@@ -205,7 +205,7 @@ pub enum Missing {
 struct Failure {
     /// For the log.
     why: String,
-    /// For whoever asks with a token: no addresses.
+    /// For a caller with a token: no addresses.
     told: &'static str,
     /// The issuer answered, and has no keys: those that are held are no longer its.
     disowned: bool,
@@ -287,7 +287,7 @@ impl Keys {
             if !found.is_empty() {
                 let old = state.fetched.is_none_or(|at| now.duration_since(at) > MAX_AGE);
                 if old && state.fetching.is_none() && !state.is_held(now) {
-                    // It goes on by itself; nobody needs to wait for it.
+                    // It goes on by itself; no caller needs to wait for it.
                     drop(self.fetch(&mut state));
                 }
                 return Ok(found);
@@ -319,7 +319,7 @@ impl Keys {
         }
     }
 
-    /// Begins to fetch the keys, or joins whoever does.
+    /// Begins to fetch the keys, or joins the fetch that runs.
     fn fetch(&self, state: &mut State) -> Fetch {
         if let Some(fetching) = &state.fetching {
             return fetching.clone();
@@ -327,7 +327,7 @@ impl Keys {
         let (issuer, http, shared) =
             (Arc::clone(&self.issuer), self.http.clone(), Arc::clone(&self.state));
         let (discovered, refreshes) = (state.discovered.clone(), self.refreshes.clone());
-        // Whoever waits may give up; the others, and those who come later, must not.
+        // A caller that waits may give up; the others, and those who come later, must not.
         let fetching = tokio::spawn(async move {
             let fetched = request(&issuer, &http, discovered).await;
             refreshes.of(Worked::of(fetched.is_ok())).inc();
@@ -447,7 +447,7 @@ async fn request(
     };
     let document = read(http, &url, "keys").await?;
     let keys: Jwks = serde_json::from_slice(&document)
-        .map_err(|error| failed(format!("the keys at {url} make no sense: {error}")))?;
+        .map_err(|error| failed(format!("the keys at {url} are invalid: {error}")))?;
     let (mut usable, mut short) = (Vec::new(), Vec::new());
     for jwk in &keys.keys {
         match Key::read(jwk) {

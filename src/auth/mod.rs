@@ -67,7 +67,7 @@ struct Trusted {
     keys: Arc<Keys>,
 }
 
-/// No token that anybody needs is longer, in bytes; headers may be.
+/// No token that is needed is longer, in bytes; headers may be.
 const MAX_TOKEN: usize = 16 << 10;
 
 impl Authenticator {

@@ -1,11 +1,11 @@
-//! Who asks, and what he may do.
+//! The caller, and what the caller may do.
 
 use std::fmt;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-/// What somebody may do; each role includes the ones before it.
+/// What a caller may do; each role includes the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// See everything.
@@ -45,11 +45,11 @@ pub enum Roles {
     Unsaid { claim: String },
 }
 
-/// Somebody whose token was verified: a person or a service. Handlers find it among a request's
+/// A caller whose token was verified: a person or a service. Handlers find it among a request's
 /// extensions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
-    /// The issuer's name for him; the same person may have another at another issuer.
+    /// The issuer's name for the caller; the same person may have another at another issuer.
     pub sub: String,
     pub issuer: String,
     /// The client that the token was issued to (`azp`).
@@ -104,11 +104,11 @@ impl Principal {
         }
     }
 
-    /// For histories: the issuer's name for him, after the one for people. `None` where nobody knows who it is.
+    /// For histories: the issuer's name for the caller, after the one for people. `None` where the caller is not known.
     pub fn label(&self) -> Option<String> {
         let known = !self.issuer.is_empty();
         known.then(|| match &self.name {
-            // Names are lists elsewhere, and whoever chooses his own must not look like two.
+            // Names are lists elsewhere, and a caller who chooses their own name must not look like two.
             Some(name) if *name != self.sub => {
                 let name = name.replace([',', '(', ')'], " ");
                 format!("{} ({})", name.trim(), self.sub)

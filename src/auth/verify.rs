@@ -12,7 +12,7 @@ use super::Refusal;
 use super::issuer::IssuerConfig;
 use super::keys::Key;
 
-/// Public keys only: with HMAC whoever can check can also forge, and a provider without a signing key
+/// Public keys only: with HMAC every program that can check can also forge, and a provider without a signing key
 /// falls back to it (observed with Authentik). `EdDSA` and `Ed25519` are two names of one (RFC 9864).
 const ALGORITHMS: [(&str, Algorithm); 7] = [
     ("RS256", Algorithm::RS256),

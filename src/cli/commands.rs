@@ -248,7 +248,7 @@ pub async fn plan(
         print(&text)?;
         let wait = humantime::format_duration(wait);
         let said = format!(
-            "nobody has looked within {wait}; this is what was seen before. Does a controller run?"
+            "no process has looked within {wait}; this is what was seen before. Does a controller run?"
         );
         return Err(Failure::new(Exit::Timeout, said));
     }
@@ -347,13 +347,13 @@ pub async fn list(
 pub async fn stop(client: &Client, upstream: Option<String>) -> Result<String, Failure> {
     let what = upstream.as_deref().unwrap_or("all");
     client.ask(Ask::new(Method::PUT, &["stops", what], "emergency stop")).await?;
-    Ok(format!("{what}: stopped; tenantry start goes on\n"))
+    Ok(format!("{what}: stopped; tenantry start resumes\n"))
 }
 
 pub async fn start(client: &Client, upstream: Option<String>) -> Result<String, Failure> {
     let what = upstream.as_deref().unwrap_or("all");
     client.ask(Ask::new(Method::DELETE, &["stops", what], "emergency stop")).await?;
-    Ok(format!("{what}: goes on\n"))
+    Ok(format!("{what}: resumed\n"))
 }
 
 pub async fn release_orphan(

@@ -370,7 +370,7 @@ enum GuardsCommand {
         #[arg(long, value_name = "TENANT ID")]
         after: Option<String>,
     },
-    /// Let a guard's changes happen: somebody has looked at them
+    /// Let a guard's changes happen: a person has looked at them
     Lift {
         #[arg(value_parser = ["authentik", "stalwart", "ocis"])]
         upstream: String,

@@ -272,7 +272,7 @@ pub fn plan(plan: &Value, form: Form) -> String {
         };
         let mut told = match action.as_str() {
             "none" => "nothing to do".to_owned(),
-            "look" => "could not be looked at, so nobody knows".to_owned(),
+            "look" => "could not be looked at, so it is not known".to_owned(),
             "switchOff" => "switch off".to_owned(),
             _ => action,
         };

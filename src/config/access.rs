@@ -35,14 +35,14 @@ pub struct AccessSettings {
     /// realm_access.roles [default: groups]
     #[arg(long, env = "OIDC_ROLES_CLAIM", value_name = "CLAIM")]
     pub oidc_roles_claim: Option<String>,
-    /// Values of that claim that let somebody see everything, with commas between them
+    /// Values of that claim that let an account see everything, with commas between them
     /// [default: tenantry-readers]
     #[arg(long, env = "OIDC_READERS", value_name = "VALUES")]
     pub oidc_readers: Option<String>,
-    /// Values that also let him create, edit and reconcile tenants [default: tenantry-operators]
+    /// Values that also let an account create, edit and reconcile tenants [default: tenantry-operators]
     #[arg(long, env = "OIDC_OPERATORS", value_name = "VALUES")]
     pub oidc_operators: Option<String>,
-    /// Values that also let him delete them [default: tenantry-admins]
+    /// Values that also let an account delete them [default: tenantry-admins]
     #[arg(long, env = "OIDC_ADMINS", value_name = "VALUES")]
     pub oidc_admins: Option<String>,
     /// Run without authentication: every caller that can connect may do everything. HTTP_ADDR and TELEMETRY_ADDR

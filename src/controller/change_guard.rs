@@ -161,7 +161,7 @@ impl ChangeGuards {
         match self.store.trip_guard(step, message).await {
             Ok(true) => tracing::error!(
                 upstream = %step,
-                "the change guard has tripped, and repairs rest until somebody lifts it: {message}"
+                "the change guard has tripped, and repairs rest until a person lifts it: {message}"
             ),
             Ok(false) => {}
             Err(error) => tracing::warn!(upstream = %step, %error, "cannot trip the change guard"),

@@ -42,7 +42,7 @@ pub struct Feed {
     pub hints: mpsc::Sender<Hint>,
     /// Told when changes were missed.
     pub gaps: Gaps,
-    /// Told of tenants whose documents are gone, as far as there is room; nobody waits for that.
+    /// Told of tenants whose documents are gone, as far as there is room; that is not waited for.
     pub gone: mpsc::Sender<Gone>,
     pub open: watch::Sender<bool>,
     pub shutdown: CancellationToken,
@@ -90,7 +90,7 @@ impl Feed {
                     if lost.vain < VAIN {
                         resume = token;
                     } else {
-                        tracing::warn!("giving up to go on from where the change stream was");
+                        tracing::warn!("cannot resume the change stream where it was");
                         lost.events = true;
                     }
                     WatchEnd::Slow

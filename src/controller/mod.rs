@@ -291,7 +291,7 @@ impl Dispatcher {
         mut hinted: mpsc::Receiver<Hint>,
         shutdown: &CancellationToken,
     ) -> JoinSet<(TenantId, Verdict)> {
-        // The gauges are refreshed as often as anybody could scrape them, not with every event.
+        // The gauges are refreshed as often as they could be scraped, not with every event.
         let mut gauges = tokio::time::interval(Duration::from_secs(1));
         loop {
             self.dispatch();
@@ -379,7 +379,7 @@ impl Dispatcher {
 
     fn ended(&mut self, ended: Result<(TenantId, Verdict), tokio::task::JoinError>) {
         let now = Instant::now();
-        // Panics are caught inside, and nobody aborts these tasks.
+        // Panics are caught inside, and these tasks are never aborted.
         let Ok((id, verdict)) = ended else { return };
         self.queue.finish(id, now);
         match verdict {

@@ -43,7 +43,7 @@ pub struct Reconciler {
 /// What the queue should do with the tenant next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing to do, or somebody else does it.
+    /// Nothing to do, or another process does it.
     Done,
     /// Due again after a while.
     DueIn { wait: Duration, urgency: Urgency },
@@ -59,7 +59,7 @@ pub enum Verdict {
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 
 impl Reconciler {
-    /// Reconciles `id` if it is due and nobody else does.
+    /// Reconciles `id` if it is due and no other process does.
     ///
     /// Dropping the future leaves the lease to expire; the tenant stays due.
     pub async fn reconcile(&self, id: TenantId, urgency: Urgency) -> Verdict {

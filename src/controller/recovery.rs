@@ -55,12 +55,12 @@ impl Recovery {
                     // Other processes find them by their own scans.
                     let _ = self.hints.try_send(Hint::Scan);
                 }
-                Err(error) => tracing::debug!(upstream = %self.step, %error, "cannot go on yet"),
+                Err(error) => tracing::debug!(upstream = %self.step, %error, "cannot resume yet"),
             }
             tokio::time::sleep(PAUSE).await;
         }
         if recovered > 0 {
-            tracing::info!(upstream = %self.step, tenants = recovered, "steps that waited go on");
+            tracing::info!(upstream = %self.step, tenants = recovered, "steps that waited are resumed");
         }
     }
 }

@@ -88,7 +88,7 @@ impl Relister {
                 Ok(true) => break,
                 Ok(false) => delay = FIRST_DELAY,
                 Err(error) => {
-                    tracing::warn!(%error, "looking for missed changes goes on from where it was");
+                    tracing::warn!(%error, "the relist resumes where it was");
                     pause(&mut delay).await;
                 }
             }

@@ -180,7 +180,7 @@ impl Sweeper {
             loop {
                 tokio::time::sleep(LEASE / 3).await;
                 if matches!(self.store.hold_sweep(&self.holder, LEASE).await, Ok(false)) {
-                    // Somebody else sweeps: two that only flag harm nobody.
+                    // Another process sweeps: two that only flag do no harm.
                     tracing::warn!("the sweep's lease is lost");
                 }
             }
@@ -505,7 +505,7 @@ impl Sweeper {
         found: Vec<UnknownResource>,
         begun: Timestamp,
     ) -> Result<(), StoreError> {
-        // Those that no event told, because nobody watched.
+        // Those that no event told, because no process watched.
         let tenants: BTreeSet<TenantId> = found.iter().map(|resource| resource.tenant).collect();
         for ids in tenants.into_iter().collect::<Vec<_>>().chunks(BATCH as usize) {
             let gone: Vec<_> = ids.iter().map(|id| Gone { id: *id, at: None }).collect();

@@ -1,4 +1,4 @@
-//! Tenants whose documents somebody deleted without asking tenantry: what they had are orphans now.
+//! Tenants whose documents were deleted without asking tenantry: what they had are orphans now.
 //!
 //! The change stream tells it at once. What it does not tell (it was interrupted, or too many went at once),
 //! the next sweep finds, which lists everything. Nothing is ever removed because of it.

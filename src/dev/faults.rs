@@ -1,6 +1,6 @@
 //! Fault injection and a record of requests, for every simulator alike.
 //!
-//! A simulator answers under `/_sim/` to whoever torments it:
+//! A simulator answers under `/_sim/` to the test that drives it:
 //!
 //! * `POST /_sim/faults` adds a rule, `GET` lists them, `DELETE` removes all;
 //! * `GET /_sim/requests` tells how many requests there were and the latest of them, `DELETE` forgets.

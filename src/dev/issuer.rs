@@ -37,7 +37,7 @@ pub struct Provider {
     /// Last part of the issuer.
     pub slug: String,
     pub client_id: String,
-    /// Public clients have one too, and it works (observed). Stored empty, it lets anybody in (observed).
+    /// Public clients have one too, and it works (observed). Stored empty, it lets every caller in (observed).
     pub client_secret: String,
     /// Whether it is a public client. It makes no difference to client_credentials (observed).
     pub public: bool,
@@ -345,7 +345,7 @@ impl Simulator {
         let given = claims.as_object().cloned().unwrap_or_default();
         let name = given.get("preferred_username").and_then(Value::as_str);
         let account = name.and_then(|name| issuer.accounts.get(name)).cloned();
-        let sub = subject(name.unwrap_or("nobody"));
+        let sub = subject(name.unwrap_or("(none)"));
         let mut all = issuer.protocol_claims(&provider, &base, &sub);
         if let Some(account) = &account {
             all.extend(account_claims(account, &scopes));
@@ -404,7 +404,7 @@ impl Issuer {
         self.tokens.retain(|_, issued| issued.account.as_deref() != Some(account));
     }
 
-    /// The answer of the token endpoint, for somebody who may have one.
+    /// The answer of the token endpoint, for an account that may have one.
     fn grant(
         &mut self,
         provider: &Provider,
@@ -430,7 +430,7 @@ impl Issuer {
         let id_token = self.sign(&id_claims, provider)?;
         let expires = claims.get("exp").and_then(Value::as_i64).unwrap_or(i64::MAX);
         let now = self.now();
-        // Nobody asks about tokens that are long gone.
+        // No request is about tokens that are long gone.
         self.tokens.retain(|_, issued| issued.expires.saturating_add(60) > now);
         let scope = scopes.join(" ");
         let issued = Issued { account: Some(account.name.clone()), scopes, expires, claims };
@@ -750,7 +750,7 @@ impl Issuer {
             None => Account {
                 email: String::new(),
                 display_name,
-                // Nobody can guess it, so only the client secret gets in.
+                // It cannot be guessed, so only the client secret gets in.
                 ..Account::new(&name, &format!("{:032x}", rand::random::<u128>()), &[])
             },
         }

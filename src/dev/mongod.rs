@@ -148,7 +148,7 @@ impl Mongod {
         let port = free_port().map_err(|error| MongodError::Io("cannot find a free port", error))?;
         let mut supervisor = Command::new("sh")
             .args(["-c", SUPERVISOR, "mongod-supervisor"])
-            // Nobody misses temporary data, and a clean end takes a while.
+            // Temporary data is not missed, and a clean end takes a while.
             .arg(if remove { "KILL" } else { "TERM" })
             .arg(if remove { folder.as_os_str() } else { "".as_ref() })
             .arg(&log)

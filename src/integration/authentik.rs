@@ -3,7 +3,7 @@
 //! Sources: the API schema, and what servers 2025.12.4 and 2025.8.1 were observed to do. Where a
 //! comment says *observed*, it is the latter.
 //!
-//! * Group rights are admin rights in Authentik (observed: whoever may change groups can make himself
+//! * Group rights are admin rights in Authentik (observed: an account that may change groups can make itself
 //!   a superuser). Nothing of a tenant but slug, id and name ever reaches a request body.
 //! * A write that is answered with `405` and an empty body failed inside the server, or was applied
 //!   (observed): the outcome is unknown.
@@ -224,7 +224,7 @@ impl Authentik {
         Ok(())
     }
 
-    /// Removes a second group of ours that nobody is in.
+    /// Removes a second group of ours that has no members.
     async fn remove_twin(&self, twin: &Group) -> Result<(), Error> {
         let path = group_path(&twin.pk);
         let call = Call::new(Operation::DeleteDuplicateGroup, Method::DELETE, &path);
@@ -315,7 +315,7 @@ impl Authentik {
                 )),
             };
         }
-        // Whoever looks, and whenever, must keep the same one: the recorded, else the first by id.
+        // Every process, at every time, must keep the same one: the recorded, else the first by id.
         let keep = ours.iter().position(recorded).unwrap_or(0);
         let mut group = ours.remove(keep);
         group.twins = ours;
@@ -426,7 +426,7 @@ impl Integration for Authentik {
         if let Some(pk) = &target.recorded
             && !found.iter().any(|group| group.pk == *pk)
         {
-            // Somebody renamed it, or it is gone.
+            // It was renamed, or it is gone.
             found.extend(self.get(pk).await?);
         }
         if found.is_empty() && (target.may_exist || target.recorded.is_some()) {
@@ -466,7 +466,7 @@ impl Integration for Authentik {
                     "{}. A group of that name exists where our account cannot see it",
                     self.upstream.refusal(&call, &answer)
                 );
-                // Most likely somebody made it after we looked.
+                // Most likely it was made after we looked.
                 Err(Error::terminal(Reason::Conflict, message).stale())
             }
             _ => Err(self.refused(&call, &answer)),

@@ -43,7 +43,7 @@ pub struct Target {
     pub left: Option<Fingerprint>,
     /// The upstream's id of the resource, where one was recorded. It comes first when looking.
     pub recorded: Option<String>,
-    /// An earlier run may have made something that nobody recorded: look for it by its mark too.
+    /// An earlier run may have made something that was not recorded: look for it by its mark too.
     pub may_exist: bool,
     /// The step's latest run ended well, and has recorded what there is.
     pub settled: bool,
@@ -397,7 +397,7 @@ pub enum Reached {
     Seen(Found),
 }
 
-/// Asked before what somebody changed in an upstream is undone: so much may have changed at once that it
+/// Asked before a change in an upstream is undone: so much may have changed at once that it
 /// is rather the upstream, or we, who are wrong.
 pub trait RepairGuard: Send + Sync {
     /// Whether the resource of this tenant, which was found like this, may be put back.
@@ -702,7 +702,7 @@ impl<I: Integration> Run<'_, I> {
                 Ok(resource) => Some(resource),
                 Err(error) => match error.effect {
                     Effect::None | Effect::Held => return Err(error),
-                    // Once, somebody was faster. Twice, looking does not show what is there.
+                    // Once, another was faster. Twice, looking does not show what is there.
                     Effect::Stale if stale => return Err(error),
                     Effect::Stale => {
                         stale = true;

@@ -98,7 +98,7 @@ impl Error {
         self
     }
 
-    /// A create failed like this: unless it certainly did nothing, somebody must look for it later.
+    /// A create failed like this: unless it certainly did nothing, a later run must look for it.
     #[must_use]
     pub fn of_create(mut self) -> Self {
         self.failure.unresolved = self.effect == Effect::Unknown;

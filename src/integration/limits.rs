@@ -76,7 +76,7 @@ impl Limiter {
         if let Some(rate) = &self.rate {
             rate.until_ready().await;
         }
-        // Nobody closes it.
+        // It is never closed.
         Arc::clone(&self.places).acquire_owned().await.ok()
     }
 }

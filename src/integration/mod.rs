@@ -101,7 +101,7 @@ impl<I: Integration> Gated<I> {
                 let Remarks { note, look_again, awaits } = remarks;
                 Outcome::Ok { external_id: Some(external_id), note, look_again, awaits, fingerprint }
             }
-            // Whoever wanted to see has nothing to do with the step's own tries.
+            // The person who wanted to see has nothing to do with the step's own tries.
             Err(Error { failure, .. }) if target.mode == Mode::Look => {
                 let Failure { reason, message, .. } = failure;
                 Outcome::Observed(Found::Failed { reason, message })

@@ -4,7 +4,7 @@
 //! # Guarantees
 //!
 //! * One token for everybody, renewed at 80 % of its life, by one request however many wait; while it is
-//!   renewed the old one goes on being used, so that an issuer that is away harms nobody before it must.
+//!   renewed the old one goes on being used, so that an issuer that is away does no harm before it must.
 //! * A token that the upstream refuses (401) is replaced once. If its successor is refused as well, that
 //!   one is *kept*: what helps then (a clock that lags, keys that are being fetched, an issuer that is
 //!   down) is time, and each new token would start the wait anew (observed with oCIS and Authentik).
@@ -143,7 +143,7 @@ impl TokenSource {
                 Some(token) if now < token.renew_at => return Ok(token),
                 Some(token) if now < token.expires_at => {
                     if state.fetching.is_none() && !state.is_held(now) {
-                        // It goes on by itself; nobody needs to wait for it.
+                        // It goes on by itself; no caller needs to wait for it.
                         tokio::spawn(self.fetch(&mut state));
                     }
                     return Ok(token);
@@ -369,7 +369,7 @@ async fn request(
     let mut call = Call::new(Operation::GetToken, Method::POST, &[]).form(&form);
     call.to = To::Url(&endpoint);
     let asked = Instant::now();
-    // A token more than needed harms nobody, so it may be asked for again.
+    // A token more than needed does no harm, so it may be asked for again.
     let answer = issuer.ask(&call, Purpose::Read).await;
     let answer = answer.map_err(|error| error.reworded(|words| credentials.redact(words)))?;
     let refusal = || credentials.redact(&issuer.refusal(&call, &answer));
@@ -482,7 +482,7 @@ async fn discover(issuer: &UpstreamClient, url: &Url) -> Result<Url, Error> {
         return Err(Error::misconfigured(Reason::WrongAddress, message));
     };
     if discovery.issuer != url.as_str() {
-        // Its tokens will say so, and whoever compares will refuse them.
+        // Its tokens will say so, and the server that compares will refuse them.
         tracing::warn!(
             configured = %url, says = %discovery.issuer,
             "the issuer calls itself otherwise than OCIS_OIDC_ISSUER; file servers compare letter by letter"

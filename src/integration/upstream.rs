@@ -100,7 +100,7 @@ pub struct Call<'a> {
     pub query: &'a [(&'a str, &'a str)],
     pub header: Option<(&'static str, &'static str)>,
     pub body: Option<Body>,
-    /// The answer may take as long as it is long; whoever reads it bounds each piece.
+    /// The answer may take as long as it is long; the reader bounds each piece.
     pub unhurried: bool,
 }
 

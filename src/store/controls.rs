@@ -131,7 +131,7 @@ impl Store {
         let update = update.find_one_and_update(doc! { "_id": STOP }, set);
         let before = self.bounded("start", update).await?.unwrap_or_default();
         if scope.is_stopped(&before) {
-            self.tell_fleet(scope.event(EventKind::Started, "it goes on")).await;
+            self.tell_fleet(scope.event(EventKind::Started, "resumed")).await;
         }
         Ok(())
     }
@@ -205,7 +205,7 @@ impl Store {
             let wanted = doc! { "$set": { "wanted": true } };
             let sweep = controls.update_one(doc! { "_id": SWEEP }, wanted).upsert(true);
             self.bounded("want a sweep", sweep).await?;
-            let message = format!("repairs go on without bounds for {span:?}");
+            let message = format!("repairs resume without bounds for {span:?}");
             self.tell_fleet(Event::now(EventKind::GuardLifted, message).of_step(step, None)).await;
         }
         Ok(lifted.modified_count > 0)

@@ -24,14 +24,14 @@ pub struct DueTenant {
 pub struct DueScan {
     /// The longest overdue first.
     pub tenants: Vec<DueTenant>,
-    /// Documents that nobody can claim because their `_id` is no ObjectId. They have been put off.
+    /// Documents that cannot be claimed because their `_id` is no ObjectId. They have been put off.
     pub misfits: Vec<InvalidDocument>,
     /// Whether the limit was reached, so that there may be more.
     pub full: bool,
 }
 
 impl Store {
-    /// The tenants that are due and that nobody holds, at most `limit`, by one indexed query.
+    /// The tenants that are due and not held, at most `limit`, by one indexed query.
     pub async fn due(&self, limit: u32, invalid_retry: Duration) -> Result<DueScan, StoreError> {
         let filter = doc! { "$expr": { "$and": [
             // Missing and null sort before every date, so this one range covers them as well.
@@ -92,7 +92,7 @@ fn due_tenant(document: &Document) -> Result<DueTenant, Bson> {
     Ok(DueTenant { id: TenantId::from_bytes(id.bytes()), urgency })
 }
 
-/// Aggregation expression: somebody holds the tenant's lease now.
+/// Aggregation expression: a process holds the tenant's lease now.
 pub(super) fn lease_held() -> Document {
     doc! { "$and": [
         { "$eq": [{ "$type": "$lease.expiresAt" }, "date"] },

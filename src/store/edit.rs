@@ -5,8 +5,8 @@
 //! * One command each, and one read more where the client names the version that it edits.
 //! * The server compares, so that a change that changes nothing writes nothing: no new generation, no
 //!   event, no reconcile.
-//! * Everything else in the document stays as it is, fields that nobody knows among it. What the
-//!   controller makes of the change is its own business: it sees it as it sees anybody's.
+//! * Everything else in the document stays as it is, unknown fields among it. What the
+//!   controller makes of the change is its own business: it sees it as it sees every writer's.
 
 use mongodb::bson::{Bson, Document, doc, oid::ObjectId};
 use mongodb::options::ReturnDocument;
@@ -91,7 +91,7 @@ impl Store {
         Ok(if found.await?.is_some() { Edited::Leaving } else { Edited::Missing })
     }
 
-    /// Edits a tenant if it is as `expected`, and nobody changes its desired state in between.
+    /// Edits a tenant if it is as `expected`, and its desired state is not changed in between.
     ///
     /// # Errors
     /// As with [`Store::edit`]; but a repetition may find that the tenant is no longer as expected.
@@ -343,7 +343,7 @@ impl Store {
         }
         let changed = Bson::from(doc! { "$or": changes });
         fields.extend(self.edited(kind, &changed));
-        // Though it may be taken back before anybody sees it: who made it is told.
+        // Though it may be taken back before any process sees it: who made it is told.
         fields
             .insert("nextReconcileAt", doc! { "$cond": [changed, due_as_it_is(), "$nextReconcileAt"] });
         doc! { "$set": fields }
@@ -351,7 +351,7 @@ impl Store {
 
     /// What every change of the desired state sets, if `changed` says that it is one.
     fn edited(&self, kind: EventKind, changed: &Bson) -> Document {
-        // Somebody may have written anything there.
+        // Another writer may have written anything there.
         let generation = doc! { "$convert": {
             "input": "$generation", "to": "long", "onError": 1_i64, "onNull": 1_i64,
         } };

@@ -2,7 +2,7 @@
 //! once it no longer does.
 //!
 //! A claim takes the lease (`lease.holder`, `lease.expiresAt`) and bumps `lease.epoch`, which never
-//! goes back. Every later write of the reconcile is conditional on that epoch: whoever was replaced
+//! goes back. Every later write of the reconcile is conditional on that epoch: a process that was replaced
 //! in the meantime (*fenced out*) cannot write, however late it wakes up.
 
 use std::fmt;
@@ -44,7 +44,7 @@ impl fmt::Display for Holder {
 pub struct Claim {
     pub tenant: Tenant,
     epoch: i64,
-    /// The document said that nobody had claimed it before.
+    /// The document said that it had not been claimed before.
     unclaimed: bool,
     new: bool,
     holder: Holder,
@@ -60,7 +60,7 @@ pub struct Claim {
 }
 
 /// A document that says nothing of claims, and whose id is older than this, may have been claimed before
-/// somebody replaced it as a whole.
+/// it was replaced as a whole.
 const YOUNG: Duration = Duration::from_secs(60);
 
 impl Claim {
@@ -74,7 +74,7 @@ impl Claim {
         self.trace.as_deref()
     }
 
-    /// Whether this is the first time that anybody looks at it, and no API said that it made it.
+    /// Whether this is the first time that a process looks at it, and no API said that it made it.
     pub fn is_found(&self) -> bool {
         self.epoch == 1 && !self.unclaimed
     }
@@ -84,10 +84,10 @@ impl Claim {
         self.new
     }
 
-    /// Whether an earlier reconcile may have made something for this step that nobody recorded.
+    /// Whether an earlier reconcile may have made something for this step that was not recorded.
     pub fn may_have_made(&self, step: Upstream) -> bool {
         match self.tenant.status.steps[step].create_intent {
-            // Whoever claimed before would have left an intent, unless the document was replaced since.
+            // An earlier claim would have left an intent, unless the document was replaced since.
             Some(intent) if step.needs_intent() => !intent.fresh || (self.epoch == 1 && !self.unclaimed),
             _ => !self.is_first(),
         }
@@ -106,7 +106,7 @@ impl Claim {
 #[derive(Debug)]
 pub enum ClaimAnswer {
     Claimed(Box<Claim>),
-    /// Not due any more, held by somebody else, or gone: nothing to do here.
+    /// Not due any more, held by another process, or gone: nothing to do here.
     NotDue,
     /// The document is invalid. That is recorded in it, and it is looked at again when it
     /// changes, or after a while.
@@ -153,7 +153,7 @@ pub enum Commit {
         /// What came was a change of the desired state: [`CommitCandidates::superseded`] was written.
         superseded: bool,
     },
-    /// Somebody else took the lease, or the document is gone: nothing was written.
+    /// Another process took the lease, or the document is gone: nothing was written.
     Fenced,
 }
 
@@ -175,7 +175,7 @@ fn written() -> Document {
 }
 
 impl Store {
-    /// Takes the lease of a tenant that is due and that nobody else holds, for `ttl`.
+    /// Takes the lease of a tenant that is due and that no other process holds, for `ttl`.
     ///
     /// A lease of our own that we do not know of (the answer to an earlier claim was lost) is taken
     /// again. `invalid_retry` is when an invalid document is looked at again.
@@ -300,7 +300,7 @@ impl Store {
         self.write_fenced("commit", claim, free_lease(claim), Some(plans), Stage::End).await
     }
 
-    /// Removes the document of a tenant that is to go and has nothing left, if nobody changed their mind
+    /// Removes the document of a tenant that is to go and has nothing left, if that was not taken back
     /// since it was claimed. [`Commit::Fenced`] says that it is still there, or was gone already.
     pub async fn remove(&self, claim: &Claim) -> Result<Commit, StoreError> {
         let unchanged = doc! { "$eq": [current_desired("$"), { "$literal": &claim.desired }] };
@@ -319,7 +319,7 @@ impl Store {
     }
 
     /// Gives the lease back without an outcome: the tenant stays due. The holder stays too, as in a
-    /// crash: whoever claims it next knows that something may have been left half done.
+    /// crash: the process that claims it next knows that something may have been left half done.
     pub async fn release(&self, claim: &Claim) -> Result<Commit, StoreError> {
         self.write_fenced("release", claim, abandoned_lease(claim), None, Stage::Abandoned).await
     }
@@ -452,7 +452,7 @@ fn is_intent(document: &Document, path: &str, intent: IntentId) -> bool {
     holder.is_some_and(|holder| holder.get_str(last).is_ok_and(|found| found == intent.to_string()))
 }
 
-/// Nobody's. The epoch stays: the next claim must have a higher one.
+/// Held by no process. The epoch stays: the next claim must have a higher one.
 fn free_lease(claim: &Claim) -> Document {
     doc! { "$mergeObjects": [{ "epoch": claim.epoch, "superseded": superseded() }] }
 }
@@ -505,7 +505,7 @@ fn outcome_stages(claim: &Claim, plans: &CommitCandidates, stage: Stage) -> Vec<
         |status: &Status| status.ready.as_ref().map(|ready: &Ready| ready_document(ready).into());
     let mut next = choose(&|status| status.next_reconcile_at.map(date));
     if current.next_reconcile_at.is_some() && superseded.next_reconcile_at.is_some() {
-        // Others may have made a step due that did not run: a sweep, or whoever noticed that its upstream
+        // Others may have made a step due that did not run: a sweep, or the process that noticed that its upstream
         // works again.
         let others = Upstream::ALL.into_iter().filter(|step| !plans.ran.contains(step));
         let times = others.map(|step| Bson::from(format!("$steps.{step}.nextAttemptAt")));

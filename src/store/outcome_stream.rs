@@ -1,4 +1,4 @@
-//! A change stream that tells how tenants are, for whoever waits for one or watches many.
+//! A change stream that tells how tenants are, for callers that wait for one or watch many.
 //!
 //! Unlike [`watch`](super::work_stream), which tells the controller what others changed, it tells the outcome:
 //! every change but claims, each with the tenant as it is then. The server looks the document up, so that

@@ -65,7 +65,7 @@ impl Store {
         self.request_reconcile_of(slug, &Upstream::ALL).await
     }
 
-    /// The same of some steps only, and of those that an earlier request which nobody has handled yet is
+    /// The same of some steps only, and of those that an earlier request which was not handled yet is
     /// about.
     pub async fn request_reconcile_of(
         &self,
@@ -133,7 +133,7 @@ impl Store {
     }
 }
 
-/// Aggregation expression: nobody has handled the latest request yet.
+/// Aggregation expression: the latest request was not handled yet.
 fn open_request() -> Document {
     doc! { "$and": [
         { "$eq": [{ "$type": "$reconcileRequestedAt" }, "date"] },
@@ -160,7 +160,7 @@ fn about(steps: &[Upstream], observe: bool) -> Document {
     } }
 }
 
-/// Who may have changed a tenant's desired state between two reconciles and is remembered; whoever comes
+/// Who may have changed a tenant's desired state between two reconciles and is remembered; those who come
 /// after so many is not.
 const REMEMBERED: i64 = 20;
 

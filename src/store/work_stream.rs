@@ -1,4 +1,4 @@
-//! The change stream: which tenants somebody else changed, as soon as they did.
+//! The change stream: which tenants other writers changed, as soon as they did.
 //!
 //! # Guarantees
 //!
@@ -19,7 +19,7 @@ use crate::tenant::{TenantId, Urgency};
 /// One thing that the stream says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WorkEvent {
-    /// A tenant was inserted, or changed by somebody else. `at` is the server's time of the change.
+    /// A tenant was inserted, or changed by another writer. `at` is the server's time of the change.
     Tenant { id: TenantId, urgency: Urgency, at: Option<Timestamp> },
     /// A tenant's document is gone.
     Gone(Gone),
@@ -84,7 +84,7 @@ fn change(event: &Document) -> Option<WorkEvent> {
     }
 }
 
-/// Selects events that somebody else caused and that give us work.
+/// Selects events that other writers caused and that give us work.
 fn that_give_work() -> Document {
     // `updatedFields` names changed fields by path (`quota.storageBytes`), so its keys are matched.
     let path = "^(slug|name|domain|quota|services|paused|adopt|deletionRequestedAt|deletionPolicy|\
@@ -104,7 +104,7 @@ fn that_give_work() -> Document {
     let removed = doc! { "$ifNull": ["$updateDescription.removedFields", []] };
     // A shell that removes `nextReconcileAt` asks for a reconcile; so does the flag of the API.
     let unscheduled = doc! { "$in": ["nextReconcileAt", removed.clone()] };
-    // Claims set the holder, commits remove it, and nobody else does either. The server evaluates all
+    // Claims set the holder, commits remove it, and no other writer does either. The server evaluates all
     // this for each of our writes, so the cheap test comes first.
     let set = |field: Document| doc! { "$ne": [{ "$type": field }, "missing"] };
     let fields = "$updateDescription.updatedFields";

@@ -134,7 +134,7 @@ impl FromStr for Presence {
 }
 
 /// The part of the desired state that concerns one step. A step is due when this differs from what
-/// it was last run for, so a change of the quota wakes oCIS and nobody else.
+/// it was last run for, so a change of the quota wakes oCIS alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepDesired {
     pub presence: Presence,

@@ -6,14 +6,14 @@ use super::{Policy, Tenant, Upstream};
 
 /// The steps that a reconcile of a tenant that is due should run now.
 ///
-/// Where no step has a reason of its own (somebody set `nextReconcileAt` by hand, or a change was taken
+/// Where no step has a reason of its own (a person set `nextReconcileAt` by hand, or a change was taken
 /// back), the settled ones are looked at again: the tenant was not marked due for nothing.
 pub fn due_steps(tenant: &Tenant, now: Timestamp, policy: &Policy) -> Vec<Upstream> {
     let due = steps_with_reason(tenant, now, policy);
     if due.is_empty() && !tenant.is_observation_requested() { settled_steps(tenant) } else { due }
 }
 
-/// The steps that a reconcile which runs the steps `due` should look at only: somebody wants to see what
+/// The steps that a reconcile which runs the steps `due` should look at only: a person wants to see what
 /// would be changed.
 pub fn steps_to_observe(tenant: &Tenant, due: &[Upstream]) -> Vec<Upstream> {
     let wanted = tenant.is_observation_requested();
@@ -50,7 +50,7 @@ pub(super) fn steps_with_reason(tenant: &Tenant, now: Timestamp, policy: &Policy
         .collect()
 }
 
-/// Whether earlier failures of the step no longer count: somebody asked for it, or it has something
+/// Whether earlier failures of the step no longer count: a person asked for it, or it has something
 /// new to do. Nothing else resets a backoff.
 pub fn starts_afresh(tenant: &Tenant, step: Upstream) -> bool {
     tenant.is_requested(step) || desired_changed(tenant, step)

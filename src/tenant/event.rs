@@ -28,7 +28,7 @@ kinds! {
     Created,
     /// Its desired state changed; the message says what from and to.
     Edited,
-    /// Somebody asked for a reconcile.
+    /// A reconcile was requested.
     ReconcileRequested,
     /// A step's state or reason changed.
     StepChanged,
@@ -54,13 +54,13 @@ kinds! {
     Active,
     Paused,
     Resumed,
-    /// Somebody asked for its deletion.
+    /// Its deletion was requested.
     DeletionRequested,
     /// The deletion was taken back.
     Undeleted,
     /// Its resources were let go as asked, and its document is gone: the last event.
     Deleted,
-    /// Its document is gone although nobody asked tenantry for it; its resources are orphans.
+    /// Its document is gone although its deletion was not requested; its resources are orphans.
     Vanished,
     /// Of the fleet: an upstream's change guard tripped; the message says what was seen.
     GuardTripped,

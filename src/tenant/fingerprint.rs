@@ -1,7 +1,7 @@
 //! What a resource looked like when it was last observed to match, in a few bytes.
 //!
 //! A sweep lists an upstream and compares fingerprints: one that differs from what is recorded means that
-//! somebody changed the resource since. It is told by part, so that the reason can be.
+//! the resource was changed since. It is told by part, so that the reason can be.
 //!
 //! What a resource should look like depends on settings too, such as the role of a tenant's group. A
 //! fingerprint therefore says under which it was taken: of two that were taken under different ones only the

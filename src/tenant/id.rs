@@ -22,7 +22,7 @@ macro_rules! id {
                 self.0
             }
 
-            /// Seconds since 1970 at which the id was made, by the clock of whoever made it.
+            /// Seconds since 1970 at which the id was made, by the clock of the process that made it.
             pub fn made_at_seconds(self) -> u32 {
                 u32::from_be_bytes([self.0[0], self.0[1], self.0[2], self.0[3]])
             }

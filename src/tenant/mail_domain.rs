@@ -17,7 +17,7 @@ use psl::{Psl, Type};
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MailDomain(String);
 
-/// Suffixes that will never be anybody's (RFC 2606).
+/// Suffixes that will never be registered (RFC 2606).
 const RESERVED: [&str; 2] = ["example", "invalid"];
 
 impl MailDomain {

@@ -78,7 +78,7 @@ pub struct Tenant {
     pub status: Status,
     /// An earlier reconcile ended without saying what it did: what it had found out no longer counts.
     pub interrupted: bool,
-    /// When somebody asked for the tenant's deletion, if it is to go.
+    /// When the tenant's deletion was requested, if it is to go.
     pub deletion_requested_at: Option<Timestamp>,
     /// When the document was created; taken from its id where the writer did not say.
     pub created_at: Timestamp,

@@ -161,7 +161,7 @@ pub fn plan(tenant: &Tenant, step: Upstream, configured: bool, controls: &Contro
     StepPlan { action, fields, observed_at, held_back, message }
 }
 
-/// What is to be done about a resource that should be there, and that nobody has looked at since that, or
+/// What is to be done about a resource that should be there, and that was not looked at since that, or
 /// since the step failed.
 fn unseen(step: Upstream, recorded: &StepStatus, desired: &StepDesired) -> Action {
     if step == Upstream::Stalwart && desired.domain.is_none() {

@@ -178,7 +178,7 @@ reasons! {
     StorageAway,
     /// The upstream answered something that its API does not say.
     UnexpectedAnswer,
-    /// The resource belongs to another tenant, or to somebody whose it must stay.
+    /// The resource belongs to another tenant, or to an owner whose it must stay.
     Conflict,
     /// More than one resource carries this tenant's mark.
     Duplicate,

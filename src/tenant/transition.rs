@@ -23,7 +23,7 @@ impl Policy {
     /// The longest an upstream's `Retry-After` is obeyed.
     pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-    /// After which a step that waits for its upstream is tried all the same, should nobody have noticed.
+    /// After which a step that waits for its upstream is tried all the same, should no process have noticed.
     const PARKED: Duration = Duration::from_secs(3600);
     /// The longest between looks at what waits for a person.
     const PATIENCE: Duration = Duration::from_secs(600);
@@ -84,7 +84,7 @@ pub enum Outcome {
     },
     /// The fleet has the upstream and the process that ran the step cannot reach it: everything recorded stays.
     Lacking,
-    /// Somebody wanted to see what would be changed, and it differs. Nothing else follows.
+    /// A person wanted to see what would be changed, and it differs. Nothing else follows.
     Observed(Found),
     Failed(Failure),
 }
@@ -126,7 +126,7 @@ pub struct Failure {
     pub external_id: Option<String>,
     /// A create may have taken effect, or may still do so.
     pub unresolved: bool,
-    /// Nothing was asked: the upstream is known not to work, and whoever notices that it does again makes
+    /// Nothing was asked: the upstream is known not to work, and the process that notices that it does again makes
     /// the tenant due.
     pub parked: bool,
     /// A request was sent to the upstream for this tenant. Where none was, another tenant's was refused or

@@ -99,7 +99,7 @@ impl World {
             if let CommandEvent::Started(started) = event
                 && started.command_name == "findAndModify"
             {
-                let mut seen = seen.lock().expect("nobody panics holding it");
+                let mut seen = seen.lock().expect("no thread panics holding it");
                 if seen.len() < 2 {
                     seen.push(started.command);
                 }
@@ -338,8 +338,8 @@ async fn record_commands(world: &World) -> anyhow::Result<(Document, Document)> 
         looked: Vec::new(),
     };
     let done = store.commit(&claim, &plans).await?;
-    anyhow::ensure!(matches!(done, Commit::Done { .. }), "nobody else holds it");
-    let recorded = std::mem::take(&mut *seen.lock().expect("nobody panics holding it"));
+    anyhow::ensure!(matches!(done, Commit::Done { .. }), "no other process holds it");
+    let recorded = std::mem::take(&mut *seen.lock().expect("no thread panics holding it"));
     // Replayed commands must not be sent as retries of these.
     let bare = |mut command: Document| {
         for field in ["lsid", "txnNumber", "$db", "$clusterTime", "$readPreference"] {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::suite::Suite;
 use crate::{TOKEN, end, reading, scrape};
 
-/// Ways in which somebody may change a tenant's resources.
+/// Ways in which a person may change a tenant's resources.
 const DAMAGES: usize = 12;
 
 pub async fn sweep(tenants: usize) -> anyhow::Result<()> {
@@ -157,7 +157,7 @@ fn attempted_since(at: DateTime) -> Document {
     doc! { "$or": any }
 }
 
-/// Changes something of tenant `n`, as somebody with access to the upstream might.
+/// Changes something of tenant `n`, as a person with access to the upstream might.
 async fn damage(suite: &Suite, state: &State, n: usize, kind: usize) -> anyhow::Result<()> {
     let group = format!("tenant-t{n}");
     let domain = format!("t{n}.test");

@@ -715,11 +715,11 @@ async fn an_app_password_is_taken_in_three_forms() {
 async fn credentials_that_do_not_hold_are_an_invalid_grant() {
     on_each_issuer(async |issuer| {
         let Account { name, app_password, .. } = &issuer.account;
-        let nobody = unique("nobody");
+        let unknown = unique("nobody");
         issuer.ask(&[("username", name), ("password", app_password)]).await.must_be(200);
         for fields in [
             vec![("username", name.as_str()), ("password", "wrong")],
-            vec![("username", nobody.as_str()), ("password", app_password)],
+            vec![("username", unknown.as_str()), ("password", app_password)],
             vec![],
             vec![("client_secret", "wrong")],
         ] {
@@ -748,7 +748,7 @@ async fn an_account_is_refused_as_soon_as_it_changes_and_where_it_does_not_belon
         ask(&simulator.url(), &fields).await
     };
     is_refused(&by_password("closed", "tenantry", "app password=").await, "invalid_grant");
-    // Stored without a secret, a client lets anybody in.
+    // Stored without a secret, a client lets every caller in.
     let open = [("grant_type", "client_credentials"), ("client_id", "open")];
     ask(&simulator.url(), &open).await.must_be(200);
     simulator.set_app_password("tenantry", "another");

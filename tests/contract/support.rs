@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tenantry::integration::HttpClient;
 
-/// A name that nobody else uses, on a server that others use as well.
+/// A name that is not used otherwise, on a server that others use as well.
 pub fn unique(what: &str) -> String {
     format!("{what}-{:012x}", rand::random::<u64>() >> 16)
 }

@@ -382,7 +382,7 @@ async fn live(servers: &Servers, fleet: &Fleet, slug: &str, names: &[String; 2],
     servers
         .jmap(json!([["x:Domain/set", { "update": { &domain: { "description": null } } }, "0"]]))
         .await;
-    let change = json!({ "name": "Somebody renamed it", "quota": { "total": 5 } });
+    let change = json!({ "name": "Renamed by a person", "quota": { "total": 5 } });
     servers.space(Method::PATCH, &space, false, Some(change)).await.must_be(200);
     servers.space(Method::DELETE, &space, false, None).await.must_be(204);
     fleet.reconcile(slug).await;

@@ -240,7 +240,7 @@ async fn an_edited_tenant_is_shown_pending_until_it_has_been_reconciled() {
     world.insert("acme").await;
     world.active("acme").await;
     controller.stop().await;
-    world.set("acme", doc! { "name": "Edited while nobody reconciles" }).await;
+    world.set("acme", doc! { "name": "Edited while no process reconciles" }).await;
     // An API in front of a database that no controller serves yet: its own is kept from starting.
     world.authentik.faults.add(tenantry::dev::faults::Fault {
         answer: tenantry::dev::faults::FaultAnswer::Hang,
@@ -258,7 +258,7 @@ async fn an_edited_tenant_is_shown_pending_until_it_has_been_reconciled() {
 #[tokio::test]
 async fn without_a_database_writes_answer_503_in_time_and_leave_nothing() {
     let world = World::new().await;
-    // Nobody listens there.
+    // Nothing listens there.
     let nowhere = "mongodb://127.0.0.1:9/?replicaSet=tenantry";
     let served = Served::with(&world, nowhere, &world.authentik.url()).await;
     let asked = Instant::now();

@@ -22,7 +22,7 @@ use crate::support::{Process, TOKEN, World, eventually, http};
 
 /// The API behind an issuer with the providers `tenantry`, `portal` and `ocis`, of which it trusts the
 /// first two.
-pub struct Guarded {
+pub struct ProtectedApi {
     pub world: World,
     pub issuer: Simulator,
     pub addresses: Addresses,
@@ -49,7 +49,7 @@ pub fn trusting(issuer: &Simulator) -> String {
     json!(trusted).to_string()
 }
 
-impl Guarded {
+impl ProtectedApi {
     pub async fn new() -> Self {
         Self::with(issuer().await, |_| {}).await
     }
@@ -138,7 +138,7 @@ fn now() -> u64 {
 
 #[tokio::test]
 async fn forged_and_misdirected_tokens_are_refused_each_with_its_reason() {
-    let api = Guarded::new().await;
+    let api = ProtectedApi::new().await;
     let portal = api.issuer.issuer_url("portal");
     let ours = api.issuer.issuer_url("tenantry");
     let admin = |claims: Value, signed| {
@@ -177,7 +177,7 @@ async fn forged_and_misdirected_tokens_are_refused_each_with_its_reason() {
         ("expires as text", rightly(json!({ "exp": "tomorrow" })), "exp"),
         ("not yet valid", rightly(json!({ "nbf": now() + 60 })), "not valid yet"),
         ("issued in the future", rightly(json!({ "iat": now() + 60 })), "future"),
-        ("nobody's", rightly(json!({ "sub": null })), "sub"),
+        ("without a subject", rightly(json!({ "sub": null })), "sub"),
         ("an ID token", rightly(json!({ "azp": null, "scope": null })), "ID token"),
         ("alg none", admin(json!({}), Signed::Not), "not a JWT"),
         ("HS256, client secret", admin(json!({}), Signed::WithClientSecret), "not a JWT"),
@@ -218,7 +218,7 @@ async fn forged_and_misdirected_tokens_are_refused_each_with_its_reason() {
 
 #[tokio::test]
 async fn tokens_of_a_person_and_of_a_service_are_accepted_and_their_id_tokens_are_not() {
-    let api = Guarded::new().await;
+    let api = ProtectedApi::new().await;
     // A person's, forwarded by the portal.
     let person = api.issuer.token("portal", "reader", "openid profile email").unwrap();
     assert_eq!(api.get("/tenants", &person).await.status(), 200);
@@ -249,7 +249,7 @@ async fn tokens_of_a_person_and_of_a_service_are_accepted_and_their_id_tokens_ar
 
 #[tokio::test]
 async fn each_role_may_do_its_own_and_what_the_roles_below_may() {
-    let api = Guarded::new().await;
+    let api = ProtectedApi::new().await;
     let acme = json!({ "slug": "acme", "name": "Acme" });
     let roles = ["nobody", "reader", "operator", "admin"];
     let tokens = roles.map(|account| api.token(account));
@@ -284,7 +284,7 @@ async fn each_role_may_do_its_own_and_what_the_roles_below_may() {
 
 #[tokio::test]
 async fn probes_need_no_token_and_tell_how_upstreams_are_only_to_who_may_see_tenants() {
-    let api = Guarded::new().await;
+    let api = ProtectedApi::new().await;
     eventually("it is ready", async || {
         api.send(Method::GET, "/readyz", None, None).await.status() == 200
     })
@@ -303,7 +303,7 @@ async fn probes_need_no_token_and_tell_how_upstreams_are_only_to_who_may_see_ten
 
 #[tokio::test]
 async fn a_flood_of_unknown_keys_makes_the_issuer_see_one_request() {
-    let api = Guarded::new().await;
+    let api = ProtectedApi::new().await;
     let good = api.token("reader");
     assert_eq!(api.get("/tenants", &good).await.status(), 200);
     let before = api.key_requests();
@@ -319,7 +319,7 @@ async fn a_flood_of_unknown_keys_makes_the_issuer_see_one_request() {
 #[tokio::test]
 async fn unknown_keys_are_asked_for_again_once_the_bound_is_over() {
     let bound = Duration::from_millis(300);
-    let api = Guarded::with(issuer().await, |config| {
+    let api = ProtectedApi::with(issuer().await, |config| {
         config.access.auth.as_mut().unwrap().key_refresh = bound;
     })
     .await;
@@ -338,7 +338,7 @@ async fn unknown_keys_are_asked_for_again_once_the_bound_is_over() {
 
 #[tokio::test]
 async fn a_new_key_is_accepted_at_once_by_one_request_and_the_old_one_no_longer() {
-    let api = Guarded::new().await;
+    let api = ProtectedApi::new().await;
     let old = api.token("reader");
     assert_eq!(api.get("/tenants", &old).await.status(), 200);
     let before = api.key_requests();
@@ -359,7 +359,7 @@ async fn an_issuer_that_is_down_at_start_and_comes_up_later_works_and_its_keys_o
     let mut issuer = issuer().await;
     let token = issuer.token("tenantry", "reader", "openid profile email").unwrap();
     issuer.server.stop().await;
-    let mut api = Guarded::with(issuer, |_| {}).await;
+    let mut api = ProtectedApi::with(issuer, |_| {}).await;
     let answer = api.get("/tenants", &token).await;
     assert!(answer.headers().contains_key("retry-after"));
     let (detail, _) = problem(answer, 503).await;
@@ -382,7 +382,7 @@ async fn a_provider_without_a_signing_key_is_told_to_be_one_and_heals_without_a_
     let issuer = issuer().await;
     let token = issuer.token("tenantry", "reader", "openid profile email").unwrap();
     issuer.remove_key();
-    let api = Guarded::with(issuer, |_| {}).await;
+    let api = ProtectedApi::with(issuer, |_| {}).await;
     let (detail, _) = problem(api.get("/tenants", &token).await, 503).await;
     assert!(detail.contains("the provider has no signing key"), "{detail}");
     // Its own tokens are HS256 now.
@@ -473,7 +473,7 @@ async fn tokens_signed_with_rsa_and_ed25519_are_verified_with_published_keys_and
     let router = axum::Router::new().route("/keys", axum::routing::get(async || axum::Json(keys)));
     let server = Server::start(0, router).await.unwrap();
     let url = format!("{}/keys", server.url());
-    let api = Guarded::with(issuer().await, |config| {
+    let api = ProtectedApi::with(issuer().await, |config| {
         let config = config.access.auth.as_mut().unwrap();
         let audiences = vec!["tenantry".to_owned()];
         let issuer = IssuerConfig::new("https://id.acme.test/", audiences, Some(&url)).unwrap();
@@ -481,7 +481,7 @@ async fn tokens_signed_with_rsa_and_ed25519_are_verified_with_published_keys_and
     })
     .await;
     let claims = json!({
-        "iss": "https://id.acme.test/", "aud": "tenantry", "sub": "somebody", "exp": now() + 60,
+        "iss": "https://id.acme.test/", "aud": "tenantry", "sub": "a person", "exp": now() + 60,
         "scope": "openid", "groups": "tenantry-readers",
     });
     let hmac = EncodingKey::from_secret(b"secret");
@@ -525,7 +525,7 @@ async fn tokens_signed_with_rsa_and_ed25519_are_verified_with_published_keys_and
 
 #[tokio::test]
 async fn histories_say_who_asked_for_what() {
-    let api = Guarded::new().await;
+    let api = ProtectedApi::new().await;
     let [operator, admin] = ["operator", "admin"].map(|name| api.token(name));
     let ask = async |method: Method, path: &str, token: &str, body: Option<Value>| {
         let answer = api.send(method, path, Some(token), body).await;
@@ -560,7 +560,7 @@ async fn histories_say_who_asked_for_what() {
     told("Paused", "operator").await;
     ask(Method::POST, "/tenants/acme/resume", &admin, None).await;
     told("Resumed", "admin").await;
-    // Somebody with a shell, who did not say who he is.
+    // A person with a shell, who did not say who it was.
     api.world.set("acme", mongodb::bson::doc! { "name": "By hand" }).await;
     told("Edited", "").await;
     assert!(!api.world.find("acme").await.contains_key("changedBy"), "what is told is not told again");
@@ -597,7 +597,7 @@ async fn histories_say_who_asked_for_what() {
 
 #[tokio::test]
 async fn two_who_edit_at_once_are_both_named_and_each_once() {
-    let api = Guarded::new().await;
+    let api = ProtectedApi::new().await;
     let names = ["operator", "admin"].map(|name| api.token(name));
     let body = json!({ "slug": "acme", "name": "Acme" });
     api.send(Method::POST, "/tenants", Some(&names[0]), Some(body)).await;
@@ -648,10 +648,10 @@ async fn two_who_edit_at_once_are_both_named_and_each_once() {
     let by = paused.expect("it is told")["by"].as_str().unwrap().to_owned();
     assert!(
         by.starts_with("operator (") && !by.contains("admin"),
-        "nobody is named for what others did: {by}"
+        "no caller is named for what others did: {by}"
     );
 
-    // Whoever may only read is told a plan, and gives nobody work.
+    // A caller who may only read sees a plan, and causes no work.
     let url = format!("http://{}/tenants/acme/plan", api.addresses.http);
     let plan = http().get(url).bearer_auth(api.token("reader")).header("prefer", "wait=5");
     let plan = plan.send().await.unwrap();
@@ -665,7 +665,7 @@ async fn two_who_edit_at_once_are_both_named_and_each_once() {
 
 #[tokio::test]
 async fn a_token_that_lacks_the_claim_of_roles_is_told_apart_from_one_that_gives_no_role() {
-    let api = Guarded::new().await;
+    let api = ProtectedApi::new().await;
     let of = |claims: Value| {
         let mut all = json!({ "preferred_username": "anna" });
         all.as_object_mut().unwrap().extend(claims.as_object().unwrap().clone());

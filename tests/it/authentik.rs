@@ -323,7 +323,7 @@ async fn a_rejected_token_is_a_misconfiguration_that_says_what_to_do() {
     assert_eq!(error.failure.reason, Reason::CredentialsRejected);
     let message = &error.failure.message;
     assert!(message.contains("Token invalid/expired"), "the upstream's own words: {message}");
-    assert!(message.contains("AUTHENTIK_API_TOKEN"), "and what to mend: {message}");
+    assert!(message.contains("AUTHENTIK_API_TOKEN"), "and what to correct: {message}");
     assert!(!message.contains("wrong-token-12345"), "{message}");
 }
 
@@ -344,7 +344,7 @@ async fn an_account_that_may_only_see_its_own_groups_can_create_its_first() {
     let made = bench.converge(&target).await.expect("the first list is 403, and means empty");
     bench.converge(&recorded(&target, &made)).await.unwrap();
 
-    // A name that somebody it cannot see has taken.
+    // A name that is taken by a group it cannot see.
     bench.server.plant("tenant-globex", json!({}), &[]);
     let hidden = Target { slug: "globex".parse().unwrap(), ..self::target() };
     let error = bench.converge(&hidden).await.unwrap_err();

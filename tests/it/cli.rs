@@ -54,7 +54,7 @@ async fn a_tenant_is_created_shown_edited_and_reconciled() {
     let lines: Vec<_> = table.lines().collect();
     assert!(lines[0].starts_with("SLUG  NAME       STATUS"), "{table}");
     assert!(lines[1].starts_with("acme  Acme GmbH  active  True   ok"), "{table}");
-    assert!(!table.contains('\x1b'), "no colours where nobody sees them");
+    assert!(!table.contains('\x1b'), "no colours where they are not seen");
     assert_eq!(ok(&run(&served, &["tenants", "get", "-o", "name"]).await), "acme\n");
     assert!(ok(&run(&served, &["tenants", "get", "acme", "-o", "wide"]).await).contains("10 GB"));
     let yaml = ok(&run(&served, &["tenants", "get", "acme", "-o", "yaml"]).await);

@@ -1,4 +1,4 @@
-//! Which tenants the database says are due, and documents that make no sense.
+//! Which tenants the database says are due, and invalid documents.
 
 use std::time::Duration;
 
@@ -179,7 +179,7 @@ async fn a_document_that_was_invalid_for_a_while_is_reconciled_to_what_it_says_n
     controller.stop().await;
 }
 
-/// Documents that the database does not let us write to stop nobody else.
+/// Documents that the database does not let us write to stop no other tenant.
 #[tokio::test]
 async fn a_validator_of_somebody_else_that_refuses_our_writes_stops_only_what_it_refuses() {
     let world = World::new().await;

@@ -271,7 +271,7 @@ async fn puts_that_race_make_one_tenant() {
             let (store, new) = (&world.store, new(n));
             let edit = tenantry::store::Edit::replace(&new.desired);
             async move {
-                store.put(&new, &edit).await.expect("it is put").expect("nobody deletes it").created
+                store.put(&new, &edit).await.expect("it is put").expect("it is not deleted").created
             }
         });
     let created = futures_util::future::join_all(puts).await;

@@ -133,8 +133,8 @@ async fn controllers_that_race_end_with_one_group_on_either_release() {
             let (a, b, c) =
                 tokio::join!(converge(&a, &target), converge(&b, &target), converge(&c, &target));
             let settled: Vec<_> = [a, b, c].into_iter().flatten().collect();
-            assert!(!settled.is_empty(), "{release:?}: somebody wins");
-            // Already now, before whoever lost looks again.
+            assert!(!settled.is_empty(), "{release:?}: one wins");
+            // Already now, before the one that lost looks again.
             let group = world.group(&format!("tenant-acme-{round}"));
             let last = converge(&connect(), &target).await.expect("by now it is settled");
             assert_eq!(group["pk"], last.external_id, "{release:?}");
@@ -229,11 +229,11 @@ async fn a_step_that_hangs_does_not_keep_the_others_from_being_recorded() {
     })
     .await;
     assert!(world.find("acme").await.get_document("lease").unwrap().contains_key("holder"));
-    // And the lease is renewed for as long as it takes: nobody else takes the tenant.
+    // And the lease is renewed for as long as it takes: no other process takes the tenant.
     let ttl = settings().lease_ttl;
     let id = TenantId::from_bytes(world.find("acme").await.get_object_id("_id").unwrap().bytes());
     let thief = tenantry::store::Holder::new("thief", 2);
-    holds_for(ttl * 2, "nobody else can claim it", async || {
+    holds_for(ttl * 2, "no other process can claim it", async || {
         let answer = world.store.claim(id, &thief, ttl, ttl).await.unwrap();
         matches!(answer, tenantry::store::ClaimAnswer::NotDue)
     })
@@ -437,7 +437,7 @@ async fn work_that_outlasts_the_grace_period_is_abandoned_with_its_lease_release
         settings.lease_ttl = Duration::from_secs(60);
         let store = world.store.clone();
         let controller = support::Running::start(store, patient, metrics, settings).await;
-        // Not by the requests to the upstream: the check at start asks too, and is nobody's reconcile.
+        // Not by the requests to the upstream: the check at start asks too, and belongs to no reconcile.
         eventually("it is being reconciled", async || {
             let tenant = world.find("acme").await;
             tenant.get_document("lease").is_ok_and(|lease| lease.contains_key("holder"))

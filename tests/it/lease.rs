@@ -63,7 +63,7 @@ async fn a_tenant_is_claimed_by_one_at_a_time_and_not_again_before_it_is_due() {
     let world = World::new().await;
     let acme = world.insert("acme").await;
     let first = claim(&world.store, acme, "a", TTL).await.expect("it is due");
-    assert!(!first.may_have_made(Upstream::Authentik), "it is new, and nobody has claimed it");
+    assert!(!first.may_have_made(Upstream::Authentik), "it is new, and was not claimed");
     assert!(first.may_have_made(Upstream::Ocis), "only a document that says so is certainly unclaimed");
     assert!(claim(&world.store, acme, "b", TTL).await.is_none(), "it is held");
     let done = world.store.commit(&first, &all_well(&first)).await.unwrap();
@@ -123,7 +123,7 @@ async fn a_lease_that_is_renewed_does_not_expire_and_one_that_expired_unclaimed_
     .await;
     world.store.renew(&held, Duration::ZERO, None).await.unwrap();
     let done = world.store.commit(&held, &all_well(&held)).await.unwrap();
-    assert!(matches!(done, Commit::Done { interrupted: false, .. }), "nobody took it: {done:?}");
+    assert!(matches!(done, Commit::Done { interrupted: false, .. }), "no process took it: {done:?}");
 }
 
 #[tokio::test]
@@ -235,7 +235,7 @@ async fn the_legacy_fields_agree_with_the_detailed_ones_and_foreign_ones_stay() 
     };
     world.tenants.insert_one(&legacy).await.unwrap();
     let acme = legacy.get_object_id("_id").unwrap();
-    let held = claim(&world.store, acme, "a", TTL).await.expect("nobody has looked at it yet");
+    let held = claim(&world.store, acme, "a", TTL).await.expect("no process has looked at it yet");
     let mixed = plans(&held, |step| match step {
         Upstream::Authentik => Outcome::ok("pk"),
         Upstream::Stalwart => Outcome::Skipped(Reason::NotConfigured),
@@ -383,7 +383,7 @@ async fn settled_steps_are_looked_at_again_after_a_reconcile_that_did_not_finish
         world.store.commit(&next, &all_well(&next)).await.unwrap();
     }
     world.store.request_reconcile(&"acme".parse().unwrap()).await.unwrap();
-    let last = claim(&world.store, acme, "b", TTL).await.expect("somebody asked");
+    let last = claim(&world.store, acme, "b", TTL).await.expect("it was asked for");
     assert!(!last.tenant.interrupted, "the one before did finish");
 }
 
@@ -422,7 +422,7 @@ async fn a_document_goes_only_while_its_deletion_is_wanted_as_it_was_claimed() {
     let deletion = async |policy| world.store.request_deletion(&slug, policy).await.unwrap().unwrap();
     deletion(DeletionPolicy::Retain).await;
     let first = claim(&world.store, acme, "a", TTL).await.expect("it is due");
-    // Somebody takes it back, or wants more of it, while everything is being let go.
+    // A person takes it back, or wants more of it, while everything is being let go.
     world.store.undelete(&slug).await.unwrap().unwrap();
     assert_eq!(world.store.remove(&first).await.unwrap(), Commit::Fenced);
     world.find("acme").await;
@@ -455,7 +455,7 @@ async fn a_request_for_all_outlives_a_crash_and_whoever_only_wants_to_look() {
     let first = claim(&world.store, acme, "a", TTL).await.expect("it is due");
     world.store.commit(&first, &all_well(&first)).await.unwrap();
     world.store.request_reconcile(&slug).await.unwrap().expect("there is such a tenant");
-    // Whoever claims it never comes back.
+    // The process that claims it never comes back.
     claim(&world.store, acme, "a", SHORT).await.expect("it is asked for");
     world.store.request_observation(&slug).await.unwrap().expect("there is such a tenant");
     let mut again = None;

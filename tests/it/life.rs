@@ -156,7 +156,7 @@ async fn a_tenant_whose_domain_could_not_move_is_let_go_with_the_one_that_it_sti
         let controller = suite.controller(|_| {}).await;
         suite.create("acme").await;
         let id = suite.settled("acme").await.get_object_id("_id").unwrap().to_hex();
-        // Stalwart knows that nobody can have such a name.
+        // Stalwart knows that such a name cannot exist.
         suite.world.set("acme", doc! { "domain": "acme.example" }).await;
         eventually("the move fails", async || suite.reason("acme", "stalwart").await == "Rejected")
             .await;
@@ -635,7 +635,7 @@ async fn a_document_stays_until_its_end_is_written_down() {
     eventually("its history is there", told).await;
     let histories = suite.world.mongo.collection::<Document>("tenantry_events");
     let history = doc! { "_id": id };
-    // Somebody made a history that nobody can add to.
+    // Another writer made a history that cannot be added to.
     let odd = doc! { "$set": { "events": "odd" } };
     histories.update_one(history.clone(), odd).await.unwrap();
     suite.ask_deletion("acme", DeletionPolicy::Delete).await;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::auth::Guarded;
+use crate::auth::ProtectedApi;
 use crate::support::{DEADLINE, Process};
 
 /// A person's folder with a file of contexts.
@@ -25,7 +25,7 @@ impl Person {
     }
 
     /// Who may log in to this API, as a person, and another who has no credentials.
-    fn of(guarded: &Guarded) -> Self {
+    fn of(guarded: &ProtectedApi) -> Self {
         let (url, issuer) = (guarded.addresses.http, guarded.issuer.issuer_url("tenantry"));
         Self::with(&format!(
             "[contexts.dev]\nurl = \"http://{url}\"\n[contexts.dev.login]\nissuer = \"{issuer}\"\n\
@@ -46,7 +46,7 @@ impl Person {
     }
 
     /// Logs in; a person decides what becomes of it.
-    async fn log_in(&self, guarded: &Guarded, account: Option<&str>) -> Output {
+    async fn log_in(&self, guarded: &ProtectedApi, account: Option<&str>) -> Output {
         let mut command = self.command(&["login"]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -102,7 +102,7 @@ const PAST: &str = "2020-01-01T00:00:00Z";
 
 #[tokio::test]
 async fn a_person_logs_in_once_and_the_token_is_kept_private_and_renewed() {
-    let guarded = Guarded::new().await;
+    let guarded = ProtectedApi::new().await;
     let person = Person::of(&guarded);
     failed(&person.run(&["context", "use", "prod"]).await, 2);
     ok(&person.run(&["context", "use", "dev"]).await);
@@ -152,7 +152,7 @@ async fn a_person_logs_in_once_and_the_token_is_kept_private_and_renewed() {
 
 #[tokio::test]
 async fn a_login_that_is_declined_or_cannot_begin_says_why() {
-    let guarded = Guarded::new().await;
+    let guarded = ProtectedApi::new().await;
     let person = Person::of(&guarded);
     ok(&person.run(&["context", "use", "dev"]).await);
     assert!(failed(&person.log_in(&guarded, None).await, 5).contains("declined"));
@@ -176,7 +176,7 @@ async fn a_login_that_is_declined_or_cannot_begin_says_why() {
 
 #[tokio::test]
 async fn whoami_tells_who_with_which_role_and_until_when_and_answers_also_without_a_role() {
-    let guarded = Guarded::new().await;
+    let guarded = ProtectedApi::new().await;
     for (account, role, roles) in [
         ("admin", json!("admin"), json!(["reader", "operator", "admin"])),
         ("reader", json!("reader"), json!(["reader"])),
@@ -202,7 +202,7 @@ async fn whoami_tells_who_with_which_role_and_until_when_and_answers_also_withou
 
 #[tokio::test]
 async fn contexts_say_where_and_as_whom_and_their_tokens_go_nowhere_else() {
-    let guarded = Guarded::new().await;
+    let guarded = ProtectedApi::new().await;
     let token = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(token.path(), guarded.token("reader")).unwrap();
     let (url, file) = (guarded.addresses.http, token.path().display());

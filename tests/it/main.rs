@@ -62,3 +62,4 @@ mod upstreams;
 mod wait;
 mod waiting;
 mod watch;
+mod words;

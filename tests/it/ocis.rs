@@ -310,7 +310,7 @@ async fn a_create_of_unknown_outcome_is_not_repeated_in_the_same_run() {
     bench.server().faults.add(Fault { answer, ..create() });
     let target = target();
     let error = bench.converge(&target).await.unwrap_err();
-    assert!(error.failure.unresolved, "somebody must look for it");
+    assert!(error.failure.unresolved, "a later run must look for it");
     let posts = bench.requests().iter().filter(|line| line.starts_with("POST")).count();
     assert_eq!(posts, 1);
     // The next run looks before it creates, and goes on looking for a while.
@@ -491,7 +491,7 @@ async fn a_group_with_another_role_gets_the_right_one_and_a_space_without_us_is_
         assert_eq!(changed.repaired.len(), 1, "{:?}", changed.repaired);
         assert_eq!(converge(&ocis, &next(&target, &made)).await.unwrap().repaired, []);
 
-        // The group manages the space now, and removes us; somebody takes its role away again.
+        // The group manages the space now, and removes us; a person takes its role away again.
         let other = Bench::with(flavour, Some(manager)).await;
         let made = other.converge(&target).await.unwrap();
         other.server().add_group("tenant-acme");

@@ -53,7 +53,7 @@ async fn an_upstream_that_is_down_costs_one_commit_a_tenant_and_a_few_probes_and
     let step = suite.world.step_of("t100", "ocis").await;
     assert_eq!(step.get_str("reason").unwrap(), "Unreachable", "{step}");
     suite.world.commands.take();
-    holds_for(Duration::from_secs(1), "nobody is claimed for it", async || {
+    holds_for(Duration::from_secs(1), "no tenant is claimed for it", async || {
         suite.world.commands.count("findAndModify") == 0
     })
     .await;

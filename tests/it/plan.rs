@@ -103,7 +103,7 @@ async fn a_plan_with_a_look_names_what_a_reconcile_then_does_and_changes_nothing
     suite.forget();
 
     let plan = running.plan("acme", None).await;
-    assert_eq!(actions(&plan), ["none"; 3], "nobody has looked yet");
+    assert_eq!(actions(&plan), ["none"; 3], "no process has looked yet");
     assert_eq!(
         (&plan["changes"], suite.asked_for_anything()),
         (&json!(0), 0),
@@ -185,7 +185,7 @@ async fn a_look_in_vain_says_why_and_costs_the_step_nothing() {
         let plan = running.plan(slug, Some(20)).await;
         assert_eq!(actions(&plan), ["none", "none", "look"], "{slug}: {plan:#}");
         assert!(plan["steps"]["ocis"]["message"].as_str().unwrap().contains("503"), "{plan:#}");
-        assert_eq!(plan["changes"], 0, "nobody knows");
+        assert_eq!(plan["changes"], 0, "it is not known");
         let step = suite.world.step_of(slug, "ocis").await;
         for field in ["state", "attempts", "nextAttemptAt", "externalId", "lastAttemptAt"] {
             let recorded = before.get_document("steps").unwrap().get_document("ocis").unwrap();
@@ -221,7 +221,7 @@ async fn a_request_that_is_open_is_not_lost_to_a_look_nor_a_look_to_a_request() 
     assert_eq!(suite.world.authentik.count(), 0, "and no more than that");
     controller.stop().await;
 
-    // A request for all is about all, whoever wants to look.
+    // A request for all is about all, whichever caller wants to look.
     store.request_reconcile(&slug).await.unwrap();
     store.request_observation(&slug).await.unwrap();
     let controller = suite.controller(|_| {}).await;

@@ -11,7 +11,7 @@ use tenantry::dev::issuer::Signed;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::auth::{Guarded, issuer, problem, trusting};
+use crate::auth::{ProtectedApi, issuer, problem, trusting};
 use crate::support::{DEADLINE, Process, World, eventually, http};
 
 /// Random numbers that are the same each time (SplitMix64).
@@ -191,7 +191,7 @@ async fn ten_thousand_malformed_requests_are_the_clients_fault_and_leave_nothing
 
 #[tokio::test]
 async fn a_client_that_asks_too_often_is_told_when_to_come_back_and_others_are_not_bothered() {
-    let api = Guarded::with(issuer().await, |config| {
+    let api = ProtectedApi::with(issuer().await, |config| {
         config.access.rate_limit = NonZeroU32::new(5);
     })
     .await;
@@ -220,7 +220,7 @@ async fn a_client_that_asks_too_often_is_told_when_to_come_back_and_others_are_n
 
 #[tokio::test]
 async fn more_requests_than_can_be_answered_are_turned_away_at_once_and_probes_are_not() {
-    let api = Guarded::with(issuer().await, |config| config.access.max_requests = 2).await;
+    let api = ProtectedApi::with(issuer().await, |config| config.access.max_requests = 2).await;
     let token = api.token("operator");
     let address = api.addresses.http.to_string();
     eventually("it is ready", async || {
@@ -264,7 +264,7 @@ async fn more_requests_than_can_be_answered_are_turned_away_at_once_and_probes_a
 
 #[tokio::test]
 async fn with_all_connections_taken_probes_are_answered_and_nothing_else_is() {
-    let api = Guarded::with(issuer().await, |config| config.access.patience.connections = 3).await;
+    let api = ProtectedApi::with(issuer().await, |config| config.access.patience.connections = 3).await;
     let token = api.token("reader");
     let address = api.addresses.http.to_string();
     eventually("it is ready", async || {
@@ -298,7 +298,7 @@ async fn with_all_connections_taken_probes_are_answered_and_nothing_else_is() {
 #[tokio::test]
 async fn a_client_that_sends_its_headers_byte_by_byte_is_cut_off() {
     let limit = Duration::from_millis(300);
-    let api = Guarded::with(issuer().await, |config| config.access.patience.headers = limit).await;
+    let api = ProtectedApi::with(issuer().await, |config| config.access.patience.headers = limit).await;
     let mut silent = TcpStream::connect(api.addresses.http).await.unwrap();
     let (mut reading, mut writing) = TcpStream::connect(api.addresses.http).await.unwrap().into_split();
     let dripping = tokio::spawn(async move {
@@ -323,7 +323,7 @@ async fn a_client_that_sends_its_headers_byte_by_byte_is_cut_off() {
 #[tokio::test]
 async fn a_client_that_does_not_read_its_answer_is_cut_off() {
     const ASKED: usize = 60;
-    let api = Guarded::with(issuer().await, |config| {
+    let api = ProtectedApi::with(issuer().await, |config| {
         config.access.patience.reading = Duration::from_millis(200);
         config.workers = 1;
     })
@@ -351,7 +351,7 @@ async fn a_client_that_does_not_read_its_answer_is_cut_off() {
 
 #[tokio::test]
 async fn addresses_that_are_too_long_are_refused() {
-    let api = Guarded::new().await;
+    let api = ProtectedApi::new().await;
     let token = api.token("admin");
     let path = format!("/tenants?after={}", "a".repeat(5_000));
     problem(api.get(&path, &token).await, 414).await;
@@ -363,7 +363,7 @@ async fn addresses_that_are_too_long_are_refused() {
 
 #[tokio::test]
 async fn a_request_keeps_its_id_or_gets_one_and_browsers_are_told_to_be_careful() {
-    let api = Guarded::new().await;
+    let api = ProtectedApi::new().await;
     let ask = async |id: Option<&str>| {
         let mut request = http().get(format!("http://{}/tenants", api.addresses.http));
         if let Some(id) = id {
@@ -397,20 +397,20 @@ async fn a_request_keeps_its_id_or_gets_one_and_browsers_are_told_to_be_careful(
 
 #[tokio::test]
 async fn pages_of_other_origins_are_kept_out_unless_theirs_is_configured() {
-    let preflight = async |api: &Guarded, origin: &str| {
+    let preflight = async |api: &ProtectedApi, origin: &str| {
         let url = format!("http://{}/tenants", api.addresses.http);
         let request = http().request(Method::OPTIONS, url).header("origin", origin);
         let request = request.header("access-control-request-method", "POST");
         let answer = request.send().await.unwrap();
         answer.headers().get("access-control-allow-origin").cloned()
     };
-    let api = Guarded::new().await;
+    let api = ProtectedApi::new().await;
     assert_eq!(preflight(&api, "https://portal.acme.test").await, None);
     let options = api.send(Method::OPTIONS, "/tenants", None, None).await;
     assert!(!options.headers().contains_key("vary"), "off is off");
     problem(options, 401).await;
     api.stop().await;
-    let api = Guarded::with(issuer().await, |config| {
+    let api = ProtectedApi::with(issuer().await, |config| {
         config.access.cors_origins = vec!["https://portal.acme.test".into()];
     })
     .await;

@@ -63,8 +63,8 @@ async fn a_change_stream_that_cannot_be_resumed_in_time_is_a_gap_after_two_attem
     world.set("acme", doc! { "name": "The last to be told" }).await;
     eventually("the stream has ended", async || restarts(tenantry::metrics::WatchEnd::Interrupted) == 1)
         .await;
-    world.set("acme", doc! { "name": "Nobody is told" }).await;
-    renamed(&world, "Nobody is told").await;
+    world.set("acme", doc! { "name": "No process is told" }).await;
+    renamed(&world, "No process is told").await;
     assert_eq!(restarts(tenantry::metrics::WatchEnd::Slow), 2, "it was tried twice");
     fault.off().await;
     controller.stop().await;
@@ -77,7 +77,7 @@ async fn watching_and_being_ready_do_not_wait_for_a_relist_which_goes_on_until_i
     world.insert("acme").await;
     world.active("acme").await;
     first.stop().await;
-    world.set("acme", doc! { "name": "Renamed while nobody watched" }).await;
+    world.set("acme", doc! { "name": "Renamed while no process watched" }).await;
     // No slice ends in time.
     let Some(fault) = ServerFault::delaying(&world, "tenants", &["update"], DELAY, None).await else {
         return;
@@ -91,7 +91,7 @@ async fn watching_and_being_ready_do_not_wait_for_a_relist_which_goes_on_until_i
     assert_eq!(controller.metrics.relists.get(), 0);
     assert!(*controller.watch_open.borrow(), "the stream is not disturbed");
     fault.off().await;
-    renamed(&world, "Renamed while nobody watched").await;
+    renamed(&world, "Renamed while no process watched").await;
     eventually("it is done", async || controller.metrics.relists.get() == 1).await;
     controller.stop().await;
 }
@@ -129,7 +129,7 @@ async fn processes_that_start_at_once_make_one_pass_after_the_other_and_none_twi
     let ttl = Duration::from_secs(30);
     let [a, b, c] = ["a", "b", "c"].map(|host| Holder::new(host, 1));
     let take = async |holder, since| store.take_relist(holder, since, ttl).await.unwrap();
-    let Turn::Ours { from } = take(&a, None).await else { panic!("nobody else makes one") };
+    let Turn::Ours { from } = take(&a, None).await else { panic!("no other process makes one") };
     let since = async |holder| match take(holder, None).await {
         Turn::Others { since } => Some(since),
         turn => panic!("another has it: {turn:?}"),

@@ -242,7 +242,7 @@ async fn a_lost_race_is_looked_at_again_whether_or_not_something_was_committed()
 async fn a_name_taken_between_look_and_create_is_looked_at_again() {
     let bench = Bench::new().await;
     let target = adopting(target());
-    // Somebody is faster, and our first look does not show it yet.
+    // Another process is faster, and our first look does not show it yet.
     let stale = json!({ "methodResponses": [
         ["x:Domain/get", { "list": [] }, "named.get"], ["x:Domain/get", { "list": [] }, "alias.get"],
         ["x:Domain/get", { "list": [] }, "marked.get"],
@@ -360,7 +360,7 @@ async fn a_domain_renamed_before_it_was_recorded_is_not_left_behind() {
     let bench = Bench::new().await;
     let target = target();
     bench.converge(&target).await.unwrap();
-    // We died before we could record it, and somebody renames it.
+    // We died before we could record it, and a person renames it.
     assert!(bench.server.change("acme.test", json!({ "name": "other.test" })));
     let found = bench.converge(&Target { may_exist: true, ..target.clone() }).await.unwrap();
     assert_eq!(bench.names(), BTreeSet::from(["acme.test".to_owned()]));

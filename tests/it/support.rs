@@ -284,7 +284,7 @@ impl Drop for World {
         if server().ours {
             return;
         }
-        // On somebody else's server nothing is left behind.
+        // On another owner's server nothing is left behind.
         let (uri, database) = (self.uri.clone(), self.database.clone());
         let cleaning = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

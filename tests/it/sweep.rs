@@ -197,7 +197,7 @@ async fn what_is_marked_for_a_tenant_that_does_not_exist_is_listed_and_never_rem
     assert_eq!(left, (3, 3, 3));
     let metrics = controller.metrics.render();
     assert!(metrics.contains("tenantry_orphans{upstream=\"ocis\"} 1"), "{metrics}");
-    // Somebody cleans up, and the list follows.
+    // A person cleans up, and the list follows.
     suite.world.authentik.delete_named("tenant-t001");
     eventually("one less", async || suite.world.store.orphans().await.unwrap().len() == 2).await;
     controller.stop().await;
@@ -304,7 +304,7 @@ async fn an_upstream_that_seems_to_have_lost_too_much_trips_its_guard_and_is_lef
     };
     for step in Upstream::ALL {
         eventually("the history ends with that", async || told("GuardArmed", step).await == 1).await;
-        assert_eq!(told("GuardTripped", step).await, 1, "once, whoever saw it");
+        assert_eq!(told("GuardTripped", step).await, 1, "once, whichever process saw it");
         let lifts = usize::from(step != Upstream::Ocis);
         assert_eq!(told("GuardLifted", step).await, lifts);
     }

@@ -27,7 +27,7 @@ pub const STEPS: [&str; 3] = ["authentik", "stalwart", "ocis"];
 /// Requests of the check at start, by upstream.
 pub const CHECK: [u64; 3] = [1, 2, 2];
 
-/// Resources of somebody else, by upstream.
+/// Resources of another owner, by upstream.
 pub type Strangers = [Vec<Value>; 3];
 
 /// A world with all three.
@@ -45,7 +45,7 @@ impl Suite {
     pub async fn with(flavour: Flavour) -> Self {
         let options = stalwart::Options {
             dkim_delay: Duration::from_millis(20),
-            // Whoever exceeds the limits is found out by the counts, not by refusals.
+            // What exceeds the limits is found out by the counts, not by refusals.
             unlimited_requests: true,
             ..stalwart::Options::default()
         };
@@ -202,7 +202,7 @@ impl Suite {
         self.files.server.faults.forget_requests();
     }
 
-    /// Puts a resource of a tenant of somebody else's into each upstream.
+    /// Puts a resource of a tenant of another owner into each upstream.
     pub fn plant_strangers(&self) -> Strangers {
         let (id, intent) = ("65a0000000000000000000aa", "65a0000000000000000000bb");
         let attributes = json!({
@@ -228,7 +228,7 @@ impl Suite {
         [of(self.world.authentik.groups()), of(self.stalwart.domains()), of(files)]
     }
 
-    /// What holds of the whole fleet when there is nothing left to do: no request is open, nobody holds a
+    /// What holds of the whole fleet when there is nothing left to do: no request is open, no process holds a
     /// lease, and what the metrics count is what there is.
     pub async fn adds_up(&self, process: &Process) {
         use futures_util::TryStreamExt;
@@ -238,7 +238,7 @@ impl Suite {
             let request = tenant.get("reconcileRequestedAt");
             assert_eq!(tenant.get("lastHandledReconcileAt"), request, "a request is open: {tenant}");
             let lease = tenant.get_document("lease").unwrap();
-            assert!(!lease.contains_key("holder"), "somebody holds it: {tenant}");
+            assert!(!lease.contains_key("holder"), "a process holds it: {tenant}");
         }
         let url = format!("http://{}/metrics", process.address("telemetry").await);
         let scrape =
@@ -519,7 +519,7 @@ async fn a_document_that_was_replaced_as_a_whole_gets_its_resources_back() {
     suite.settled("acme").await;
     let id = suite.world.find("acme").await.get_object_id("_id").unwrap();
     let bare = doc! { "_id": id, "slug": "acme", "name": "The acme", "domain": "acme.test" };
-    // Nothing of what was recorded is left, not even that anybody ever claimed it.
+    // Nothing of what was recorded is left, not even that it was ever claimed.
     suite.world.tenants.delete_one(doc! { "_id": id }).await.unwrap();
     suite.world.tenants.insert_one(bare).await.unwrap();
     suite.settled("acme").await;

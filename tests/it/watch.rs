@@ -81,14 +81,14 @@ async fn lost_history_is_made_good_by_asking_once() {
     };
     let restarts = || controller.metrics.watch_restarts.of(WatchEnd::HistoryLost).get();
     // This wakes the stream, which then finds its history gone.
-    world.set("acme", doc! { "name": "Nobody is told" }).await;
+    world.set("acme", doc! { "name": "No process is told" }).await;
     eventually("the stream is lost", async || restarts() > 0).await;
     world.insert("globex").await;
     let relists = controller.metrics.relists.get();
     fault.off().await;
     world.active("globex").await;
     eventually("the rename arrives", async || {
-        world.group("tenant-acme")["attributes"]["tenantry_name"] == "Nobody is told"
+        world.group("tenant-acme")["attributes"]["tenantry_name"] == "No process is told"
     })
     .await;
     eventually("the pass is over", async || controller.metrics.relists.get() > relists).await;

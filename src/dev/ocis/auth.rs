@@ -62,7 +62,7 @@ const CACHE_SECONDS: f64 = 10.0;
 
 impl Proxy {
     pub fn new(issuer: &str) -> Result<Self, reqwest::Error> {
-        // Whoever comes second finds one installed.
+        // The second to come finds one installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).no_proxy().build()?;
         Ok(Self { issuer: issuer.to_owned(), client, memory: Mutex::default() })
@@ -105,7 +105,7 @@ impl Proxy {
     }
 
     /// The key of that kid. For an unknown one the set is read again, but not more often than `limit`
-    /// allows, whoever asks: a stranger's made-up kid uses it up as well (observed).
+    /// allows, from whichever caller: a stranger's made-up kid uses it up as well (observed).
     async fn key(&self, url: &str, kid: &str, limit: Duration) -> Option<DecodingKey> {
         let find = |keys: &JwkSet| keys.find(kid).map(DecodingKey::from_jwk);
         let known = {
@@ -224,7 +224,7 @@ pub async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<User, 
         Flavour::Ocis7 | Flavour::OpenCloud => copy_groups(&mut spaces, &claims),
         Flavour::Ocis31 | Flavour::Ocis5 => None,
     };
-    // Somebody may have removed it in between.
+    // It may have been removed in between.
     let user = spaces.users.get_mut(name).ok_or(Refusal::Unauthorized)?;
     user.role = role;
     if let Some(groups) = copied {
@@ -301,7 +301,7 @@ async fn race(shared: &Shared, name: &str) -> Result<(), Refusal> {
         }
     };
     if first {
-        // Long enough for somebody to come in between, and no longer.
+        // Long enough for another to come in between, and no longer.
         for _ in 0..50 {
             tokio::time::sleep(Duration::from_millis(5)).await;
             if shared.lock().provisioning.get(name).is_none_or(|failed| *failed > 0) {

@@ -1,4 +1,4 @@
-//! Users and groups in the graph, as far as somebody who is no administrator of them sees any.
+//! Users and groups in the graph, as far as an account that is no administrator of them sees any.
 
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -9,7 +9,7 @@ use super::state::{Group, User};
 use super::{Flavour, Role};
 
 const APPLICATION: &str = "dbfec1e9-84f6-4d26-89b1-9e50945931f4";
-/// Letters that a search needs, of somebody who is no administrator. That there is such a limit was
+/// Letters that a search needs, of an account that is no administrator. That there is such a limit was
 /// observed, by a search without any; the number is oCIS' own default.
 const SHORTEST_SEARCH: usize = 3;
 

@@ -108,7 +108,7 @@ fn list(call: &Call, shape: Shape, all: bool) -> Response {
                 Some(Filter::DriveType(kind)) if kind != "project" => Vec::new(),
                 _ => spaces.projects(),
             };
-            // By id, oCIS 3.1 finds for nobody what he is no member of, although it lists it (observed).
+            // By id, oCIS 3.1 finds for no account what it is no member of, although it lists it (observed).
             let by_id = matches!(query.filter, Some(Filter::Id(_)));
             let all = all && !(by_id && call.flavour() == Flavour::Ocis31);
             shown.extend(
@@ -316,7 +316,7 @@ fn patch(call: &Call, id: &str) -> Response {
         return not_found(call);
     };
     let manages = drive.rank_of(&call.user) == Some(Rank::Manager);
-    // Somebody who may change all spaces changes this one only by asking for a change: with nothing in the
+    // An account that may change all spaces changes this one only by asking for a change: with nothing in the
     // body it is not even found (observed, both).
     let asks = restore
         || name.is_some()

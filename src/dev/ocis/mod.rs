@@ -7,7 +7,7 @@
 //! * `members`: OCS shares and invitations; `directory`: users and groups;
 //! * `state`: what there is.
 //!
-//! Whoever torments it finds, beside faults and requests, `/_sim/drives`: `GET` lists all project spaces,
+//! A test finds, beside faults and requests, `/_sim/drives`: `GET` lists all project spaces,
 //! `PATCH /_sim/drives/{id}` changes one, `POST …/disable` disables it, `DELETE` purges it.
 
 mod auth;
@@ -174,7 +174,7 @@ impl Simulator {
         self.server.url()
     }
 
-    /// All project spaces, as the graph shows them to somebody who may see everything.
+    /// All project spaces, as the graph shows them to an account that may see everything.
     pub fn drives(&self) -> Vec<Value> {
         let drives = self.shared.lock().projects();
         let scene = self.shared.scene();
@@ -203,7 +203,7 @@ impl Simulator {
         self.shared.plant(&body)
     }
 
-    /// Changes a space as somebody else might: `name`, `description` (empty clears it), `driveAlias`,
+    /// Changes a space as a person might: `name`, `description` (empty clears it), `driveAlias`,
     /// `quota.total`, and `quota.used`, which is what people store.
     pub fn change(&self, id: &str, patch: Value) -> bool {
         self.shared.change(id, &patch)

@@ -19,7 +19,7 @@ pub struct Drive {
     pub description: String,
     /// Bytes; 0 is unlimited.
     pub quota: i64,
-    /// Bytes that somebody has stored.
+    /// Bytes that are stored.
     pub used: i64,
     pub modified: jiff::Timestamp,
     pub etag: u128,
@@ -93,7 +93,7 @@ impl Drive {
         self.etag = rand::random();
     }
 
-    /// Makes somebody a member, or changes what the member may do.
+    /// Makes an account a member, or changes what the member may do.
     pub fn grant(&mut self, who: Grantee, display_name: &str, rank: Rank) {
         match self.members.iter_mut().find(|member| member.who == who) {
             Some(member) => member.rank = rank,

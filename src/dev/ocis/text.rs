@@ -124,7 +124,7 @@ fn write_drive(out: &mut String, scene: &Scene, drive: &Drive, shape: Shape) {
         drive.modified
     );
     field(out, "name", &drive.name);
-    // The space itself is its owner, not whoever made it (observed).
+    // The space itself is its owner, not the account that made it (observed).
     let _ =
         write!(out, ",\"owner\":{{\"user\":{{\"displayName\":\"\",\"id\":\"{space}\"}}}},\"quota\":{{");
     let bare = drive.disabled || (shape == Shape::Created && scene.flavour == Flavour::Ocis31);

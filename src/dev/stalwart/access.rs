@@ -33,7 +33,7 @@ const VERBS: [&str; 5] = ["Get", "Query", "Create", "Update", "Destroy"];
 const OTHERS: [&str; 5] =
     ["authenticate", "jmapCoreEcho", "unlimitedRequests", "impersonate", GRANTS_ROLE_USER];
 
-/// Stands for the 244 permissions of the role User: whoever holds it may create accounts with that role.
+/// Stands for the 244 permissions of the role User: an account with it may create accounts with that role.
 pub const GRANTS_ROLE_USER: &str = "jmapPrincipalCreate";
 
 /// What a key of tenantry's own needs, and no more.

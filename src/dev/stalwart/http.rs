@@ -154,7 +154,7 @@ fn challenged() -> Response {
     response
 }
 
-/// Who asks, `None` for nobody; or the refusal.
+/// Who asks, `None` without credentials; or the refusal.
 fn authenticate(
     shared: &Shared,
     address: IpAddr,
@@ -222,7 +222,7 @@ async fn session(
         "collationAlgorithms": ["i;ascii-numeric", "i;ascii-casemap", "i;unicode-casemap"],
     });
     capabilities["urn:ietf:params:jmap:sieve"] = json!({ "implementation": "Stalwart v1.0.0" });
-    // Without credentials it is a 200 as well, of nobody (observed).
+    // Without credentials it is a 200 as well, of no account (observed).
     let (accounts, primary, username, state) = if known {
         let account = json!({
             "name": "root@lab.test", "isPersonal": true, "isReadOnly": false,

@@ -71,7 +71,7 @@ pub struct Registry {
 
 impl Registry {
     pub fn new(dkim_delay: Duration, release: Release) -> Self {
-        // Account "b" is whoever calls.
+        // Account "b" is the caller's.
         Self { dkim_delay, release, last_account: 1, ..Self::default() }
     }
 

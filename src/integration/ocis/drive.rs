@@ -113,7 +113,7 @@ impl Drive {
         }
     }
 
-    /// Whether somebody disabled it. It is still listed, and can be restored.
+    /// Whether it was disabled. It is still listed, and can be restored.
     pub fn is_disabled(&self) -> bool {
         self.root.deleted.as_ref().is_some_and(|deleted| deleted.state == "trashed")
     }

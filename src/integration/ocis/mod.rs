@@ -54,7 +54,7 @@ pub struct Ocis {
 /// A tenant's space.
 pub struct Space {
     drive: Drive,
-    /// Other spaces with the tenant's mark that nobody has disabled yet.
+    /// Other spaces with the tenant's mark that are not disabled yet.
     twins: Vec<Drive>,
     /// Whether the group still has to be given its role.
     group_missing: bool,
@@ -104,7 +104,7 @@ impl Ocis {
         }
     }
 
-    /// The canary: our own personal drive was made at our first login, and nobody removes it. While it
+    /// The canary: our own personal drive was made at our first login, and is never removed. While it
     /// cannot be seen, nothing that cannot be seen is gone.
     ///
     /// # Errors
@@ -215,7 +215,7 @@ impl Ocis {
         }
     }
 
-    /// Disables a twin, unless somebody keeps something in it.
+    /// Disables a twin, unless something is kept in it.
     async fn disable_twin(&self, kept: &Drive, twin: &Drive) -> Result<String, Error> {
         if twin.quota.used.is_some_and(|used| used > 0) {
             let message = format!(
@@ -450,8 +450,8 @@ impl Integration for Ocis {
             None if target.recorded.is_none()
                 && !(open || target.search || target.may_adopt.released) =>
             {
-                // Nothing was ever sent for it as far as anybody knows; but for a document that does not
-                // say that nobody has claimed it, that is not far.
+                // Nothing was ever sent for it as far as is known; but for a document that does not
+                // say that it was not claimed, that is not far.
                 let own = self.see_our_own();
                 if !target.may_exist || !self.search.shows(target.id, own).await? {
                     return Ok(None);

@@ -127,7 +127,7 @@ impl Search {
             !std::mem::replace(&mut waiting.listing, true)
         };
         if begin {
-            // It serves others as well, so it does not end with whoever began it.
+            // It serves others as well, so it does not end with the search that began it.
             tokio::spawn(self.clone().serve());
         }
         let found = answered.await;
@@ -144,7 +144,7 @@ impl Search {
         })
     }
 
-    /// Lists for as long as somebody searches.
+    /// Lists for as long as a search waits.
     async fn serve(self) {
         loop {
             let searches = {

@@ -44,7 +44,7 @@ pub enum DkimManagement {
     /// The server, about half a second after the domain was made.
     #[default]
     Automatic,
-    /// Whoever wants them.
+    /// All who want them.
     Manual,
 }
 
@@ -368,7 +368,7 @@ impl Stalwart {
         self.mark_all(target, &[domain], Usage::Off).await
     }
 
-    /// Removes a domain in which nobody has anything. Says why it stays if it must.
+    /// Removes a domain in which nothing is kept. Says why it stays if it must.
     async fn remove(&self, domain: &Domain) -> Result<Option<String>, Error> {
         let id = domain.id.as_str();
         self.await_keys(id).await?;
@@ -673,7 +673,7 @@ impl Integration for Stalwart {
                 let holder = refused.object_id.as_ref();
                 let holder = holder.map_or_else(String::new, |holder| format!(" ({})", holder.id));
                 let message = format!("stalwart: the name {name} is taken by another domain{holder}");
-                // Somebody was faster, or it is an alias there.
+                // Another was faster, or it is an alias there.
                 return Err(Error::terminal(Reason::Conflict, message).stale());
             }
             Written::Refused(refused) => return Err(refusal(name, &refused, &answers.what())),

@@ -7,7 +7,7 @@ async fn filters_on_anything_but_type_and_id_are_ignored_silently() {
     on_each(async |server| {
         let id = server.space().await;
         for field in ["name", "driveAlias", "description", "nosuchfield"] {
-            let path = format!("/graph/v1.0/drives?$filter={field} eq 'nobody has this'");
+            let path = format!("/graph/v1.0/drives?$filter={field} eq 'no space has this'");
             assert!(server.lists(&path, &id).await, "{field}");
         }
         assert!(server.lists(PROJECTS, &id).await);

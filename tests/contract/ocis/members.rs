@@ -1,4 +1,4 @@
-//! Who may do what, and how somebody is made a member.
+//! Who may do what, and how an account is made a member.
 
 use super::*;
 
@@ -132,7 +132,7 @@ async fn ocs_shares_make_members_by_name() {
         assert_eq!(role_of(&shown, "group", "tenant-a").as_deref(), Some("manager"));
         assert!(shown.to_string().contains(&group));
 
-        // By id it is nobody, and the role is not checked.
+        // By id there is no such account, and the role is not checked.
         for (kind, with) in [(7, "nobody"), (8, "nobody"), (8, group.as_str()), (7, "tenant-a")] {
             let answer = server.share(&id, kind, with, "viewer").await;
             is_ocs(&answer, 404, 998, "error getting grantee");

@@ -222,8 +222,8 @@ async fn a_space_is_found_by_any_form_of_its_id_and_by_nothing_else() {
         for form in [id.clone(), id.replace('$', "%24"), space.to_owned()] {
             assert_eq!(server.show(&form).await.must_be(200).json()["id"], id.as_str());
         }
-        let nobody = "00000000-0000-0000-0000-000000000000";
-        let unknown = format!("{storage}${nobody}");
+        let unknown_user = "00000000-0000-0000-0000-000000000000";
+        let unknown = format!("{storage}${unknown_user}");
         for form in [unknown.as_str(), "not-an-id", "a!b", "a$b$c!d", "project%2Fx"] {
             is_error(&server.show(form).await, 404, "itemNotFound", NO_DRIVE);
             let answer = server.patch(form, &json!({ "name": "x" })).await;

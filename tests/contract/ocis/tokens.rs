@@ -102,7 +102,7 @@ async fn claims_that_make_no_user_are_an_empty_500() {
         for claims in [
             json!({ "groups": [] }),
             json!({ "groups": null }),
-            json!({ "groups": ["somebody else's"] }),
+            json!({ "groups": ["another program's"] }),
             json!({ "groups": "tenant-provisioners" }),
             json!({ "name": null }),
             json!({ "email": "" }),
@@ -214,7 +214,7 @@ async fn a_new_signing_key_is_found_unless_a_strange_kid_was_looked_for_just_bef
         assert_eq!(world.status(&world.fresh_token()).await, 200);
         says_nothing(&world.server.me(&unseen).await, 401);
 
-        // The keys were read again a moment ago: anybody can use that up.
+        // The keys were read again a moment ago: every caller can use that up.
         world.issuer.rotate_key();
         says_nothing(&world.server.me(&world.fresh_token()).await, 401);
     })

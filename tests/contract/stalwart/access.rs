@@ -105,7 +105,7 @@ async fn no_credential_and_a_wrong_one_are_the_same_401_with_two_challenges() {
         let body = request(json!([]));
         assert_unauthorized(server.post_as(&Credential::None, body.to_string()).await).await;
         assert_unauthorized(server.post_as(&wrong, body.to_string()).await).await;
-        // Here the session is honest: not 200 with nobody in it.
+        // Here the session is honest: not 200 without an account.
         assert_unauthorized(server.get_as(&wrong, "/jmap/session").await).await;
         assert_unauthorized(server.get_as(&Credential::None, "/api/account").await).await;
     })
