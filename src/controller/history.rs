@@ -4,11 +4,12 @@ use crate::store::Claim;
 use crate::tenant::{
     Act, Desired, Event, EventKind, Phase, Status, StepState, Subject, Tenant, Upstream,
 };
+use jiff::Timestamp;
 
 /// What was done to resources.
 pub fn of_acts(acts: &[(Upstream, Act)]) -> Vec<Event> {
     let event = |(step, act): &(Upstream, Act)| {
-        Some(Event::now(act.deed.kind()?, act.to_string()).of_step(*step, None))
+        Some(Event::new(Timestamp::now(), act.deed.kind()?, act.to_string()).of_step(*step, None))
     };
     acts.iter().filter_map(event).collect()
 }
@@ -25,10 +26,12 @@ pub fn of_reconcile(told: &Status, recorded: &Status) -> Vec<Event> {
         if let Some(said) = new.message.as_ref().filter(|_| new.state != StepState::Ok) {
             message = format!("{message}: {said}");
         }
-        events.push(Event::now(EventKind::StepChanged, message).of_step(step, new.reason));
+        events.push(
+            Event::new(Timestamp::now(), EventKind::StepChanged, message).of_step(step, new.reason),
+        );
     }
     if told.phase != Phase::Active && recorded.phase == Phase::Active {
-        events.push(Event::now(EventKind::Active, "every step is ok or skipped"));
+        events.push(Event::new(Timestamp::now(), EventKind::Active, "every step is ok or skipped"));
     }
     events
 }
@@ -76,7 +79,7 @@ impl Asked<'_> {
             None if found => "found in the database",
             None => "",
         };
-        Event::now(EventKind::Created, message).at(self.0.created_at).by(creator)
+        Event::new(self.0.created_at, EventKind::Created, message).by(creator)
     }
 
     fn edit(&self) -> Option<Event> {
@@ -90,7 +93,7 @@ impl Asked<'_> {
             true if edited && !paused => TAKEN_BACK.to_owned(),
             true => return None,
         };
-        Some(Event::now(EventKind::Edited, message).by(self.by(&[EventKind::Edited])))
+        Some(Event::new(Timestamp::now(), EventKind::Edited, message).by(self.by(&[EventKind::Edited])))
     }
 
     /// Whether the desired state was changed, and neither it nor what is noted beside it says how: pauses and
@@ -113,23 +116,26 @@ impl Asked<'_> {
             true => (EventKind::Resumed, EventKind::Paused),
         };
         if handled.paused != self.0.desired.paused {
-            return vec![Event::now(first, "").by(by(first))];
+            return vec![Event::new(Timestamp::now(), first, "").by(by(first))];
         }
         if !(self.was(first) && self.was(second)) {
             return Vec::new();
         }
-        let both = [first, second].map(|kind| Event::now(kind, TAKEN_BACK).by(self.by(&[kind])));
+        let both = [first, second]
+            .map(|kind| Event::new(Timestamp::now(), kind, TAKEN_BACK).by(self.by(&[kind])));
         both.into()
     }
 
     fn deletion(&self) -> Vec<Event> {
         let (asked, undone) = (EventKind::DeletionRequested, EventKind::Undeleted);
-        let event = |kind: EventKind, message: String| Event::now(kind, message).by(self.by(&[kind]));
+        let event = |kind: EventKind, message: String| {
+            Event::new(Timestamp::now(), kind, message).by(self.by(&[kind]))
+        };
         match (self.handled().and_then(|handled| handled.deletion), self.0.desired.deletion) {
             (before, Some(policy)) if before != Some(policy) => {
                 let event = event(asked, format!("with policy {policy}"));
                 let at = self.0.deletion_requested_at.filter(|_| before.is_none());
-                vec![at.map_or(event.clone(), |at| event.at(at))]
+                vec![Event { at: at.unwrap_or(event.at), ..event }]
             }
             (Some(_), None) => vec![event(undone, String::new())],
             (None, None) if self.was(asked) && self.was(undone) => {
@@ -148,7 +154,7 @@ impl Asked<'_> {
         let at = self.0.open_request().filter(|_| about.as_deref() != Some(""))?;
         let message = format!("of {}", about.as_deref().unwrap_or("all steps"));
         let by = names(self.0.reconcile_requested_by.iter());
-        Some(Event::now(EventKind::ReconcileRequested, message).at(at).by(by))
+        Some(Event::new(at, EventKind::ReconcileRequested, message).by(by))
     }
 }
 
@@ -171,7 +177,7 @@ pub fn of_end(claim: &Claim, last: &Status) -> Vec<(Subject, Event)> {
     let left = last.steps.iter().filter_map(|(_, step)| step.message.as_deref());
     let left: Vec<_> = left.collect();
     let message = format!("deleted with policy {policy}. {}", left.join("; "));
-    let end = Event::now(EventKind::Deleted, message.trim_end());
+    let end = Event::new(Timestamp::now(), EventKind::Deleted, message.trim_end());
     let events = of_what_was_asked(claim).into_iter().chain([end]);
     events.map(|event| (tenant.subject(), event.clone().keyed(key(tenant, &event)))).collect()
 }

@@ -480,7 +480,8 @@ impl Sweeper {
             let what = in_words(what);
             tracing::info!(upstream = %step, tenants = tenants.len(), differs = what, "a sweep found drift");
             for (id, _) in tenants {
-                let event = Event::now(EventKind::DriftFound, format!("a sweep saw: {what}"));
+                let event =
+                    Event::new(Timestamp::now(), EventKind::DriftFound, format!("a sweep saw: {what}"));
                 let subject = Subject::Tenant { id: *id, slug: None };
                 self.journal.note(subject, event.of_step(step, None));
             }

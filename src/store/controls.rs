@@ -58,8 +58,8 @@ impl Scope {
 
     fn event(self, kind: EventKind, message: &str) -> Event {
         match self {
-            Self::Everything => Event::now(kind, format!("all upstreams: {message}")),
-            Self::Upstream(step) => Event::now(kind, message).of_step(step, None),
+            Self::Everything => Event::new(Timestamp::now(), kind, format!("all upstreams: {message}")),
+            Self::Upstream(step) => Event::new(Timestamp::now(), kind, message).of_step(step, None),
         }
     }
 }
@@ -160,7 +160,10 @@ impl Store {
         };
         let tripped = self.take(guard_id(step), "trip guard", may, what).await?.is_some();
         if tripped {
-            self.tell_fleet(Event::now(EventKind::GuardTripped, message).of_step(step, None)).await;
+            self.tell_fleet(
+                Event::new(Timestamp::now(), EventKind::GuardTripped, message).of_step(step, None),
+            )
+            .await;
         }
         Ok(tripped)
     }
@@ -206,7 +209,10 @@ impl Store {
             let sweep = controls.update_one(doc! { "_id": SWEEP }, wanted).upsert(true);
             self.bounded("want a sweep", sweep).await?;
             let message = format!("repairs resume without bounds for {span:?}");
-            self.tell_fleet(Event::now(EventKind::GuardLifted, message).of_step(step, None)).await;
+            self.tell_fleet(
+                Event::new(Timestamp::now(), EventKind::GuardLifted, message).of_step(step, None),
+            )
+            .await;
         }
         Ok(lifted.modified_count > 0)
     }
@@ -217,7 +223,7 @@ impl Store {
         let delete = controls.delete_one(doc! { "_id": guard_id(step) });
         if self.bounded("arm guard", delete).await?.deleted_count > 0 {
             self.forget_drift(step).await?;
-            let armed = Event::now(EventKind::GuardArmed, "a sweep found it sane");
+            let armed = Event::new(Timestamp::now(), EventKind::GuardArmed, "a sweep found it sane");
             self.tell_fleet(armed.of_step(step, None)).await;
         }
         Ok(())

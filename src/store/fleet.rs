@@ -73,8 +73,11 @@ impl Store {
         let had = before.as_ref().and_then(read_fleet);
         if let Some(fleet) = &had {
             for step in configured.iter().filter(|step| !fleet.has(**step)) {
-                let event =
-                    Event::now(EventKind::UpstreamAdded, "a process was started with its setting");
+                let event = Event::new(
+                    Timestamp::now(),
+                    EventKind::UpstreamAdded,
+                    "a process was started with its setting",
+                );
                 self.tell_fleet(event.of_step(*step, None)).await;
             }
         }
@@ -143,7 +146,11 @@ impl Store {
         let controls = self.controls_collection();
         let retired = self.bounded("retire upstream", controls.update_one(may, retire)).await?;
         if retired.modified_count > 0 {
-            let event = Event::now(EventKind::UpstreamRetired, "its steps are skipped from now on");
+            let event = Event::new(
+                Timestamp::now(),
+                EventKind::UpstreamRetired,
+                "its steps are skipped from now on",
+            );
             self.tell_fleet(event.of_step(step, None)).await;
             return Ok(Retired::Done);
         }

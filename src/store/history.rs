@@ -311,7 +311,8 @@ impl Store {
                 continue;
             }
             let slug = history.get_str("slug").ok().and_then(|slug| slug.parse().ok());
-            let told = Event::now(
+            let told = Event::new(
+                Timestamp::now(),
                 EventKind::Vanished,
                 "its document was deleted, and not by tenantry; its resources are orphans",
             );

@@ -191,7 +191,7 @@ impl Store {
         };
         let gone = self.bounded("orphans", collection.delete_many(gone)).await?.deleted_count;
         if gone > 0 {
-            let event = Event::now(EventKind::OrphansGone, format!("{gone} fewer"));
+            let event = Event::new(Timestamp::now(), EventKind::OrphansGone, format!("{gone} fewer"));
             self.tell_fleet(event.of_step(upstream, None)).await;
         }
         Ok(())
@@ -221,7 +221,8 @@ impl Store {
             let some = some.collect::<Vec<_>>().join(", ");
             let more = if new.len() > NAMED_ORPHANS { ", …" } else { "" };
             let message = format!("{} more: {some}{more}", new.len());
-            let event = Event::now(EventKind::OrphansFound, message).of_step(upstream, None);
+            let event =
+                Event::new(Timestamp::now(), EventKind::OrphansFound, message).of_step(upstream, None);
             self.tell_fleet(event).await;
         }
         Ok(())

@@ -113,16 +113,8 @@ pub struct Event {
 }
 
 impl Event {
-    pub fn now(kind: EventKind, message: impl Into<String>) -> Self {
-        let at = Timestamp::now();
+    pub fn new(at: Timestamp, kind: EventKind, message: impl Into<String>) -> Self {
         Self { at, kind, step: None, reason: None, message: message.into(), by: None, key: None }
-    }
-
-    /// It happened then.
-    #[must_use]
-    pub fn at(mut self, at: Timestamp) -> Self {
-        self.at = at;
-        self
     }
 
     #[must_use]

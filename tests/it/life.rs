@@ -1,5 +1,6 @@
 //! The rest of a tenant's life: changed, paused, switched off, deleted, taken back, and made again.
 
+use jiff::Timestamp;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
@@ -533,7 +534,12 @@ async fn a_history_keeps_the_latest_hundred_events() {
         Subject::Tenant { id: TenantId::from_bytes([7; 12]), slug: Some("acme".parse().unwrap()) };
     for round in 0..3 {
         let events: Vec<_> = (0..60)
-            .map(|n| (subject.clone(), Event::now(EventKind::Edited, format!("{round}/{n}"))))
+            .map(|n| {
+                (
+                    subject.clone(),
+                    Event::new(Timestamp::now(), EventKind::Edited, format!("{round}/{n}")),
+                )
+            })
             .collect();
         suite.world.store.record_events(&events).await.unwrap();
     }

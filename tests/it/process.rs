@@ -314,10 +314,8 @@ async fn ready_exits_with_0_only_where_a_process_is_ready() {
     };
     let process = Process::start(&world, &[]);
     let address = process.address("http").await;
-    process.says("watching for tenants").await;
-    let answer = ask(&address).await;
-    assert!(answer.status.success(), "{}", text(&answer.stderr));
-    assert_eq!(text(&answer.stdout), "ready\n");
+    eventually("it is ready", async || ask(&address).await.status.success()).await;
+    assert_eq!(text(&ask(&address).await.stdout), "ready\n");
     process.stop().await;
     let answer = ask(&address).await;
     assert_eq!(answer.status.code(), Some(1));

@@ -1,5 +1,6 @@
 //! Histories: what happened is told, once, whatever becomes of the database, the process or the document.
 
+use jiff::Timestamp;
 use std::time::Duration;
 
 use mongodb::bson::doc;
@@ -95,7 +96,7 @@ async fn a_write_that_the_majority_did_not_acknowledge_counts_as_unknown() {
     assert!(matches!(claimed, ClaimAnswer::Claimed(_)), "it is ours, and can be taken again");
     let fault = unacknowledged(&world, HISTORIES, "update", 1).await.unwrap();
     let subject = Subject::Tenant { id, slug: Some("acme".parse().unwrap()) };
-    let event = (subject, Event::now(EventKind::Created, ""));
+    let event = (subject, Event::new(Timestamp::now(), EventKind::Created, ""));
     let written = world.store.record_events(&[event]).await;
     assert!(written.is_err_and(|error| error.is_unavailable()), "of a raw command, too");
     fault.off().await;
@@ -355,7 +356,7 @@ async fn an_end_is_told_once_for_each_time_that_the_document_went() {
     let id = TenantId::from_bytes([7; 12]);
     let subject = Subject::Tenant { id, slug: Some("acme".parse().unwrap()) };
     let note = async |kind| {
-        let event = (subject.clone(), Event::now(kind, ""));
+        let event = (subject.clone(), Event::new(Timestamp::now(), kind, ""));
         world.store.record_events(&[event]).await.unwrap();
     };
     let now = jiff::Timestamp::now;
