@@ -37,9 +37,19 @@ manifests:
 compose-check:
     cargo test --locked --test it compose::
 
-# Write the docs that the program itself prints
+# Write the docs that the program itself prints, and those of the code
 docs:
     cargo run --quiet -- metrics -o markdown > docs/metrics.md
+    RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items
+
+# Which lines the tests run: `cargo install cargo-llvm-cov` first
+coverage:
+    cargo llvm-cov --html
+
+# Licences, sources and banned crates, and advisories where their database can be had
+deny:
+    cargo deny --locked check bans licenses sources
+    cargo deny --locked check advisories || echo "advisories were not checked: their database could not be had, or has findings"
 
 # The binary for production: no simulators, no failpoints
 release:

@@ -40,6 +40,10 @@ pub fn end_on_request(shutdown: CancellationToken) -> io::Result<()> {
                 Some(first) if first.elapsed() < TOGETHER => {}
                 Some(_) => {
                     tell("ended at once; leases that are held will expire by themselves");
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "a person asked to end without a shutdown"
+                    )]
                     std::process::exit(128 + number);
                 }
             }

@@ -24,7 +24,7 @@ pub struct AccessSettings {
     /// the provider's client id
     #[arg(long, env = "OIDC_AUDIENCE", value_name = "NAMES")]
     pub oidc_audience: Option<String>,
-    /// Several issuers, instead of OIDC_ISSUER, as JSON: [{"issuer": URL, "audiences": [NAME], "jwksUrl": URL}];
+    /// Several issuers, instead of OIDC_ISSUER, as JSON: `[{"issuer": URL, "audiences": [NAME], "jwksUrl": URL}]`;
     /// jwksUrl only for one without a discovery document
     #[arg(long, env = "OIDC_ISSUERS", value_name = "JSON")]
     pub oidc_issuers: Option<String>,

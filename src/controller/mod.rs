@@ -267,7 +267,7 @@ struct Dispatcher {
     store: Store,
     metrics: Arc<Metrics>,
     settings: Settings,
-    /// Whether this process takes tenants; see [`fleet`](self::fleet).
+    /// Whether this process takes tenants; see [`fleet`].
     working: watch::Receiver<bool>,
     running: JoinSet<(TenantId, Verdict)>,
     /// At most one due scan.

@@ -1,5 +1,5 @@
 //! The upstreams. Each is a small [`Integration`] (observe, create, update) over a shared HTTP
-//! client; [`converge`](self::converge) drives it, and a [`Gate`] keeps a rejected credential from
+//! client; [`converge`] drives it, and a [`Gate`] keeps a rejected credential from
 //! being tried once per tenant.
 
 mod adopt;

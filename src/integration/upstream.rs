@@ -168,7 +168,7 @@ impl<'a> Call<'a> {
 pub enum Purpose {
     /// Changes nothing, and may be repeated.
     Read,
-    /// May have been applied, whatever the answer. See [`Effect`](super::Effect).
+    /// May have been applied, whatever the answer. See [`Effect`].
     Write,
 }
 
@@ -282,7 +282,7 @@ impl UpstreamClient {
         self.ask(call, Purpose::Read).await
     }
 
-    /// Changes something. See [`Effect`](super::Effect) for what a failure may have done.
+    /// Changes something. See [`Effect`] for what a failure may have done.
     pub async fn write(&self, call: &Call<'_>) -> Result<Answer, Error> {
         self.ask(call, Purpose::Write).await
     }

@@ -1,28 +1,28 @@
 //! MongoDB: the tenants' documents, and the only room that talks to the database.
 //!
-//! * [`schema`](self::schema): what is created at start: the collection, its [`validator`](self::validator), its
-//!   [`indexes`](self::indexes).
-//! * [`collection`](self::collection): commands that compare by bytes.
-//! * [`document`](self::document): documents to tenants and back.
-//! * [`tenants`](self::tenants): insert, get, list, flag, count: what the HTTP layer needs.
-//! * [`edit`](self::edit), [`idempotency`](self::idempotency): changing a tenant, creating one only once.
-//! * [`lease`](self::lease): claim, renew, commit, release: what a reconcile needs.
-//! * [`due`](self::due): which tenants need work, by query.
-//! * [`list`](self::list): pages of tenants, filtered.
-//! * [`watch`](self::watch): the same, sooner, by change stream.
-//! * [`relist`](self::relist): one pass over all of them, for what the stream did not tell.
-//! * [`waiting`](self::waiting): steps that wait for an outage or a stop that is over.
-//! * [`slices`](self::slices), [`census`](self::census): going over all tenants; counting them.
-//! * [`sweep`](self::sweep): what comparing whole upstreams with the tenants needs.
-//! * [`drift`](self::drift): tenants whose resources differ, for change guards.
-//! * [`history`](self::history): what happened to each tenant.
-//! * [`controls`](self::controls): stops, guards, the sweep's lease.
-//! * [`fleet`](self::fleet): which fleet this is, and which upstreams it has.
-//! * [`refusals`](self::refusals): what credentials upstreams refuse.
-//! * [`connection`](self::connection): the client, and how another takes its place; its
-//!   [`address`](self::address), and why none of its [`servers`](self::servers) can be used.
-//! * [`orphans`](self::orphans): orphans that are to be released.
-//! * [`follow`](self::follow): how tenants are, by change stream, for those who wait.
+//! * [`schema`]: what is created at start: the collection, its [`validator`], its
+//!   [`indexes`].
+//! * [`collection`]: commands that compare by bytes.
+//! * [`document`]: documents to tenants and back.
+//! * [`tenants`]: insert, get, list, flag, count: what the HTTP layer needs.
+//! * [`edit`], [`idempotency`]: changing a tenant, creating one only once.
+//! * [`lease`]: claim, renew, commit, release: what a reconcile needs.
+//! * [`due`]: which tenants need work, by query.
+//! * [`list`]: pages of tenants, filtered.
+//! * [`work_stream`]: the same, sooner, by change stream.
+//! * [`relist`]: one pass over all of them, for what the stream did not tell.
+//! * [`waiting`]: steps that wait for an outage or a stop that is over.
+//! * [`slices`], [`census`]: going over all tenants; counting them.
+//! * [`sweep`]: what comparing whole upstreams with the tenants needs.
+//! * [`drift`]: tenants whose resources differ, for change guards.
+//! * [`history`]: what happened to each tenant.
+//! * [`controls`]: stops, guards, the sweep's lease.
+//! * [`fleet`]: which fleet this is, and which upstreams it has.
+//! * [`refusals`]: what credentials upstreams refuse.
+//! * [`connection`]: the client, and how another takes its place; its
+//!   [`address`], and why none of its [`servers`] can be used.
+//! * [`orphans`]: orphans that are to be released.
+//! * [`outcome_stream`]: how tenants are, by change stream, for those who wait.
 //!
 //! Leases and due times come from the *server's* clock (`$$NOW`), so that controllers with different
 //! clocks agree on them.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-/// Each room with the rooms it may import; leaves may be imported by everybody.
+/// Each room with the rooms it may import; leaves may be imported by all.
 const ROOMS: &[(&str, &[&str])] = &[
     ("tenant", &[]),
     ("store", &["tenant"]),
@@ -72,5 +72,27 @@ fn only_the_store_and_the_simulated_world_name_the_database_driver() {
     for (file, text) in files {
         let allowed = file.contains("/store/") || file.contains("/dev/");
         assert!(allowed || !text.contains("mongodb::"), "{file} names the driver");
+    }
+}
+
+/// Its functions are pure, so that a property test can drive them.
+#[test]
+fn the_domain_has_no_clock_no_tasks_and_no_io() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tenant");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    assert!(files.len() > 10);
+    for (file, text) in files {
+        for word in [
+            "Timestamp::now",
+            "Instant::now",
+            "SystemTime::now",
+            "async fn",
+            "tokio::",
+            "std::fs",
+            "std::env",
+        ] {
+            assert!(!text.contains(word), "{file} uses {word}");
+        }
     }
 }
