@@ -144,7 +144,7 @@ impl Problem {
     pub fn refused_by_validator(rules: &[String]) -> Self {
         let detail = format!(
             "nothing was changed: the validator of the collection of tenants refuses it: {}. Use other values, or \
-             correct the validator (collMod): it must allow the fields that tenantry's README lists",
+             correct the validator (collMod): it must allow the fields that docs/operating.md lists",
             rules.join("; ")
         );
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Refused by the collection's validator", detail)

@@ -19,7 +19,7 @@ pub enum TenantView {
     Invalid(InvalidTenant),
 }
 
-/// Names and meanings are the document's (see the README); times are RFC 3339 in UTC.
+/// Names and meanings are the document's (see docs/document.md); times are RFC 3339 in UTC.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ValidTenant {

@@ -50,7 +50,7 @@ impl std::fmt::Display for Rejection {
         write!(
             f,
             "the validator of the collection `{TENANTS}` refuses {what}: {rules}. Change it (collMod) so that it \
-             allows the fields that README lists, or remove it"
+             allows the fields that docs/operating.md lists, or remove it"
         )
     }
 }

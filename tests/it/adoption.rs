@@ -111,7 +111,7 @@ async fn the_operator_can_adopt_by_default_and_a_tenant_can_refuse() {
     controller.stop().await;
 }
 
-/// As the README has it.
+/// As docs/upstreams.md has it.
 #[tokio::test]
 async fn an_adoption_costs_four_commands_and_a_look_more_than_a_creation() {
     let suite = Suite::new().await;

@@ -54,7 +54,7 @@ fn files(path: &Path, extension: &str, into: &mut BTreeMap<PathBuf, String>) {
 
 fn pages() -> BTreeMap<PathBuf, String> {
     let mut pages = BTreeMap::new();
-    for path in ["README.md", "docs"] {
+    for path in ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs"] {
         files(&root().join(path), "md", &mut pages);
     }
     assert!(pages.len() > 3, "the pages are not found: {:?}", pages.keys());
@@ -268,4 +268,34 @@ fn every_link_between_the_pages_leads_to_a_page_and_a_heading() {
         }
     }
     assert!(seen > 10, "only {seen} links were found: the pages are no longer read");
+}
+
+/// The first page can be read at once, and leads to each other one.
+#[test]
+fn the_first_page_is_short_and_leads_to_every_page() {
+    let pages = pages();
+    let first = root().join("README.md");
+    assert!(pages[&first].len() <= 6144, "README has {} bytes", pages[&first].len());
+    let (mut reached, mut next) = (BTreeSet::new(), vec![first]);
+    while let Some(path) = next.pop() {
+        let Some(page) = pages.get(&path).filter(|_| reached.insert(path.clone())) else { continue };
+        let text = parts(page).0;
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        let targets = links.filter(|link| !link.is_empty() && !link.contains("://"));
+        next.extend(targets.filter_map(|link| path.parent().unwrap().join(link).canonicalize().ok()));
+    }
+    let unreached: Vec<_> = pages.keys().filter(|path| !reached.contains(*path)).collect();
+    assert!(unreached.is_empty(), "no link leads to {unreached:?}");
+}
+
+#[test]
+fn the_tests_that_prove_a_promise_are_there() {
+    let page = fs::read_to_string(root().join("docs/guarantees.md")).unwrap();
+    let named = parts(&page).1;
+    let named: Vec<_> = named.iter().filter_map(|code| code.split_once("::")).collect();
+    assert!(named.len() > 20, "only {} tests are named", named.len());
+    for (file, test) in named {
+        let text = fs::read_to_string(root().join(format!("tests/it/{file}.rs"))).expect(file);
+        assert!(text.contains(&format!("async fn {test}()")), "{file}::{test} is not there");
+    }
 }

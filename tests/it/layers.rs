@@ -1,4 +1,4 @@
-//! Imports point one way, as the layout in the README says.
+//! Imports point one way, as docs/architecture.md says.
 
 use std::fs;
 use std::path::Path;
