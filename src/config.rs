@@ -15,9 +15,10 @@ use clap::Args;
 use secrecy::ExposeSecret;
 use url::Url;
 
+use crate::http::{BaseUrl, roots};
 use crate::integration::{
-    BaseUrl, ClientCredentials, Credentials, DkimManagement, GroupTemplate, Limits, Membership,
-    SpaceRole, TokenEndpoint, roots,
+    ClientCredentials, Credentials, DkimManagement, GroupTemplate, Limits, Membership, SpaceRole,
+    TokenEndpoint,
 };
 use crate::secret::Secret;
 use crate::store::{check_uri, database_of};

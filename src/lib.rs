@@ -7,6 +7,7 @@
 //! * [`api`] and [`controller`] are the two halves of it, which meet only in the database;
 //! * [`auth`] says who asks the API;
 //! * [`integration`] talks to the upstreams, [`store`] to MongoDB;
+//! * [`http`] is how they, [`auth`] and [`cli`] ask over HTTP;
 //! * [`tenant`] is the domain, and pure;
 //! * [`metrics`], [`telemetry`], [`secret`], [`terminal`] and [`failpoint`] are leaves; [`environment`] and
 //!   [`signals`] are for the program itself.
@@ -20,6 +21,7 @@ pub mod controller;
 pub mod dev;
 pub mod environment;
 pub mod failpoint;
+pub mod http;
 pub mod integration;
 pub mod metrics;
 pub mod run;

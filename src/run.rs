@@ -20,9 +20,9 @@ use crate::auth::Authenticator;
 use crate::config;
 use crate::config::{AuthentikConfig, Config, OcisConfig, StalwartConfig};
 use crate::controller::{Controller, QUEUE_CAPACITY, Settings, SharedRefusals};
+use crate::http::{BaseUrl, HttpClient, HttpClientError};
 use crate::integration::{
-    Authentik, BaseUrl, Credentials, HttpClient, HttpClientError, Integrations, Limits, Ocis, Stalwart,
-    TokenSource, UpstreamClient,
+    Authentik, Credentials, Integrations, Limits, Ocis, Stalwart, TokenSource, UpstreamClient,
 };
 use crate::metrics::{Metrics, MongoCommand, Worked};
 use crate::secret::Secret;

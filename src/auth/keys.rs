@@ -23,7 +23,7 @@ use url::Url;
 
 use super::issuer::IssuerConfig;
 use super::verify::algorithm;
-use crate::integration::{HttpClient, page};
+use crate::http::{HttpClient, page};
 use crate::metrics::{Counters, Worked};
 
 /// Unless a test is in a hurry.

@@ -21,7 +21,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use self::keys::{Keys, Missing};
-use crate::integration::HttpClient;
+use crate::http::HttpClient;
 use crate::metrics::{Counters, Metrics, Worked};
 
 /// Whom the API trusts, and what it makes of what they say.

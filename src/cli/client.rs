@@ -13,7 +13,7 @@ use url::Url;
 
 use super::failure::{Exit, Failure, no_api};
 use super::profile::{self, Resolved};
-use crate::integration::{BaseUrl, Broken, Connections, Habits, page, roots};
+use crate::http::{BaseUrl, Broken, Connections, Habits, page, roots};
 use crate::secret::Secret;
 
 /// Where the API is, and who asks.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::printable::in_line;
-use crate::integration::{challenged, page};
+use crate::http::{challenged, page};
 
 /// Exit codes. 2, for a wrong command line, is clap's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

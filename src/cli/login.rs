@@ -23,7 +23,7 @@ use super::printable::in_line;
 use super::profile::{self, Login};
 use super::token::Source;
 use super::{private, whoami};
-use crate::integration::{Broken, page};
+use crate::http::{Broken, page};
 use crate::secret::Secret;
 use crate::terminal::say;
 

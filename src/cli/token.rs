@@ -10,7 +10,7 @@ use super::client::{Connection, TIMEOUT, sentence, some};
 use super::failure::{Exit, Failure};
 use super::login;
 use super::profile::Login;
-use crate::integration::{Broken, TokenAnswer, no_token_endpoint, page};
+use crate::http::{Broken, TokenAnswer, no_token_endpoint, page};
 use crate::secret::Secret;
 
 /// See the module.

@@ -11,14 +11,12 @@ mod deeds;
 mod error;
 mod gate;
 mod health;
-mod http;
 mod ledger;
 mod limits;
 mod oauth;
 mod ocis;
 mod pace;
 mod permission;
-mod proxy;
 mod recent;
 mod stalwart;
 mod template;
@@ -33,17 +31,14 @@ pub use converge::{
 pub use deeds::Deeds;
 pub use error::{Effect, Error};
 pub use gate::{Gate, HealthBoard};
-pub use http::{
-    BaseUrl, Connections, Habits, HttpClient, HttpClientError, InvalidBaseUrl, challenged, page, roots,
-};
 pub use ledger::{Away, Known, Ledger};
 pub use limits::Limits;
-pub use oauth::{ClientCredentials, TokenAnswer, TokenEndpoint, TokenSource, no_token_endpoint};
+pub use oauth::{ClientCredentials, TokenEndpoint, TokenSource};
 pub use ocis::{Membership, Ocis, SpaceRole};
 pub use permission::{Cause, Permission, Ready, Refusal};
 pub use stalwart::{DkimManagement, Stalwart};
 pub use template::{GroupTemplate, InvalidGroupTemplate};
-pub use upstream::{Answer, Body, Broken, Call, Credentials, Dialect, Purpose, To, UpstreamClient};
+pub use upstream::{Answer, Body, Call, Credentials, Dialect, Purpose, To, UpstreamClient};
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -4,7 +4,6 @@
 //! Messages name system, operation, status and the upstream's own words, never a secret. What an answer
 //! may hold is bounded.
 
-use std::error::Error as StdError;
 use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -24,14 +23,13 @@ use url::Url;
 
 use super::asked;
 use super::gate::{Gate, Leave};
-use super::http::{BaseUrl, HttpClient, challenged, innermost, page};
 use super::limits::{Limiter, Limits};
 use super::oauth::{Token, TokenSource};
 use super::pace::{PATIENCE, Pace};
 use super::permission::{Permission, Permit, Refusal};
-use super::proxy::Through;
 use super::recent::Recent;
 use super::{Effect, Error};
+use crate::http::{BaseUrl, Broken, HttpClient, NOT_TLS, PRIVATE_CA, Through, challenged, page};
 use crate::metrics::{CallEnd, Metrics, Operation, StatusCode as Status, Worked};
 use crate::secret::Secret;
 use crate::telemetry::traces;
@@ -209,8 +207,8 @@ impl Begun {
     }
 
     /// The next piece of the body; `None` at its end.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Broken> {
-        self.response.chunk().await.map_err(Broken::from)
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Unanswered> {
+        self.response.chunk().await.map_err(Unanswered::from)
     }
 }
 
@@ -293,7 +291,9 @@ impl UpstreamClient {
         let mut turns = Turns::default();
         loop {
             let answer = match (self.exchange(call, purpose).await, purpose) {
-                (Err(Broken::Connection(_)), Purpose::Read) => self.exchange(call, purpose).await,
+                (Err(Unanswered::Broken(Broken::Connection(_))), Purpose::Read) => {
+                    self.exchange(call, purpose).await
+                }
                 (other, _) => other,
             };
             match answer.map_err(|broken| self.broken(call, purpose, broken)) {
@@ -325,7 +325,7 @@ impl UpstreamClient {
         }
     }
 
-    async fn exchange(&self, call: &Call<'_>, purpose: Purpose) -> Result<Answer, Broken> {
+    async fn exchange(&self, call: &Call<'_>, purpose: Purpose) -> Result<Answer, Unanswered> {
         let exchange = async {
             let begun = self.begin(call, purpose).await?;
             self.finish(call, purpose, begun).await
@@ -342,7 +342,7 @@ impl UpstreamClient {
     }
 
     /// Sends the request, with another token where that may help.
-    async fn begin(&self, call: &Call<'_>, purpose: Purpose) -> Result<Begun, Broken> {
+    async fn begin(&self, call: &Call<'_>, purpose: Purpose) -> Result<Begun, Unanswered> {
         if let Some(gate) = self.gate.get() {
             // Not even a token is asked for.
             gate.lets_through()?;
@@ -390,11 +390,11 @@ impl UpstreamClient {
         call: &Call<'_>,
         purpose: Purpose,
         token: Option<&Token>,
-    ) -> Result<Begun, Broken> {
+    ) -> Result<Begun, Unanswered> {
         // Before it takes a place from others, and after it may have waited long for one.
-        self.pace.turn().await.map_err(Broken::Paused)?;
+        self.pace.turn().await.map_err(Unanswered::Paused)?;
         let place = self.limiter.admit().await;
-        self.pace.turn().await.map_err(Broken::Paused)?;
+        self.pace.turn().await.map_err(Unanswered::Paused)?;
         let leave = match self.gate.get() {
             Some(gate) => Some(gate.may_send().await?),
             None => None,
@@ -439,7 +439,7 @@ impl UpstreamClient {
         if let Some(body) = &call.body {
             request = request.header(CONTENT_TYPE, body.kind).body(body.bytes.clone());
         }
-        let sent = request.send().await.map_err(Broken::from);
+        let sent = request.send().await.map_err(Unanswered::from);
         if let Err(broken) = &sent {
             self.measure(call, started, broken.label());
         }
@@ -452,7 +452,7 @@ impl UpstreamClient {
         call: &Call<'_>,
         purpose: Purpose,
         mut begun: Begun,
-    ) -> Result<Answer, Broken> {
+    ) -> Result<Answer, Unanswered> {
         let body = whole(&mut begun).await;
         let status = begun.status();
         self.measure(
@@ -555,8 +555,8 @@ impl UpstreamClient {
     }
 
     /// Turns what kept a request from being answered into an error.
-    pub(super) fn broken(&self, call: &Call<'_>, purpose: Purpose, broken: Broken) -> Error {
-        if let Broken::Means(error) = broken {
+    pub(super) fn broken(&self, call: &Call<'_>, purpose: Purpose, broken: Unanswered) -> Error {
+        if let Unanswered::Means(error) = broken {
             return *error;
         }
         let error = self.unanswered(call, purpose, broken);
@@ -565,47 +565,47 @@ impl UpstreamClient {
         error.told_to_all(common)
     }
 
-    fn unanswered(&self, call: &Call<'_>, purpose: Purpose, broken: Broken) -> Error {
+    fn unanswered(&self, call: &Call<'_>, purpose: Purpose, broken: Unanswered) -> Error {
         let (what, to) = (self.what(call), self.address(call));
         match broken {
-            Broken::Connect(why) => {
+            Unanswered::Broken(Broken::Connect(why)) => {
                 let message = format!("{what}: cannot connect to {to}: {why}");
                 Error::transient(Reason::Unreachable, message)
             }
-            Broken::Tls(why) => {
+            Unanswered::Broken(Broken::Tls(why)) => {
                 let message = format!("{what}: TLS with {to} failed: {why}. {PRIVATE_CA}");
                 Error::misconfigured(Reason::TlsFailed, message)
             }
-            Broken::NotTls => {
+            Unanswered::Broken(Broken::NotTls) => {
                 let message = format!("{what}: {to} {NOT_TLS}");
                 Error::misconfigured(Reason::WrongAddress, message)
             }
-            Broken::Timeout => {
+            Unanswered::Broken(Broken::Timeout) => {
                 let through = Through::to(Some(&self.url(call)));
                 let message = format!("{what}: {to} did not answer in time{through}");
                 Error::transient(Reason::Timeout, message).after(purpose)
             }
-            Broken::Connection(why) => {
+            Unanswered::Broken(Broken::Connection(why)) => {
                 let hint = self.dialect.closed;
                 let message = format!("{what}: the connection to {to} broke: {why}{hint}");
                 Error::transient(Reason::Unreachable, message).after(purpose)
             }
-            Broken::TooLong => {
+            Unanswered::Broken(Broken::TooLong) => {
                 let message = format!("{what}: the answer is longer than {MAX_ANSWER} bytes");
                 Error::transient(Reason::UnexpectedAnswer, message).after(purpose)
             }
-            Broken::Unprintable => {
+            Unanswered::Broken(Broken::Unprintable) => {
                 let message = format!("{what}: the credentials hold characters that no header may hold");
                 Error::misconfigured(Reason::CredentialsRejected, message)
             }
-            Broken::Paused(wait) => {
+            Unanswered::Paused(wait) => {
                 let message = format!(
                     "{what}: not sent yet: the server asked for a pause, which ends in {} s",
                     wait.as_secs() + 1
                 );
                 Error::throttled(message, wait)
             }
-            Broken::Means(error) => *error,
+            Unanswered::Means(error) => *error,
         }
     }
 
@@ -701,9 +701,6 @@ impl Credentials {
     }
 }
 
-const PRIVATE_CA: &str = "For a certificate of a private CA, give the CA's certificate in EXTRA_CA_FILE";
-const NOT_TLS: &str = "answers, but not with TLS: is that the port for http:// rather than https://?";
-const NOT_HTTP: &str = "what answers is not HTTP: is that the port for https:// rather than http://?";
 /// For a server that asks for a pause and does not say how long.
 const USUAL_PAUSE: Duration = Duration::from_secs(1);
 
@@ -748,11 +745,11 @@ fn is_empty_500(begun: &Begun) -> bool {
     begun.status() == StatusCode::INTERNAL_SERVER_ERROR && begun.response.content_length() == Some(0)
 }
 
-async fn whole(begun: &mut Begun) -> Result<Vec<u8>, Broken> {
+async fn whole(begun: &mut Begun) -> Result<Vec<u8>, Unanswered> {
     let mut body = Vec::new();
     while let Some(chunk) = begun.chunk().await? {
         if body.len() + chunk.len() > MAX_ANSWER {
-            return Err(Broken::TooLong);
+            return Err(Broken::TooLong.into());
         }
         body.extend_from_slice(&chunk);
     }
@@ -764,93 +761,44 @@ fn status_of(begun: &Begun) -> CallEnd {
 }
 
 /// What kept a request from being answered.
-pub enum Broken {
-    /// Nothing was sent.
-    Connect(String),
-    Tls(String),
-    /// There is a server, but it does not speak TLS.
-    NotTls,
-    Timeout,
-    /// The connection ended in the middle.
-    Connection(String),
-    TooLong,
-    Unprintable,
+pub enum Unanswered {
+    Broken(Broken),
     /// The server asked for a pause that is too long to be waited for.
     Paused(Duration),
     /// It was not to be sent, or had no token to be sent with, or its answer means this.
     Means(Box<Error>),
 }
 
-impl Broken {
+impl Unanswered {
     const fn label(&self) -> CallEnd {
         match self {
-            Self::Connect(_) => CallEnd::Connect,
-            Self::Tls(_) | Self::NotTls => CallEnd::Tls,
-            Self::Timeout => CallEnd::Timeout,
-            Self::Connection(_) => CallEnd::Broken,
-            Self::TooLong => CallEnd::TooLong,
+            Self::Broken(Broken::Connect(_)) => CallEnd::Connect,
+            Self::Broken(Broken::Tls(_) | Broken::NotTls) => CallEnd::Tls,
+            Self::Broken(Broken::Timeout) => CallEnd::Timeout,
+            Self::Broken(Broken::Connection(_)) => CallEnd::Broken,
+            Self::Broken(Broken::TooLong) => CallEnd::TooLong,
             Self::Paused(_) => CallEnd::Paused,
-            Self::Unprintable | Self::Means(_) => CallEnd::Credential,
-        }
-    }
-
-    /// For people, where there is no more to say of the request to `url`.
-    pub(crate) fn in_words(self, url: &Url) -> String {
-        match self {
-            Self::Tls(why) => format!("TLS failed: {why}. {PRIVATE_CA}"),
-            Self::NotTls => format!("it {NOT_TLS}"),
-            Self::Connect(why) => format!("cannot connect: {why}"),
-            Self::Timeout => format!("no answer in time{}", Through::to(Some(url))),
-            Self::Connection(why) => format!("the connection broke: {why}"),
-            Self::TooLong | Self::Unprintable | Self::Paused(_) | Self::Means(_) => {
-                "the request cannot be sent".into()
-            }
+            Self::Broken(Broken::Unprintable) | Self::Means(_) => CallEnd::Credential,
         }
     }
 }
 
-impl From<Error> for Broken {
+impl From<Error> for Unanswered {
     fn from(error: Error) -> Self {
         Self::Means(Box::new(error))
     }
 }
 
-impl From<reqwest::Error> for Broken {
-    fn from(error: reqwest::Error) -> Self {
-        let why = format!("{}{}", innermost(&error), Through::to(error.url()));
-        if error.is_builder() {
-            Self::Unprintable
-        } else if let Some(tls) = cause::<rustls::Error>(&error) {
-            match tls {
-                rustls::Error::InvalidMessage(_) => Self::NotTls,
-                _ => Self::Tls(why),
-            }
-        } else if error.is_connect() {
-            Self::Connect(why)
-        } else if error.is_timeout() {
-            Self::Timeout
-        } else if cause::<hyper::Error>(&error).is_some_and(hyper::Error::is_parse) {
-            Self::Connection(format!("{why}: {NOT_HTTP}"))
-        } else {
-            Self::Connection(why)
-        }
+impl From<Broken> for Unanswered {
+    fn from(broken: Broken) -> Self {
+        Self::Broken(broken)
     }
 }
 
-/// The cause of this type, if there is one.
-fn cause<E: StdError + 'static>(error: &reqwest::Error) -> Option<&E> {
-    let mut source: Option<&(dyn StdError + 'static)> = Some(error);
-    while let Some(error) = source {
-        if let Some(cause) = error.downcast_ref() {
-            return Some(cause);
-        }
-        // An I/O error's own cause is not in the chain, but inside.
-        source = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
+impl From<reqwest::Error> for Unanswered {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Broken(error.into())
     }
-    None
 }
 
 /// Seconds, or an HTTP date.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tenantry::integration::HttpClient;
+use tenantry::http::HttpClient;
 
 /// A name that is not used otherwise, on a server that others use as well.
 pub fn unique(what: &str) -> String {

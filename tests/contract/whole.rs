@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 use tenantry::controller::{Controller, Settings};
 use tenantry::dev::mongod::{self, DataDir};
 use tenantry::dev::{authentik, issuer, ocis, stalwart};
+use tenantry::http::{BaseUrl, HttpClient};
 use tenantry::integration::{
-    Authentik, BaseUrl, ClientCredentials, Credentials, DkimManagement, GroupTemplate, HttpClient,
-    Integrations, Limits, Ocis, Stalwart, TokenEndpoint, TokenSource, UpstreamClient,
+    Authentik, ClientCredentials, Credentials, DkimManagement, GroupTemplate, Integrations, Limits,
+    Ocis, Stalwart, TokenEndpoint, TokenSource, UpstreamClient,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;

@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::dev::issuer;
 use tenantry::dev::ocis::{Flavour, Options, Simulator};
+use tenantry::http::{BaseUrl, HttpClient};
 use tenantry::integration::{
-    BaseUrl, ClientCredentials, Converged, Credentials, Error, GroupTemplate, HttpClient, Integration,
-    Integrations, Intent, Limits, Membership, Mode, Ocis, SpaceRole, Target, TokenEndpoint, TokenSource,
-    Unbounded, UpstreamClient,
+    ClientCredentials, Converged, Credentials, Error, GroupTemplate, Integration, Integrations, Intent,
+    Limits, Membership, Mode, Ocis, SpaceRole, Target, TokenEndpoint, TokenSource, Unbounded,
+    UpstreamClient,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;

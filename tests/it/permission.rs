@@ -10,9 +10,10 @@ use serde_json::json;
 use tenantry::dev::authentik::Release;
 use tenantry::dev::faults::{Fault, Faults};
 use tenantry::dev::ocis::Flavour;
+use tenantry::http::{BaseUrl, HttpClient};
 use tenantry::integration::{
-    Authentik, BaseUrl, Credentials, GroupTemplate, HttpClient, Integrations, Intent, Limits,
-    Membership, Mode, Permission, Purpose, Ready, Refusal, SpaceRole, Target, Unbounded, UpstreamClient,
+    Authentik, Credentials, GroupTemplate, Integrations, Intent, Limits, Membership, Mode, Permission,
+    Purpose, Ready, Refusal, SpaceRole, Target, Unbounded, UpstreamClient,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;

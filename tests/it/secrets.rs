@@ -10,8 +10,9 @@ use reqwest::Method;
 use tenantry::dev::authentik::Rights;
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::dev::mongod::Mongod;
+use tenantry::http::{BaseUrl, HttpClient};
 use tenantry::integration::{
-    Authentik, BaseUrl, Credentials, GroupTemplate, HttpClient, Integrations, Limits, UpstreamClient,
+    Authentik, Credentials, GroupTemplate, Integrations, Limits, UpstreamClient,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;

@@ -9,9 +9,10 @@ use mongodb::bson::oid::ObjectId;
 use serde_json::{Value, json};
 use tenantry::dev::faults::{Fault, FaultAnswer};
 use tenantry::dev::stalwart::{Options, Simulator};
+use tenantry::http::{BaseUrl, HttpClient};
 use tenantry::integration::{
-    BaseUrl, Converged, Credentials, DkimManagement, Error, HttpClient, Integration, Integrations,
-    Limits, Mode, Stalwart, Target, Unbounded, UpstreamClient, run,
+    Converged, Credentials, DkimManagement, Error, Integration, Integrations, Limits, Mode, Stalwart,
+    Target, Unbounded, UpstreamClient, run,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;

@@ -12,9 +12,10 @@ use tenantry::config::AccessSettings;
 use tenantry::controller::{Controller, Settings};
 use tenantry::dev::authentik::{Release, Simulator};
 use tenantry::dev::mongod::{self, DataDir, Mongod};
+use tenantry::http::{BaseUrl, HttpClient};
 use tenantry::integration::{
-    Authentik, BaseUrl, Converged, Credentials, Error, GroupTemplate, HttpClient, Integration,
-    Integrations, Limits, Reached, Target, Unbounded, UpstreamClient, run,
+    Authentik, Converged, Credentials, Error, GroupTemplate, Integration, Integrations, Limits, Reached,
+    Target, Unbounded, UpstreamClient, run,
 };
 use tenantry::metrics::Metrics;
 use tenantry::secret::Secret;

@@ -14,9 +14,10 @@ use tokio::sync::oneshot;
 use super::drive::Drive;
 use super::list_reader::{Element, ListReader};
 use super::{DRIVES, refused};
+use crate::http::Broken;
 use crate::integration::Error;
 use crate::integration::asked;
-use crate::integration::upstream::{Broken, Call, Purpose, UpstreamClient};
+use crate::integration::upstream::{Call, Purpose, UpstreamClient};
 use crate::metrics::Operation;
 use crate::tenant::{Reason, Slug, TenantId};
 
@@ -207,7 +208,7 @@ impl Search {
         let call = Call::get(operation, &DRIVES).query(&PROJECTS).without_time_limit();
         let opened = tokio::time::timeout(self.patience, self.upstream.open(&call));
         let broken = |broken| self.upstream.broken(&call, Purpose::Read, broken);
-        let opened = opened.await.map_err(|_| broken(Broken::Timeout))?;
+        let opened = opened.await.map_err(|_| broken(Broken::Timeout.into()))?;
         let mut list = match opened? {
             Ok(list) => list,
             Err(answer) => return Err(refused(&self.upstream, &call, Purpose::Read, answer)),
@@ -219,7 +220,7 @@ impl Search {
         let mut reader = ListReader::default();
         loop {
             let piece = tokio::time::timeout(self.patience, list.chunk()).await;
-            let piece = piece.map_err(|_| broken(Broken::Timeout))?.map_err(broken)?;
+            let piece = piece.map_err(|_| broken(Broken::Timeout.into()))?.map_err(broken)?;
             match piece {
                 Some(piece) => reader
                     .feed(&piece, |element| match element {

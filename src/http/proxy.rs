@@ -79,19 +79,19 @@ fn with_scheme(address: String) -> String {
 }
 
 /// Makes a client obey the environment.
-pub(super) fn obeyed(builder: ClientBuilder) -> ClientBuilder {
+pub fn obeyed(builder: ClientBuilder) -> ClientBuilder {
     ENVIRONMENT.set(builder)
 }
 
 /// For messages: through which proxy requests to an address go. Nothing where there is none.
-pub(super) struct Through(Option<String>);
+pub struct Through(Option<String>);
 
 impl Through {
-    pub(super) fn to(url: Option<&Url>) -> Self {
+    pub fn to(url: Option<&Url>) -> Self {
         Self(url.and_then(|url| ENVIRONMENT.of(url)))
     }
 
-    pub(super) fn proxy(&self) -> Option<&str> {
+    pub fn proxy(&self) -> Option<&str> {
         self.0.as_deref()
     }
 }

@@ -1,0 +1,73 @@
+//! What a token endpoint says (RFC 6749), for every client of one.
+
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use secrecy::SecretString;
+use serde::Deserialize;
+use url::Url;
+
+/// What a token endpoint's answer means, for every client of one.
+pub enum TokenAnswer {
+    Granted {
+        token: SecretString,
+        life: Option<Duration>,
+    },
+    /// In OAuth's words: why, as far as it is safe to show.
+    Refused {
+        why: String,
+    },
+    /// It is the answer of no token endpoint.
+    WrongAddress,
+    /// An error inside the issuer.
+    Failed,
+    /// Of a token endpoint, but without a token.
+    Odd,
+}
+
+impl TokenAnswer {
+    /// Any refusal of a token endpoint is JSON with an `error` (RFC 6749, section 5.2), which many servers
+    /// also answer where nothing is, then with 404 or 405. Authentik answers a POST to another path with 403
+    /// and a page, to its own path without the slash with an empty 405, and to an error inside it with the
+    /// same 405 (all observed).
+    pub fn read(status: StatusCode, body: &[u8], endpoint: &Url) -> Self {
+        #[derive(Deserialize)]
+        struct Granted {
+            access_token: String,
+            expires_in: Option<u64>,
+        }
+        #[derive(Deserialize)]
+        struct Refusal {
+            error: String,
+            error_description: Option<String>,
+        }
+        let json = |body| serde_json::from_slice::<serde_json::Value>(body).ok();
+        if status == StatusCode::OK {
+            return match serde_json::from_slice::<Granted>(body) {
+                Ok(granted) if !granted.access_token.is_empty() => Self::Granted {
+                    token: SecretString::from(granted.access_token),
+                    life: granted.expires_in.map(Duration::from_secs),
+                },
+                _ if json(body).is_some() => Self::Odd,
+                _ => Self::WrongAddress,
+            };
+        }
+        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            return Self::Failed;
+        }
+        let nothing = matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
+        if !nothing && let Ok(Refusal { error, error_description }) = serde_json::from_slice(body) {
+            return Self::Refused { why: error_description.unwrap_or(error) };
+        }
+        let inside = status == StatusCode::METHOD_NOT_ALLOWED && body.is_empty();
+        if inside && endpoint.path().ends_with('/') { Self::Failed } else { Self::WrongAddress }
+    }
+}
+
+/// For people whose address leads to no token endpoint.
+pub fn no_token_endpoint(endpoint: &Url) -> String {
+    format!(
+        "That is not how a token endpoint answers: is {endpoint} the issuer's, with its final slash if it \
+         has one (Authentik's ends with /application/o/token/)?"
+    )
+}
