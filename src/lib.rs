@@ -9,7 +9,7 @@
 //! * [`integration`] talks to the upstreams, [`store`] to MongoDB;
 //! * [`http`] is how they, [`auth`] and [`cli`] ask over HTTP;
 //! * [`tenant`] is the domain, and pure;
-//! * [`metrics`], [`telemetry`], [`secret`], [`terminal`] and [`failpoint`] are leaves; [`environment`] and
+//! * [`metrics`], [`telemetry`], [`secret`], [`terminal`], [`delay`] and [`failpoint`] are leaves; [`environment`] and
 //!   [`signals`] are for the program itself.
 
 pub mod api;
@@ -17,6 +17,7 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod controller;
+pub mod delay;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod environment;

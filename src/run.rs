@@ -20,6 +20,7 @@ use crate::auth::Authenticator;
 use crate::config;
 use crate::config::{AuthentikConfig, Config, OcisConfig, StalwartConfig};
 use crate::controller::{Controller, QUEUE_CAPACITY, Settings, SharedRefusals};
+use crate::delay::GrowingDelay;
 use crate::http::{BaseUrl, HttpClient, HttpClientError};
 use crate::integration::{
     Authentik, Credentials, Integrations, Limits, Ocis, Stalwart, TokenSource, UpstreamClient,
@@ -301,7 +302,7 @@ fn checks(integrations: Arc<Integrations>, store: Store) -> mpsc::Sender<CheckRe
 /// Waits for the database, and prepares it. Credentials that it refuses are waited for only where others
 /// may be put in their place.
 async fn prepare(store: &Store, uri: &Secret) -> Result<(), Unsuitable> {
-    let mut delay = FIRST_RETRY;
+    let mut delay = GrowingDelay::new(FIRST_RETRY, LONGEST_RETRY);
     loop {
         match store.prepare().await {
             Ok(()) => return Ok(()),
@@ -312,18 +313,17 @@ async fn prepare(store: &Store, uri: &Secret) -> Result<(), Unsuitable> {
                 return Err(Unsuitable::Schema(error.to_string()));
             }
             Err(OpenError::Store(StoreError::NoServer { servers, .. })) if !servers.is_empty() => {
-                tracing::warn!(retry_in = ?delay, "waiting for MongoDB: no server can be used");
+                tracing::warn!(retry_in = ?delay.upcoming(), "waiting for MongoDB: no server can be used");
                 for (server, reason) in servers {
                     tracing::warn!(server, reason, "this MongoDB server cannot be used");
                 }
             }
             Err(OpenError::Store(error)) if error.is_unavailable() => {
-                tracing::warn!(%error, retry_in = ?delay, "waiting for MongoDB");
+                tracing::warn!(%error, retry_in = ?delay.upcoming(), "waiting for MongoDB");
             }
             Err(OpenError::Store(error)) => return Err(Unsuitable::Schema(error.to_string())),
         }
-        tokio::time::sleep(delay).await;
-        delay = (delay * 2).min(LONGEST_RETRY);
+        delay.wait().await;
     }
 }
 

@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mail_domain_that_nobody_can_have_is_refused_at_once() {
+    fn a_mail_domain_that_cannot_be_registered_is_refused_at_once() {
         for (domain, why) in [
             ("co.uk", "public suffix"),
             ("gov.pl", "public suffix"),

@@ -210,7 +210,7 @@ mod tests {
 
     /// Only the kept events take memory, however many readers are slow.
     #[tokio::test]
-    async fn who_reads_too_slowly_is_told_and_cut_off_and_holds_nobody_up() {
+    async fn who_reads_too_slowly_is_told_and_cut_off_and_holds_no_other_up() {
         let hub = Hub::opened();
         let slow = reader(&hub, None).await;
         let quick = reader(&hub, None).await;

@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_for_something_else_or_makes_no_sense_is_passed_over() {
+    fn a_key_that_is_for_something_else_or_is_invalid_is_passed_over() {
         assert!(Key::read(&point(json!({}))).is_ok());
         for fine in [
             json!({ "use": "sig" }),

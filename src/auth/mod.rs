@@ -73,9 +73,9 @@ const MAX_TOKEN: usize = 16 << 10;
 impl Authenticator {
     pub fn new(config: AuthConfig, http: &HttpClient, metrics: &Metrics) -> Self {
         let AuthConfig { issuers, roles, key_refresh } = config;
-        let (issuers_of_nobody, roles, http) = (Arc::default(), Arc::new(roles), http.clone());
+        let (no_issuers, roles, http) = (Arc::default(), Arc::new(roles), http.clone());
         let refreshes = metrics.jwks_refreshes.clone();
-        let authenticator = Self { issuers: issuers_of_nobody, roles, http, key_refresh, refreshes };
+        let authenticator = Self { issuers: no_issuers, roles, http, key_refresh, refreshes };
         authenticator.trust(issuers);
         authenticator
     }

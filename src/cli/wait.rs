@@ -14,6 +14,7 @@ use super::filters::Filters;
 use super::printable::in_line;
 use super::show;
 use super::table::cell;
+use crate::delay::GrowingDelay;
 use crate::tenant::Slug;
 
 /// What to wait for.
@@ -84,7 +85,7 @@ const NAMED: usize = 10;
 
 /// Waits until all of these are ready. Asks for those that are not, which are few in a large fleet.
 pub async fn all_ready(client: &Client, slugs: Vec<Slug>, timeout: Duration) -> Result<String, Failure> {
-    let (limit, mut pause) = (Limit::new(timeout), FIRST_PAUSE);
+    let (limit, mut delay) = (Limit::new(timeout), GrowingDelay::new(FIRST_PAUSE, LONGEST_PAUSE));
     let mut progress = Progress::of("ready", slugs.len());
     let slugs: BTreeSet<String> = slugs.iter().map(ToString::to_string).collect();
     let unready = Filters::unready();
@@ -118,8 +119,7 @@ pub async fn all_ready(client: &Client, slugs: Vec<Slug>, timeout: Duration) -> 
             said.push_str("\ntenantry tenants get --ready=false lists them");
             return Err(Failure::new(Exit::Timeout, said));
         }
-        tokio::time::sleep(pause.min(left)).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        tokio::time::sleep(delay.grow().min(left)).await;
     }
 }
 
@@ -157,7 +157,7 @@ async fn poll(
     limit: Limit,
     reached: impl Fn(&Value) -> bool,
 ) -> Result<Value, Failure> {
-    let mut pause = FIRST_PAUSE;
+    let mut delay = GrowingDelay::new(FIRST_PAUSE, LONGEST_PAUSE);
     loop {
         let tenant = match read(client, slug).await {
             Ok((tenant, _)) => tenant,
@@ -181,8 +181,7 @@ async fn poll(
             );
             return Err(Failure::new(Exit::Timeout, message));
         }
-        tokio::time::sleep(pause.min(left)).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        tokio::time::sleep(delay.grow().min(left)).await;
     }
 }
 

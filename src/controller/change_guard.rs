@@ -22,6 +22,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::feed::Hint;
+use crate::delay::GrowingDelay;
 use crate::integration::{
     Cause, MarkedFor, Mode, Permission, Purpose, Ready, Refusal, RepairGuard, Target,
 };
@@ -173,15 +174,14 @@ impl ChangeGuards {
     /// Follows the controls until `shutdown`.
     pub async fn follow(&self, shutdown: &CancellationToken) {
         let following = async {
-            let mut delay = FIRST_DELAY;
+            let mut delay = GrowingDelay::new(FIRST_DELAY, LONGEST_DELAY);
             loop {
                 // Also what cannot be followed, as often as following is tried.
                 self.read().await;
                 if let Err(error) = self.follow_one(&mut delay).await {
                     tracing::debug!(%error, "the stream of stops and guards ended");
                 }
-                tokio::time::sleep(delay).await;
-                delay = (delay * 2).min(LONGEST_DELAY);
+                delay.wait().await;
             }
         };
         tokio::select! {
@@ -192,7 +192,7 @@ impl ChangeGuards {
     }
 
     /// One stream, from its opening to its end. Reading comes after opening, so that nothing falls between.
-    async fn follow_one(&self, delay: &mut Duration) -> Result<(), WatchError> {
+    async fn follow_one(&self, delay: &mut GrowingDelay) -> Result<(), WatchError> {
         let mut changes = self.store.watch_controls().await?;
         loop {
             self.read().await;
@@ -200,7 +200,7 @@ impl ChangeGuards {
                 return Ok(());
             }
             // It does not only open, it also tells.
-            *delay = FIRST_DELAY;
+            delay.reset();
         }
     }
 

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::relist::Gaps;
+use crate::delay::GrowingDelay;
 use crate::metrics::{Metrics, WatchEnd};
 use crate::store::{Gone, ResumeToken, Store, WatchError, WorkEvent, WorkStream};
 use crate::tenant::{TenantId, Urgency};
@@ -74,7 +75,7 @@ impl Feed {
     pub async fn run(self) {
         let mut resume = None;
         let mut lost = Lost { collection: false, events: true, vain: 0 };
-        let mut delay = FIRST_DELAY;
+        let mut delay = GrowingDelay::new(FIRST_DELAY, LONGEST_DELAY);
         loop {
             let opened = Instant::now();
             let end = self.follow(resume.take(), &mut lost).await;
@@ -102,13 +103,12 @@ impl Feed {
             };
             self.metrics.watch_restarts.of(cause).inc();
             if opened.elapsed() >= HEALTHY_AFTER {
-                delay = FIRST_DELAY;
+                delay.reset();
             }
             tokio::select! {
-                () = tokio::time::sleep(delay) => {}
+                () = delay.wait() => {}
                 () = self.shutdown.cancelled() => return,
             }
-            delay = (delay * 2).min(LONGEST_DELAY);
         }
     }
 

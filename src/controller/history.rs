@@ -7,15 +7,15 @@ use crate::tenant::{
 use jiff::Timestamp;
 
 /// What was done to resources.
-pub fn of_acts(acts: &[(Upstream, Act)]) -> Vec<Event> {
+pub fn of_acts(acts: &[(Upstream, Act)], now: Timestamp) -> Vec<Event> {
     let event = |(step, act): &(Upstream, Act)| {
-        Some(Event::new(Timestamp::now(), act.deed.kind()?, act.to_string()).of_step(*step, None))
+        Some(Event::new(now, act.deed.kind()?, act.to_string()).of_step(*step, None))
     };
     acts.iter().filter_map(event).collect()
 }
 
 /// What changed of a status that was recorded, since the one that was told before.
-pub fn of_reconcile(told: &Status, recorded: &Status) -> Vec<Event> {
+pub fn of_reconcile(told: &Status, recorded: &Status, now: Timestamp) -> Vec<Event> {
     let mut events = Vec::new();
     for step in Upstream::ALL {
         let (old, new) = (&told.steps[step], &recorded.steps[step]);
@@ -26,19 +26,17 @@ pub fn of_reconcile(told: &Status, recorded: &Status) -> Vec<Event> {
         if let Some(said) = new.message.as_ref().filter(|_| new.state != StepState::Ok) {
             message = format!("{message}: {said}");
         }
-        events.push(
-            Event::new(Timestamp::now(), EventKind::StepChanged, message).of_step(step, new.reason),
-        );
+        events.push(Event::new(now, EventKind::StepChanged, message).of_step(step, new.reason));
     }
     if told.phase != Phase::Active && recorded.phase == Phase::Active {
-        events.push(Event::new(Timestamp::now(), EventKind::Active, "every step is ok or skipped"));
+        events.push(Event::new(now, EventKind::Active, "every step is ok or skipped"));
     }
     events
 }
 
 /// What people, or programs, wanted of the tenant since it was last looked at.
 pub fn of_what_was_asked(claim: &Claim) -> Vec<Event> {
-    let asked = Asked(&claim.tenant);
+    let asked = Asked(&claim.tenant, claim.now());
     let mut events = Vec::new();
     if claim.is_new() {
         events.push(asked.creation(claim.is_found()));
@@ -53,8 +51,8 @@ pub fn of_what_was_asked(claim: &Claim) -> Vec<Event> {
 /// What became of a change that is not there any more.
 const TAKEN_BACK: &str = "taken back before it was acted on";
 
-/// What the document says was asked for, and what of that is still so.
-struct Asked<'a>(&'a Tenant);
+/// What the document says was asked for, and what of that is still so, at this time.
+struct Asked<'a>(&'a Tenant, Timestamp);
 
 impl Asked<'_> {
     /// Who asked for changes of these kinds.
@@ -93,7 +91,7 @@ impl Asked<'_> {
             true if edited && !paused => TAKEN_BACK.to_owned(),
             true => return None,
         };
-        Some(Event::new(Timestamp::now(), EventKind::Edited, message).by(self.by(&[EventKind::Edited])))
+        Some(Event::new(self.1, EventKind::Edited, message).by(self.by(&[EventKind::Edited])))
     }
 
     /// Whether the desired state was changed, and neither it nor what is noted beside it says how: pauses and
@@ -116,21 +114,19 @@ impl Asked<'_> {
             true => (EventKind::Resumed, EventKind::Paused),
         };
         if handled.paused != self.0.desired.paused {
-            return vec![Event::new(Timestamp::now(), first, "").by(by(first))];
+            return vec![Event::new(self.1, first, "").by(by(first))];
         }
         if !(self.was(first) && self.was(second)) {
             return Vec::new();
         }
-        let both = [first, second]
-            .map(|kind| Event::new(Timestamp::now(), kind, TAKEN_BACK).by(self.by(&[kind])));
+        let both = [first, second].map(|kind| Event::new(self.1, kind, TAKEN_BACK).by(self.by(&[kind])));
         both.into()
     }
 
     fn deletion(&self) -> Vec<Event> {
         let (asked, undone) = (EventKind::DeletionRequested, EventKind::Undeleted);
-        let event = |kind: EventKind, message: String| {
-            Event::new(Timestamp::now(), kind, message).by(self.by(&[kind]))
-        };
+        let event =
+            |kind: EventKind, message: String| Event::new(self.1, kind, message).by(self.by(&[kind]));
         match (self.handled().and_then(|handled| handled.deletion), self.0.desired.deletion) {
             (before, Some(policy)) if before != Some(policy) => {
                 let event = event(asked, format!("with policy {policy}"));
@@ -177,7 +173,7 @@ pub fn of_end(claim: &Claim, last: &Status) -> Vec<(Subject, Event)> {
     let left = last.steps.iter().filter_map(|(_, step)| step.message.as_deref());
     let left: Vec<_> = left.collect();
     let message = format!("deleted with policy {policy}. {}", left.join("; "));
-    let end = Event::new(Timestamp::now(), EventKind::Deleted, message.trim_end());
+    let end = Event::new(claim.now(), EventKind::Deleted, message.trim_end());
     let events = of_what_was_asked(claim).into_iter().chain([end]);
     events.map(|event| (tenant.subject(), event.clone().keyed(key(tenant, &event)))).collect()
 }

@@ -42,6 +42,7 @@ use self::recovery::Recovery;
 use self::relist::{Gaps, Relister};
 use self::sweep::Sweeper;
 use self::vanished::Vanished;
+use crate::delay::GrowingDelay;
 use crate::integration::{Integrations, Permission};
 use crate::metrics::{Metrics, PanicPlace};
 use crate::store::{DueScan, Holder, Journal, Store, StoreError};
@@ -236,7 +237,7 @@ impl Controller {
             overflowed: false,
             next_poll: Instant::now() + settings.poll_interval,
             paused_until: None,
-            pause: FIRST_PAUSE,
+            pause: GrowingDelay::new(FIRST_PAUSE, LONGEST_PAUSE),
             settings: settings.clone(),
         };
         let mut running = dispatcher.run(hinted, &shutdown).await;
@@ -281,7 +282,7 @@ struct Dispatcher {
     next_poll: Instant,
     /// Set while the database does not answer: no work is handed out until then.
     paused_until: Option<Instant>,
-    pause: Duration,
+    pause: GrowingDelay,
 }
 
 impl Dispatcher {
@@ -396,7 +397,7 @@ impl Dispatcher {
                 return;
             }
         }
-        self.pause = FIRST_PAUSE;
+        self.pause.reset();
     }
 
     /// A scan is known by when it began.
@@ -418,7 +419,7 @@ impl Dispatcher {
                     self.queue.offer(tenant.id, tenant.urgency, begun, now);
                 }
                 self.scan_wanted |= scan.full;
-                self.pause = FIRST_PAUSE;
+                self.pause.reset();
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot look for due tenants");
@@ -431,8 +432,7 @@ impl Dispatcher {
     /// Hands out nothing for a while: every reconcile would only wait for the database.
     fn store_unavailable(&mut self, now: Instant) {
         if self.paused_until.is_none() {
-            self.paused_until = Some(now + self.pause);
-            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            self.paused_until = Some(now + self.pause.grow());
         }
     }
 

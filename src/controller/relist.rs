@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::feed::Hint;
+use crate::delay::GrowingDelay;
 use crate::metrics::Metrics;
 use crate::store::{Holder, Relist, Store, Turn};
 
@@ -58,7 +59,7 @@ impl Relister {
     /// Until a pass has ended that began after what was missed.
     async fn make_good(&self) {
         let mut since = None;
-        let mut delay = FIRST_DELAY;
+        let mut delay = GrowingDelay::new(FIRST_DELAY, LONGEST_DELAY);
         loop {
             match self.store.take_relist(&self.holder, since, LEASE).await {
                 Ok(Turn::Ours { from }) => return self.pass(from).await,
@@ -69,7 +70,7 @@ impl Relister {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot look for missed changes yet");
-                    pause(&mut delay).await;
+                    delay.wait().await;
                 }
             }
         }
@@ -77,7 +78,7 @@ impl Relister {
 
     async fn pass(&self, from: Timestamp) {
         let mut progress = Relist::default();
-        let mut delay = FIRST_DELAY;
+        let mut delay = GrowingDelay::new(FIRST_DELAY, LONGEST_DELAY);
         loop {
             let marked = progress.marked;
             let done = self.store.relist(&mut progress).await;
@@ -86,10 +87,10 @@ impl Relister {
             }
             match done {
                 Ok(true) => break,
-                Ok(false) => delay = FIRST_DELAY,
+                Ok(false) => delay.reset(),
                 Err(error) => {
                     tracing::warn!(%error, "the relist resumes where it was");
-                    pause(&mut delay).await;
+                    delay.wait().await;
                 }
             }
             // Two that only mark do no harm, so that nothing depends on this.
@@ -110,9 +111,4 @@ impl Relister {
     fn look(&self) {
         let _ = self.hints.try_send(Hint::Scan);
     }
-}
-
-async fn pause(delay: &mut Duration) {
-    tokio::time::sleep(*delay).await;
-    *delay = (*delay * 2).min(LONGEST_DELAY);
 }

@@ -42,7 +42,9 @@ impl<'a> Report<'a> {
     pub fn tell(&mut self, recorded: &Transition, acts: Vec<(Upstream, Act)>) {
         self.tell_acts(acts);
         let recorded = &recorded.status;
-        history::of_reconcile(&self.told, recorded).into_iter().for_each(|event| self.note(event));
+        history::of_reconcile(&self.told, recorded, self.claim.now())
+            .into_iter()
+            .for_each(|event| self.note(event));
         for step in Upstream::ALL {
             self.tell_step(step, &self.told.steps[step], &recorded.steps[step]);
         }
@@ -68,7 +70,7 @@ impl<'a> Report<'a> {
                 tracing::info!(upstream = %step, act = kind.name(), "{act}");
             }
         }
-        history::of_acts(&acts).into_iter().for_each(|event| self.note(event));
+        history::of_acts(&acts, self.claim.now()).into_iter().for_each(|event| self.note(event));
     }
 
     /// Tells that the tenant is gone, as was asked.

@@ -481,7 +481,7 @@ impl Sweeper {
             tracing::info!(upstream = %step, tenants = tenants.len(), differs = what, "a sweep found drift");
             for (id, _) in tenants {
                 let event =
-                    Event::new(Timestamp::now(), EventKind::DriftFound, format!("a sweep saw: {what}"));
+                    Event::new(self.store.now(), EventKind::DriftFound, format!("a sweep saw: {what}"));
                 let subject = Subject::Tenant { id: *id, slug: None };
                 self.journal.note(subject, event.of_step(step, None));
             }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Away, Known, Ledger};
 use super::{Error, Gated, Integration, Integrations};
+use crate::delay::GrowingDelay;
 use crate::secret::Changes;
 use crate::tenant::{Breaker, FailureKind, PerStep, Reason, Traffic, Upstream, UpstreamHealth};
 
@@ -92,7 +93,7 @@ impl Integrations {
 
     async fn check_until_usable<I: Integration>(&self, guarded: &Gated<I>, ledger: &dyn Ledger) {
         let (gate, step) = (&guarded.gate, guarded.integration.step());
-        let mut wait = FIRST_WAIT;
+        let mut wait = GrowingDelay::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
             let refused = guarded.share(ledger).await;
             if let Some((until_probe, _)) = gate.shut() {
@@ -121,8 +122,7 @@ impl Integrations {
                 // The gate says when.
                 Err(_) if !gate.is_open() => {}
                 Err(error) => {
-                    self.rest(guarded, wait.max(error.asked_pause())).await;
-                    wait = (wait * 2).min(LONGEST_WAIT);
+                    self.rest(guarded, wait.grow().max(error.asked_pause())).await;
                 }
             }
         }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Authenticator;
 use crate::config::{Config, issuers_of};
+use crate::delay::GrowingDelay;
 use crate::secret::{Changes, Secret, keep_read};
 use crate::store::{NotConnected, Store};
 
@@ -101,7 +102,7 @@ async fn follow_address(uri: Secret, store: Store) {
 
 /// Tries until it works, or cannot. The connection before is used meanwhile.
 async fn reconnect(uri: &Secret, store: &Store) {
-    let mut pause = PAUSE;
+    let mut delay = GrowingDelay::new(PAUSE, LONGEST_PAUSE);
     loop {
         let tried = uri.version();
         match store.reconnect(uri.current().expose_secret().to_owned()).await {
@@ -117,7 +118,9 @@ async fn reconnect(uri: &Secret, store: &Store) {
                 tracing::warn!(%error, "MONGODB_URI_FILE: the earlier connection is kept");
             }
         }
-        tokio::time::sleep(pause).await;
-        pause = if uri.version() == tried { (pause * 2).min(LONGEST_PAUSE) } else { PAUSE };
+        delay.wait().await;
+        if uri.version() != tried {
+            delay.reset();
+        }
     }
 }

@@ -56,10 +56,10 @@ impl Scope {
         }
     }
 
-    fn event(self, kind: EventKind, message: &str) -> Event {
+    fn event(self, at: Timestamp, kind: EventKind, message: &str) -> Event {
         match self {
-            Self::Everything => Event::new(Timestamp::now(), kind, format!("all upstreams: {message}")),
-            Self::Upstream(step) => Event::new(Timestamp::now(), kind, message).of_step(step, None),
+            Self::Everything => Event::new(at, kind, format!("all upstreams: {message}")),
+            Self::Upstream(step) => Event::new(at, kind, message).of_step(step, None),
         }
     }
 }
@@ -117,7 +117,12 @@ impl Store {
         let update = controls.find_one_and_update(doc! { "_id": STOP }, set).upsert(true);
         let before = self.bounded("stop", update).await?.unwrap_or_default();
         if !scope.is_stopped(&before) {
-            self.tell_fleet(scope.event(EventKind::Stopped, "nothing is changed any more")).await;
+            self.tell_fleet(scope.event(
+                self.clock.now(),
+                EventKind::Stopped,
+                "nothing is changed any more",
+            ))
+            .await;
         }
         Ok(())
     }
@@ -131,7 +136,7 @@ impl Store {
         let update = update.find_one_and_update(doc! { "_id": STOP }, set);
         let before = self.bounded("start", update).await?.unwrap_or_default();
         if scope.is_stopped(&before) {
-            self.tell_fleet(scope.event(EventKind::Started, "resumed")).await;
+            self.tell_fleet(scope.event(self.clock.now(), EventKind::Started, "resumed")).await;
         }
         Ok(())
     }
@@ -161,7 +166,7 @@ impl Store {
         let tripped = self.take(guard_id(step), "trip guard", may, what).await?.is_some();
         if tripped {
             self.tell_fleet(
-                Event::new(Timestamp::now(), EventKind::GuardTripped, message).of_step(step, None),
+                Event::new(self.clock.now(), EventKind::GuardTripped, message).of_step(step, None),
             )
             .await;
         }
@@ -210,7 +215,7 @@ impl Store {
             self.bounded("want a sweep", sweep).await?;
             let message = format!("repairs resume without bounds for {span:?}");
             self.tell_fleet(
-                Event::new(Timestamp::now(), EventKind::GuardLifted, message).of_step(step, None),
+                Event::new(self.clock.now(), EventKind::GuardLifted, message).of_step(step, None),
             )
             .await;
         }
@@ -223,7 +228,7 @@ impl Store {
         let delete = controls.delete_one(doc! { "_id": guard_id(step) });
         if self.bounded("arm guard", delete).await?.deleted_count > 0 {
             self.forget_drift(step).await?;
-            let armed = Event::new(Timestamp::now(), EventKind::GuardArmed, "a sweep found it sane");
+            let armed = Event::new(self.clock.now(), EventKind::GuardArmed, "a sweep found it sane");
             self.tell_fleet(armed.of_step(step, None)).await;
         }
         Ok(())

@@ -74,7 +74,7 @@ impl Store {
         if let Some(fleet) = &had {
             for step in configured.iter().filter(|step| !fleet.has(**step)) {
                 let event = Event::new(
-                    Timestamp::now(),
+                    self.clock.now(),
                     EventKind::UpstreamAdded,
                     "a process was started with its setting",
                 );
@@ -147,7 +147,7 @@ impl Store {
         let retired = self.bounded("retire upstream", controls.update_one(may, retire)).await?;
         if retired.modified_count > 0 {
             let event = Event::new(
-                Timestamp::now(),
+                self.clock.now(),
                 EventKind::UpstreamRetired,
                 "its steps are skipped from now on",
             );

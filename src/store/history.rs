@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::collection::{Collection, simple_document};
 use super::document::{date, object_id, timestamp};
 use super::{DUPLICATE_KEY, OpenError, Store, StoreError, TRANSIENT_CODES};
+use crate::delay::GrowingDelay;
 use crate::metrics::Metrics;
 use crate::tenant::{Event, EventKind, Reason, Slug, Subject, TenantId, Upstream};
 
@@ -137,7 +138,7 @@ impl Writer {
 
     /// Writes a batch, however often that takes.
     async fn write(&self, batch: &[Entry]) {
-        let mut pause = FIRST_PAUSE;
+        let mut delay = GrowingDelay::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             match self.store.write_entries(batch).await {
                 Ok(lost) => return self.metrics.events_dropped.inc_by(lost),
@@ -149,8 +150,7 @@ impl Writer {
                     return self.metrics.events_dropped.inc_by(batch.len() as u64);
                 }
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            delay.wait().await;
         }
     }
 
@@ -312,7 +312,7 @@ impl Store {
             }
             let slug = history.get_str("slug").ok().and_then(|slug| slug.parse().ok());
             let told = Event::new(
-                Timestamp::now(),
+                self.clock.now(),
                 EventKind::Vanished,
                 "its document was deleted, and not by tenantry; its resources are orphans",
             );

@@ -87,6 +87,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
+use jiff::Timestamp;
 use mongodb::bson::{Document, doc};
 use mongodb::error::{Error as DriverError, ErrorKind, WriteFailure};
 use mongodb::options::SelectionCriteria;
@@ -269,6 +270,11 @@ impl Store {
         // What it says of it, it logs.
         self.rejection().await?;
         Ok(())
+    }
+
+    /// The server's time, as far as this process knows it: what it notes must bear that, because it is compared with it.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// Whether a server is known that takes writes.

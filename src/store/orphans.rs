@@ -99,7 +99,7 @@ impl Store {
                 "{name:?} ({external_id}) of tenant {tenant} is released: a tenant of the slug {} may adopt it",
                 released.slug
             );
-            let event = Event::new(Timestamp::now(), EventKind::OrphanReleased, message)
+            let event = Event::new(self.clock.now(), EventKind::OrphanReleased, message)
                 .of_step(*upstream, None);
             self.on_behalf_of(released.by.clone()).tell_fleet(event).await;
         }

@@ -191,7 +191,7 @@ impl Store {
         };
         let gone = self.bounded("orphans", collection.delete_many(gone)).await?.deleted_count;
         if gone > 0 {
-            let event = Event::new(Timestamp::now(), EventKind::OrphansGone, format!("{gone} fewer"));
+            let event = Event::new(self.clock.now(), EventKind::OrphansGone, format!("{gone} fewer"));
             self.tell_fleet(event.of_step(upstream, None)).await;
         }
         Ok(())
@@ -222,7 +222,7 @@ impl Store {
             let more = if new.len() > NAMED_ORPHANS { ", …" } else { "" };
             let message = format!("{} more: {some}{more}", new.len());
             let event =
-                Event::new(Timestamp::now(), EventKind::OrphansFound, message).of_step(upstream, None);
+                Event::new(self.clock.now(), EventKind::OrphansFound, message).of_step(upstream, None);
             self.tell_fleet(event).await;
         }
         Ok(())

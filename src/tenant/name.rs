@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_nobody_can_see_is_illegible_and_says_which_character_is_at_fault() {
+    fn a_name_that_cannot_be_seen_is_illegible_and_says_which_character_is_at_fault() {
         for (name, code_point) in [
             ("\u{200b}", "U+200B"),
             ("\u{feff}\u{2060}", "U+FEFF"),

@@ -662,7 +662,7 @@ fn a_request_is_about_the_steps_that_it_names_or_about_all() {
 }
 
 #[test]
-fn a_look_that_somebody_asked_for_reconciles_nothing_that_is_not_due_by_itself() {
+fn a_look_that_was_asked_for_reconciles_nothing_that_is_not_due_by_itself() {
     let mut tenant = settled(PerStep::from_fn(|_| LATER));
     tenant.reconcile_requested_at = Some(at(0));
     tenant.reconcile_requested_steps = Some(PerStep::default());

@@ -184,7 +184,7 @@ async fn what_the_service_before_had_made_is_adopted_however_often_that_fails_at
 }
 
 #[tokio::test]
-async fn what_the_service_before_had_not_made_is_a_conflict_as_anybodys() {
+async fn what_the_service_before_had_not_made_is_a_conflict_as_any_other() {
     let suite = Suite::new().await;
     let controller = suite.controller(|_| {}).await;
     let before = suite.plant_by_hand("acme");

@@ -210,7 +210,7 @@ async fn a_group_that_makes_superusers_is_not_adopted() {
 }
 
 #[tokio::test]
-async fn a_filter_that_the_server_ignores_misleads_nobody_over_many_pages() {
+async fn a_filter_that_the_server_ignores_does_not_mislead_over_many_pages() {
     for release in [Release::R2025_12, Release::R2025_8] {
         let bench = Bench::with(release, TOKEN).await;
         for n in 0..250 {
@@ -286,7 +286,7 @@ async fn an_update_answered_405_that_was_applied_counts_and_one_that_was_not_is_
 }
 
 #[tokio::test]
-async fn a_second_group_of_ours_is_removed_if_nobody_is_in_it_and_reported_otherwise() {
+async fn a_second_group_of_ours_is_removed_if_it_is_empty_and_reported_otherwise() {
     let bench = Bench::with(Release::R2025_8, TOKEN).await;
     let target = target();
     let made = bench.converge(&target).await.unwrap();

@@ -148,7 +148,7 @@ fn editor(script: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_edit_in_an_editor_sends_what_was_changed_and_only_if_nobody_was_quicker() {
+async fn an_edit_in_an_editor_sends_what_was_changed_and_only_if_no_other_was_quicker() {
     let world = World::new().await;
     let served = Served::new(&world).await.ready().await;
     served.post("/tenants", &json!({ "slug": "acme", "name": "Acme", "domain": "acme.test" })).await;

@@ -106,7 +106,7 @@ async fn relisting_marks_what_no_event_told_and_writes_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_document_that_makes_no_sense_is_reported_once_stops_nobody_and_heals_when_mended() {
+async fn a_document_that_is_invalid_is_reported_once_stops_no_other_and_heals_when_corrected() {
     let world = World::new().await;
     // As they may have been before there was a validator.
     let broken = [
@@ -181,7 +181,7 @@ async fn a_document_that_was_invalid_for_a_while_is_reconciled_to_what_it_says_n
 
 /// Documents that the database does not let us write to stop no other tenant.
 #[tokio::test]
-async fn a_validator_of_somebody_else_that_refuses_our_writes_stops_only_what_it_refuses() {
+async fn a_validator_of_others_that_refuses_our_writes_stops_only_what_it_refuses() {
     let world = World::new().await;
     let misfit = doc! { "_id": "text", "slug": "misfit", "name": "x", "frozen": true };
     let frozen = doc! { "slug": "frozen", "name": "x", "frozen": true };

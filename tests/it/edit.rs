@@ -134,7 +134,7 @@ async fn a_patch_that_is_wrong_names_every_field_and_changes_nothing() {
 
 /// Shells and the service before write what they like; an edit keeps what it does not name.
 #[tokio::test]
-async fn an_edit_leaves_alone_what_others_wrote_and_mends_what_makes_no_sense() {
+async fn an_edit_leaves_alone_what_others_wrote_and_corrects_what_is_invalid() {
     let world = World::new().await;
     let served = Served::new(&world).await.ready().await;
     world.insert("acme").await;
@@ -340,7 +340,7 @@ async fn the_same_key_creates_once_and_another_body_is_refused() {
 }
 
 #[tokio::test]
-async fn an_edit_that_changes_nothing_wakes_nobody() {
+async fn an_edit_that_changes_nothing_wakes_no_process() {
     let world = World::new().await;
     let controller = world.controller().await;
     world.insert("acme").await;
@@ -382,7 +382,7 @@ async fn a_tenant_that_is_to_be_deleted_is_not_edited_any_more() {
 }
 
 #[tokio::test]
-async fn if_match_sees_every_field_of_the_desired_state_whoever_changed_it() {
+async fn if_match_sees_every_field_of_the_desired_state_by_whichever_writer() {
     let world = World::new().await;
     let served = Served::new(&world).await.ready().await;
     served.post("/tenants", &json!({ "slug": "acme", "name": "Acme" })).await;

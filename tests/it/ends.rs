@@ -71,7 +71,7 @@ async fn dev_goes_on_when_its_introduction_is_not_read() {
 }
 
 #[tokio::test]
-async fn an_output_that_could_not_be_written_whole_is_a_failure_and_one_nobody_reads_is_none() {
+async fn an_output_that_could_not_be_written_whole_is_a_failure_and_one_that_is_not_read_is_none() {
     for arguments in [&["completions", "bash"][..], &["--help"], &["run", "--help"], &["--version"]] {
         let mut command = Process::command();
         command.args(arguments).stdout(full()).stderr(Stdio::piped()).stdin(Stdio::null());

@@ -448,7 +448,7 @@ async fn a_document_goes_only_while_its_deletion_is_wanted_as_it_was_claimed() {
 }
 
 #[tokio::test]
-async fn a_request_for_all_outlives_a_crash_and_whoever_only_wants_to_look() {
+async fn a_request_for_all_outlives_a_crash_and_a_caller_who_only_looks() {
     let world = World::new().await;
     let slug = "acme".parse().unwrap();
     let acme = world.insert("acme").await;

@@ -242,7 +242,7 @@ async fn a_deletion_is_taken_back_as_long_as_the_document_is_there() {
 }
 
 #[tokio::test]
-async fn a_tenant_that_never_had_anything_is_deleted_without_asking_anybody() {
+async fn a_tenant_that_never_had_anything_is_deleted_without_a_request() {
     let suite = Suite::new().await;
     suite.create("acme").await;
     suite.ask_deletion("acme", DeletionPolicy::Purge).await;
@@ -550,7 +550,7 @@ async fn a_history_keeps_the_latest_hundred_events() {
 }
 
 #[tokio::test]
-async fn a_document_that_somebody_deletes_is_noticed_at_once_and_what_is_left_is_listed() {
+async fn a_document_that_a_person_deletes_is_noticed_at_once_and_what_is_left_is_listed() {
     let suite = Suite::new().await;
     // No sweep finds it, in two processes.
     let (first, second) = (suite.controller(|_| {}).await, suite.controller(|_| {}).await);
@@ -594,7 +594,7 @@ async fn a_document_that_somebody_deletes_is_noticed_at_once_and_what_is_left_is
 }
 
 #[tokio::test]
-async fn what_somebody_else_took_over_is_not_let_go_with_the_tenant() {
+async fn what_another_took_over_is_not_let_go_with_the_tenant() {
     let suite = Suite::new().await;
     let controller = suite.controller(|_| {}).await;
     for policy in DeletionPolicy::ALL {

@@ -52,7 +52,7 @@ fn on_token(answer: FaultAnswer) -> Fault {
 }
 
 #[tokio::test]
-async fn many_who_wait_share_one_token_and_nobody_asks_again_while_it_lives() {
+async fn many_who_wait_share_one_token_and_none_asks_again_while_it_lives() {
     let files = FileServer::new(Flavour::OpenCloud).await;
     files.issuer.faults.add(Fault { delay_ms: 50, ..Fault::default() });
     let ocis = connect(&files);
@@ -101,7 +101,7 @@ async fn a_token_is_renewed_at_four_fifths_of_its_life_and_used_meanwhile() {
 }
 
 #[tokio::test]
-async fn an_issuer_that_is_away_harms_nobody_before_the_token_expires() {
+async fn an_issuer_that_is_away_does_no_harm_before_the_token_expires() {
     let mut files = FileServer::new(Flavour::Ocis31).await;
     // The issuer counts whole seconds, so that it may be up to one less.
     files.issuer.set_validity(Duration::from_secs(4));

@@ -274,7 +274,7 @@ async fn nothing_is_believed_to_be_gone_while_the_storage_is_away() {
 }
 
 #[tokio::test]
-async fn a_space_whose_managers_removed_us_is_found_in_the_list_and_still_mended() {
+async fn a_space_whose_managers_removed_us_is_found_in_the_list_and_still_repaired() {
     for flavour in FLAVOURS {
         let bench = Bench::new(flavour).await;
         let target = target();
@@ -386,7 +386,7 @@ async fn another_tenants_space_is_never_touched_though_it_is_recorded() {
 }
 
 #[tokio::test]
-async fn a_space_of_the_same_name_is_nobodys_business() {
+async fn a_space_of_the_same_name_does_not_matter() {
     let bench = Bench::new(Flavour::Ocis31).await;
     let foreign = bench.server().plant(json!({ "name": "Acme Corporation" }));
     let before = bench.drive(&foreign);

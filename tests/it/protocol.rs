@@ -113,7 +113,7 @@ async fn a_request_of_http_1_1_names_its_host_once() {
 }
 
 #[tokio::test]
-async fn a_name_that_nobody_can_read_is_refused_and_a_document_that_has_it_works() {
+async fn a_name_that_cannot_be_read_is_refused_and_a_document_that_has_it_works() {
     let world = World::new().await;
     let served = Served::new(&world).await.ready().await;
     served.post("/tenants", &json!({ "slug": "acme", "name": "Acme" })).await;

@@ -369,7 +369,7 @@ async fn a_domain_renamed_before_it_was_recorded_is_not_left_behind() {
 }
 
 #[tokio::test]
-async fn a_mark_in_somebody_elses_words_or_in_a_name_is_no_mark() {
+async fn a_mark_in_other_words_or_in_a_name_is_no_mark() {
     let bench = Bench::new().await;
     let target = target();
     let words = format!("not [tenantry x], see {}", target.id);
@@ -510,7 +510,7 @@ async fn a_domain_that_is_removed_soon_leaves_no_key_behind() {
 }
 
 #[tokio::test]
-async fn keys_that_are_left_of_a_domain_that_somebody_destroyed_are_removed_with_it() {
+async fn keys_that_are_left_of_a_domain_that_a_person_destroyed_are_removed_with_it() {
     let dkim_delay = Duration::from_millis(400);
     let server = Simulator::new(0, KEY, Options { dkim_delay, ..options() }).await.unwrap();
     let bearer = Credentials::Bearer(Secret::from(KEY));

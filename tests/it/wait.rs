@@ -74,7 +74,7 @@ async fn create_edit_put_and_reconcile_answer_when_the_tenant_has_settled() {
 }
 
 #[tokio::test]
-async fn whoever_waits_in_vain_is_told_in_time_what_there_is() {
+async fn a_caller_who_waits_in_vain_is_told_in_time_what_there_is() {
     let world = World::new().await;
     let served = Served::new(&world).await.ready().await;
     world.authentik.faults.add(tenantry::dev::faults::Fault {

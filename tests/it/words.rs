@@ -56,7 +56,7 @@ fn files(folder: &str, extensions: &[&str]) -> Vec<PathBuf> {
 /// The word as a whole, and not as a value: tests have an account and a slug called `nobody`.
 fn says(line: &str, word: &str) -> bool {
     let line = line.to_lowercase();
-    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    let is_part = char::is_alphanumeric;
     line.match_indices(word).any(|(at, _)| {
         let (before, after) = (line[..at].chars().next_back(), line[at + word.len()..].chars().next());
         let is_word = !before.is_some_and(is_part) && !after.is_some_and(|c| is_part(c) || c == '\'');

@@ -328,7 +328,7 @@ async fn an_unknown_user_is_a_401_where_none_are_made() {
 }
 
 #[tokio::test]
-async fn a_removed_account_comes_back_as_somebody_else() {
+async fn a_removed_account_comes_back_as_another() {
     on_simulated(async |world| {
         let server = &world.server;
         let id = server.space().await;

@@ -48,7 +48,7 @@ async fn discovery_redirects_to_a_relative_session_without_asking_who() {
 }
 
 #[tokio::test]
-async fn the_session_answers_without_credentials_and_then_names_nobody() {
+async fn the_session_answers_without_credentials_and_then_names_no_account() {
     on_each(async |server| {
         let response = server.get_as(&Credential::None, "/jmap/session").await;
         assert_eq!(response.status(), StatusCode::OK);
