@@ -62,6 +62,8 @@ impl fmt::Display for BaseUrl {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
+
     use super::*;
 
     #[test]
@@ -94,5 +96,18 @@ mod tests {
     fn a_path_segment_cannot_escape_from_its_place() {
         let base = BaseUrl::parse("http://acme.test/", "").unwrap();
         assert_eq!(base.join(&["a", "../b?c", ""]).as_str(), "http://acme.test/a/..%2Fb%3Fc/");
+    }
+
+    proptest! {
+        /// Whatever an operator writes: it is refused, or an address that means the same when it is read again.
+        #[test]
+        fn what_is_taken_for_an_address_stays_one(text in "(https?://)?[ -~]{0,40}", segment in "\\PC{0,12}") {
+            if let Ok(base) = BaseUrl::parse(&text, "api/v3") {
+                let again = BaseUrl::parse(&base.to_string(), "");
+                prop_assert_eq!(again.as_ref(), Ok(&base));
+                let below = base.join(&["a", &segment, "b"]);
+                prop_assert!(below.as_str().starts_with(&base.to_string()), "{below} is not below {base}");
+            }
+        }
     }
 }

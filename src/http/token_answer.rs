@@ -71,3 +71,36 @@ pub fn no_token_endpoint(endpoint: &Url) -> String {
          has one (Authentik's ends with /application/o/token/)?"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+
+    use super::*;
+
+    proptest! {
+        /// Whatever a server answers, and only a 200 with a token gives one.
+        #[test]
+        fn any_bytes_are_an_answer(status in 100u16..600, body in proptest::collection::vec(any::<u8>(), 0..120)) {
+            let status = StatusCode::from_u16(status).unwrap();
+            let endpoint = Url::parse("https://id.acme.test/application/o/token/").unwrap();
+            let answer = TokenAnswer::read(status, &body, &endpoint);
+            prop_assert!(!matches!(answer, TokenAnswer::Granted { .. }), "no token was in it");
+            prop_assert_eq!(
+                matches!(answer, TokenAnswer::Failed),
+                status.is_server_error()
+                    || status == StatusCode::TOO_MANY_REQUESTS
+                    || (status == StatusCode::METHOD_NOT_ALLOWED && body.is_empty())
+            );
+        }
+
+        #[test]
+        fn a_token_is_granted_by_a_200_alone(status in 100u16..600, token in "[a-z]{1,9}", life in any::<Option<u32>>()) {
+            let status = StatusCode::from_u16(status).unwrap();
+            let endpoint = Url::parse("https://id.acme.test/token").unwrap();
+            let body = serde_json::json!({ "access_token": token, "expires_in": life }).to_string();
+            let answer = TokenAnswer::read(status, body.as_bytes(), &endpoint);
+            prop_assert_eq!(matches!(answer, TokenAnswer::Granted { .. }), status == StatusCode::OK);
+        }
+    }
+}

@@ -299,3 +299,17 @@ fn the_tests_that_prove_a_promise_are_there() {
         assert!(text.contains(&format!("async fn {test}()")), "{file}::{test} is not there");
     }
 }
+
+#[tokio::test]
+async fn each_setting_is_on_the_page_of_settings() {
+    let page = fs::read_to_string(root().join("docs/settings.md")).unwrap();
+    let named: BTreeSet<String> = parts(&page).1.iter().flat_map(|code| variables(code)).collect();
+    let known = Help::of(vec!["run".to_owned()]).await.variables;
+    assert!(known.len() > 40, "{known:?}");
+    // Where a secret may be in a file, the page says so beside the variable.
+    let is_named = |name: &str| {
+        named.contains(name) || name.strip_suffix("_FILE").is_some_and(|name| named.contains(name))
+    };
+    let missing: Vec<_> = known.iter().filter(|name| !is_named(name)).collect();
+    assert!(missing.is_empty(), "docs/settings.md lacks {missing:?}");
+}

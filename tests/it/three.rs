@@ -584,8 +584,10 @@ async fn two_thousand_tenants_at_once_hold_every_limit() {
     assert!(suite.stalwart.faults.most_at_once() <= 3, "{}", suite.stalwart.faults.most_at_once());
     assert!(suite.files.server.faults.most_at_once() <= 16);
     let [authentik, stalwart, ocis] = suite.requests();
-    for requests in [authentik, stalwart, ocis] {
-        assert!(requests <= 2 * TENANTS as u64 + 20, "{requests} requests for {TENANTS} tenants");
+    // The first sweep comes after some 20 seconds, which is about how long this takes: at most a hundred in a page.
+    let most = 2 * TENANTS as u64 + 20 + TENANTS as u64 / 100;
+    for (name, requests) in [("authentik", authentik), ("stalwart", stalwart), ("ocis", ocis)] {
+        assert!(requests <= most, "{name}: {requests} requests for {TENANTS} tenants");
     }
     controller.stop().await;
 }
